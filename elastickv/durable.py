@@ -1,0 +1,220 @@
+"""The disk seam: every durable byte goes through a `Disk`.
+
+`OsDisk` is the machine's; the simulator has one that loses what was not fsynced. The durability rules
+are kept here once:
+
+* A whole-file write is tmp, write, fsync, rename, fsync of the directory, in that order
+  (`Disk.replace`); after it returns, either the old or the new content survives a power cut, and
+  after its last step only the new.
+* A failed fsync is never retried: the kernel may have dropped the dirty pages (Rebello et al.,
+  "Can Applications Recover from fsync Failures?", ATC 2020). The caller must stop the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from elastickv.errors import DiskFull, UnsupportedFileSystem
+
+OWNER_ONLY_FILE = 0o600
+OWNER_ONLY_DIRECTORY = 0o700
+
+
+class DiskFile(Protocol):
+    """An open file with explicit offsets."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes at `offset`; short only at the end of the file."""
+        ...
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        """Write all chunks at the end, in order. Raises `DiskFull` on ENOSPC."""
+        ...
+
+    def sync(self) -> None:
+        """fsync (data and size). Safe to call from a worker thread."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut (or extend with zeros) to `size` bytes; not durable until `sync`."""
+        ...
+
+    def size(self) -> int:
+        """Current length in bytes."""
+        ...
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+        ...
+
+
+class Disk(Protocol):
+    """A directory tree that can lose power."""
+
+    def open_append(self, path: Path, *, create: bool) -> DiskFile:
+        """Open for reading and appending; `create` makes the file owner-only if absent."""
+        ...
+
+    def read(self, path: Path) -> bytes:
+        """The whole file; `FileNotFoundError` if absent."""
+        ...
+
+    def exists(self, path: Path) -> bool:
+        """Whether the path exists."""
+        ...
+
+    def list(self, directory: Path) -> list[str]:
+        """Sorted names in a directory; empty if it is absent."""
+        ...
+
+    def make_directory(self, path: Path) -> None:
+        """Create with parents, owner-only, and fsync the parent."""
+        ...
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Durably make `data` the content of `path` (tmp, fsync, rename, directory fsync)."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename and fsync the target's directory."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Unlink if present, and fsync the directory."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """fsync a directory."""
+        ...
+
+
+def _raise_if_full(error: OSError, path: Path) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFull(f"no space left to write {path}",
+                       remedy="free space on the data directory's file system") from error
+
+
+class OsFile:
+    """A `DiskFile` on the machine's file system."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        data = b"".join(chunks) if len(chunks) != 1 else chunks[0]
+        view = memoryview(data)
+        written = 0
+        try:
+            while written < len(view):
+                written += os.pwrite(self._descriptor, view[written:], self._size + written)
+        except OSError as error:
+            # The size is not advanced: the next append overwrites what a short write left behind.
+            _raise_if_full(error, self._path)
+            raise
+        self._size += written
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        self._size = size
+
+    def size(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class OsDisk:
+    """The machine's file system."""
+
+    def open_append(self, path: Path, *, create: bool) -> DiskFile:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        created = create and not path.exists()
+        descriptor = os.open(path, flags, OWNER_ONLY_FILE)
+        if created:
+            self.sync_directory(path.parent)
+        return OsFile(path, descriptor)
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def list(self, directory: Path) -> list[str]:
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+
+    def make_directory(self, path: Path) -> None:
+        missing = [p for p in (path, *path.parents) if not p.exists()]
+        for directory in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                directory.mkdir(mode=OWNER_ONLY_DIRECTORY)
+            self.sync_directory(directory.parent)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
+                             OWNER_ONLY_FILE)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view):]
+            os.fsync(descriptor)
+        except OSError as error:
+            _raise_if_full(error, path)
+            raise
+        finally:
+            os.close(descriptor)
+        self.rename(temporary, path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+        self.sync_directory(target.parent)
+
+    def remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            self.sync_directory(path.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def probe_file_system(disk: Disk, directory: Path) -> None:
+    """Prove that `directory` supports what durability needs: write, fsync, rename, directory fsync.
+
+    Raises `UnsupportedFileSystem` naming the directory (DESIGN: start-up guards).
+    """
+    probe = directory / ".probe"
+    try:
+        disk.replace(probe, b"elastickv durability probe\n")
+        if disk.read(probe) != b"elastickv durability probe\n":
+            raise UnsupportedFileSystem(f"{directory} does not read back what was written",
+                                        remedy="put --raftDataDir on a local ext4 or xfs file system")
+        disk.remove(probe)
+    except OSError as error:
+        raise UnsupportedFileSystem(
+            f"{directory} cannot write, fsync, rename and fsync its directory ({error.strerror})",
+            remedy="put --raftDataDir on a local, writable ext4 or xfs file system") from None

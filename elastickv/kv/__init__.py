@@ -1,0 +1,1 @@
+"""The key-value and encryption logic above Raft and below the servers."""

@@ -1,0 +1,200 @@
+"""What the servers call: the key-value and the encryption operations of one node.
+
+Any member answers any call: what only the leader can do is forwarded over the peer transport. Every
+method raises `elastickv.errors` types only. Timeouts are in seconds and bound the whole call.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+MAX_KEY_BYTES = 480
+DEFAULT_MAX_VALUE_BYTES = 8 * 1024 * 1024
+
+
+class OpKind(enum.IntEnum):
+    """What a batch operation does. The values are those of the log entry and of RawBatch."""
+
+    PUT = 0
+    DELETE = 1
+
+
+class Op(NamedTuple):
+    """One write. `ttl_ms` 0 = never expires; `value` is b"" for a delete."""
+
+    kind: OpKind
+    key: bytes
+    value: bytes = b""
+    ttl_ms: int = 0
+
+
+class Condition(NamedTuple):
+    """The batch applies only if the latest commit timestamp of `key` is `commit_ts` (0 = the key
+    does not exist, was deleted or has expired)."""
+
+    key: bytes
+    commit_ts: int
+
+
+class WriteResult(NamedTuple):
+    """Where a write was committed: log index and HLC timestamp."""
+
+    commit_index: int
+    commit_ts: int
+
+
+class ReadResult(NamedTuple):
+    """`exists` False means no visible version; then `value` is b"" and `commit_ts` 0."""
+
+    value: bytes
+    exists: bool
+    read_at_index: int
+    commit_ts: int
+
+
+class Pair(NamedTuple):
+    """One scan result."""
+
+    key: bytes
+    value: bytes
+
+
+class KvApi(Protocol):
+    """The operations behind RawKV."""
+
+    async def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,
+                  timeout_s: float) -> WriteResult: ...
+
+    async def delete(self, key: bytes, *, timeout_s: float) -> WriteResult: ...
+
+    async def batch(self, ops: Sequence[Op], *, conditions: Sequence[Condition] = (),
+                    timeout_s: float) -> WriteResult:
+        """All of `ops` in one entry, or nothing. Raises `ConditionFailed`."""
+        ...
+
+    async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
+                  timeout_s: float) -> ReadResult:
+        """The version visible at `ts` (0 = latest); linearizable unless `stale`."""
+        ...
+
+    async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
+        """`(commit_ts, exists)` of the latest version, deletes included as not existing."""
+        ...
+
+    async def scan(self, start: bytes, end: bytes, *, limit: int, ts: int = 0,
+                   reverse: bool = False, keys_only: bool = False,
+                   timeout_s: float) -> list[Pair]:
+        """Visible pairs with start <= key < end (end b"" = unbounded), in key order."""
+        ...
+
+
+class Purpose(enum.IntEnum):
+    """What a DEK encrypts. Values of the wire and of the log entry."""
+
+    STORAGE = 1
+    RAFT = 2
+
+
+class WriterRow(NamedTuple):
+    """A writer: 64-bit node id and the epoch of its nonces."""
+
+    full_node_id: int
+    local_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A node's answer to GetCapability, and one member's row in `status`."""
+
+    full_node_id: int
+    encryption_capable: bool
+    build_sha: str
+    sidecar_present: bool
+    local_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarState:
+    """A node's answer to GetSidecarState. Wrapped keys only."""
+
+    wrapped_deks_by_id: Mapping[int, bytes]
+    active_storage_id: int
+    active_raft_id: int
+    storage_envelope_active: bool
+    raft_envelope_cutover_index: int
+    latest_applied_index: int
+    writer_registry_for_caller: Mapping[int, int] = field(default_factory=dict)
+
+
+class BootstrapResult(NamedTuple):
+    applied_index: int
+    storage_dek_id: int
+    raft_dek_id: int
+
+
+class RotateResult(NamedTuple):
+    applied_index: int
+    new_dek_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutoverResult:
+    """`applied_index` is the cutover index; 0 with `cutover_index_unknown` for old sidecars."""
+
+    applied_index: int
+    capabilities: Sequence[Capability]
+    was_already_active: bool
+    cutover_index_unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemberEncryptionStatus:
+    """One row of `elastickv admin encryption status`; `problem` is "" or one line with its remedy."""
+
+    node_id: str
+    reachable: bool
+    capability: Capability | None
+    sidecar: SidecarState | None
+    problem: str = ""
+
+
+class EncryptionApi(Protocol):
+    """The operations behind EncryptionAdmin. Mutations raise `GateOff` when the gate is off."""
+
+    def gate_open(self) -> bool:
+        """True with a KEK and --encryption-enabled."""
+        ...
+
+    async def capability(self) -> Capability: ...
+
+    async def sidecar_state(self, caller_full_node_id: int = 0) -> SidecarState: ...
+
+    async def bootstrap(self, *, wrapped_storage: bytes, wrapped_raft: bytes, storage_dek_id: int,
+                        raft_dek_id: int, writers: Sequence[WriterRow],
+                        timeout_s: float) -> BootstrapResult:
+        """Everything empty or zero: the leader makes keys, ids and the writer batch."""
+        ...
+
+    async def rotate_dek(self, *, purpose: Purpose, wrapped: bytes, new_dek_id: int,
+                         proposer_node_id: int, proposer_local_epoch: int,
+                         timeout_s: float) -> RotateResult: ...
+
+    async def register_writers(self, *, dek_id: int, writers: Sequence[WriterRow],
+                               timeout_s: float) -> int:
+        """The applied index."""
+        ...
+
+    async def resync_sidecar(self, *, caller_full_node_id: int, timeout_s: float) -> SidecarState:
+        """The leader's sidecar state, with the registry rows of the caller."""
+        ...
+
+    async def enable_storage_envelope(self, *, proposer_node_id: int, proposer_local_epoch: int,
+                                      timeout_s: float) -> CutoverResult: ...
+
+    async def enable_raft_envelope(self, *, proposer_node_id: int, proposer_local_epoch: int,
+                                   timeout_s: float) -> CutoverResult: ...
+
+    async def member_status(self, *, timeout_s: float) -> Sequence[MemberEncryptionStatus]: ...

@@ -1,0 +1,1 @@
+"""The consensus engine: PySyncObj, hardened, behind the protocol in `engine.py`."""

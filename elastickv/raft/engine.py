@@ -1,0 +1,213 @@
+"""What the rest of the node sees of Raft: a log of payloads, applied in order, exactly once.
+
+The engine is driven by one asyncio loop and calls the state machine from that loop only, so a state
+machine needs no locks. Time comes from `loop.time()`, so a simulated loop simulates the engine.
+
+Contract, which `pysyncobj_engine.py` keeps and every user may rely on:
+
+* `propose` ends in exactly one of: a result (applied here), a typed rejection raised by the state
+  machine as an *outcome*, `NotLeader` / `NoLeader` / `Overloaded` (certainly not proposed), or
+  `OutcomeUnknown`. It never hangs past its deadline.
+* An entry is passed to `StateMachine.apply` in index order, once per process, only when it is
+  committed; nothing at or below `StateMachine.applied_index` is passed after a restart.
+* If `apply` raises, nothing later is applied, the applied index stays, and the engine reports
+  the error through `on_fatal`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Entry(NamedTuple):
+    """A committed log entry. `payload` is b"" for entries that are Raft's own (no-op, membership)."""
+
+    index: int
+    term: int
+    payload: bytes
+
+
+class Role(enum.IntEnum):
+    """The values equal `RaftAdminState` of the wire interface."""
+
+    UNKNOWN = 0
+    FOLLOWER = 1
+    CANDIDATE = 2
+    LEADER = 3
+    SHUTDOWN = 4
+
+
+class Suffrage(enum.StrEnum):
+    """Whether a member counts towards the quorum."""
+
+    VOTER = "voter"
+    LEARNER = "learner"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member: its node id (`--raftId`), its raft address `host:port`, and its suffrage.
+
+    `client_address` is learned from the transport handshake and "" until then.
+    """
+
+    node_id: str
+    address: str
+    suffrage: Suffrage = Suffrage.VOTER
+    client_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """A snapshot of the engine's counters; indexes are log indexes, 0 = none."""
+
+    node_id: str
+    role: Role
+    term: int
+    leader_id: str
+    leader_address: str
+    commit_index: int
+    applied_index: int
+    last_log_index: int
+    last_snapshot_index: int
+    first_log_index: int
+    durable_log_index: int
+    pending_proposals: int
+    peers: int
+    last_contact_ns: int
+    configuration_index: int
+    pending_configuration: bool
+    ready: bool
+
+
+class StateMachine(Protocol):
+    """What the engine drives. Called from the engine's loop only."""
+
+    @property
+    def applied_index(self) -> int:
+        """The highest index whose effects this process can see."""
+        ...
+
+    @property
+    def durable_index(self) -> int:
+        """The highest index whose effects survive a power cut; the journal is kept above it."""
+        ...
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
+        """Apply committed entries as one group; one result per entry, in order.
+
+        A result that is an `ElasticKVError` instance is a deterministic rejection of that entry and
+        is raised to its proposer. Raising halts the node (fail-stop) with no entry of the group
+        counted as applied.
+        """
+        ...
+
+
+class SnapshotSource(Protocol):
+    """Streams the state machine for a lagging follower, and installs such a stream."""
+
+    def open_export(self) -> SnapshotExport:
+        """A consistent snapshot at some applied index, streamed lazily."""
+        ...
+
+    def open_import(self) -> SnapshotImport:
+        """Receives a stream into a place where a half-received one is never opened."""
+        ...
+
+
+class SnapshotExport(Protocol):
+    """One consistent snapshot being read."""
+
+    applied_index: int
+
+    def read(self, max_bytes: int) -> bytes:
+        """The next chunk, b"" at the end."""
+        ...
+
+    def close(self) -> None:
+        """Release the read transaction. Idempotent."""
+        ...
+
+
+class SnapshotImport(Protocol):
+    """One snapshot being received."""
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk; raises a `CorruptionError` when the stream is malformed."""
+        ...
+
+    def finish(self) -> int:
+        """Verify the whole stream, make it the state atomically and durably; the applied index."""
+        ...
+
+    def abort(self) -> None:
+        """Drop everything received. Idempotent."""
+        ...
+
+
+PeerHandler = Callable[[str, str, bytes], Awaitable[bytes]]
+"""`(peer_node_id, method, payload) -> reply`; an `ElasticKVError` it raises reaches the caller."""
+
+
+class RaftEngine(Protocol):
+    """One member of the Raft group."""
+
+    node_id: str
+
+    async def start(self) -> None:
+        """Open the journal, listen, and take part. Raises `CorruptionError` / `StartupRefused`."""
+        ...
+
+    async def stop(self) -> None:
+        """Hand leadership over when leading, flush, and close."""
+        ...
+
+    def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
+        """Append `payload` on this leader; resolves to what `apply` returned for it."""
+        ...
+
+    async def read_index(self, *, timeout_s: float) -> int:
+        """An index such that state applied up to it is linearizable for a read that starts now.
+
+        Works on every member: followers ask the leader. Raises `NoLeader` or `DeadlineExceeded`.
+        """
+        ...
+
+    async def wait_applied(self, index: int, *, timeout_s: float) -> None:
+        """Return once `index` is applied here."""
+        ...
+
+    async def call(self, node_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """One request to a peer's registered handler over the mutual-TLS peer transport.
+
+        Raises `Unreachable` when it certainly was not sent, `OutcomeUnknown` when the connection
+        was lost or time ran out afterwards, or the peer's own typed error.
+        """
+        ...
+
+    def handle(self, method: str, handler: PeerHandler) -> None:
+        """Serve `method` for peers."""
+        ...
+
+    def is_leader(self) -> bool:
+        """True when this node leads and has committed an entry of its own term."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """Counters for RaftAdmin.Status, health and metrics."""
+        ...
+
+    def members(self) -> Sequence[Member]:
+        """The current configuration, this node included."""
+        ...
+
+    def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
+        """`callback(role, term)` after every change; LEADER is announced once `is_leader()`."""
+        ...
+
+    def on_fatal(self, callback: Callable[[BaseException], None]) -> None:
+        """`callback(error)` once, when the node must stop."""
+        ...
