@@ -100,3 +100,22 @@ class HybridLogicalClock:
             return None
         self.last = candidate
         return candidate
+
+    def observe_ceiling(self, ceiling: int) -> None:
+        """A ceiling was committed, perhaps by another leader: start above it when leading."""
+        if ceiling > self.ceiling:
+            self.ceiling = ceiling
+
+    def lead(self) -> None:
+        """Called on becoming leader: an earlier leader may have issued anything below the ceiling."""
+        self.observe(self.ceiling)
+
+    def needs_raise(self, window_ms: int) -> bool:
+        """True when less than half a window is left below the ceiling."""
+        due = max(self._clock.wall_ms() << COUNTER_BITS, self.last)
+        return due + ((window_ms // 2) << COUNTER_BITS) >= self.ceiling
+
+    def raised_ceiling(self, window_ms: int) -> int:
+        """The ceiling to propose now: a window above every timestamp that could be issued."""
+        now_ms = max(self._clock.wall_ms(), self.last >> COUNTER_BITS)
+        return max(pack_timestamp(now_ms + window_ms), self.ceiling)

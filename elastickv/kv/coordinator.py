@@ -1,0 +1,398 @@
+"""Group commit and forwarding: many concurrent writes, few log entries.
+
+Theory of operation. A write enters a queue with a future. A *pump* takes what has gathered and makes
+one log entry of it, sealed and stamped at that moment, while at most `MAX_IN_FLIGHT` earlier entries
+are under way; the wait for a slot is what lets groups form, so there is no timer and a lone caller never
+waits for company. On a follower the same pump sends the group to the leader instead. Each request of
+a group has its own outcome and its own deadline: a caller that gives up delays nobody.
+
+A request ends in exactly one of: a position; a deterministic rejection; a typed error that says nothing
+was proposed; `OutcomeUnknown`. Requests that certainly were not proposed (no leader yet, leader moved,
+plaintext refused by the storage cutover) go back into the queue until their deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from elastickv.clock import HybridLogicalClock
+from elastickv.errors import (
+    DeadlineExceeded,
+    DiskFull,
+    ElasticKVError,
+    InvalidArgument,
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    PeerError,
+    StorageEnvelopeRequired,
+    Unreachable,
+)
+from elastickv.kv import forwarding
+from elastickv.kv.api import Condition, Op, OpKind, Pair, ReadResult, WriteResult
+from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
+from elastickv.kv.proposer import Proposer
+from elastickv.kv.txn import Sealer, build_request, check_key, check_ops
+from elastickv.raft.engine import RaftEngine, Role
+from elastickv.store.mvcc_store import Store
+from elastickv.wire import HlcCeiling, encode_entry, encode_writes
+
+MAX_IN_FLIGHT = 4
+MAX_GROUP_BYTES = 1 << 20
+MAX_GROUP_REQUESTS = 512
+MAX_QUEUE_BYTES = 256 << 20
+MAX_FORWARDS_IN_FLIGHT = 8
+CEILING_WINDOW_MS = 1000
+ENTRY_TIMEOUT_S = 30.0
+MAX_TIMEOUT_S = 300.0
+
+
+class _Pending:
+    """A write on its way: what was asked, who waits, and until when (loop time)."""
+
+    __slots__ = ("conditions", "deadline", "future", "ops", "size")
+
+    def __init__(self, ops: Sequence[Op], conditions: Sequence[Condition], size: int,
+                 deadline: float, future: asyncio.Future[WriteResult]) -> None:
+        self.ops = ops
+        self.conditions = conditions
+        self.size = size
+        self.deadline = deadline
+        self.future = future
+
+
+class Coordinator:
+    """One node's key-value operations. Implements `kv.api.KvApi`.
+
+    `sealer()` returns the function that makes records now, or None while this node's writer is not
+    confirmed; `writable()` returns the error that keeps the store from taking writes, or None.
+    """
+
+    def __init__(self, engine: RaftEngine, store: Store, hlc: HybridLogicalClock,
+                 proposer: Proposer, *, sealer: Callable[[], Sealer | None],
+                 opener: Callable[[bytes, bytes], bytes],
+                 writable: Callable[[], DiskFull | None], tombstone: bytes,
+                 max_value_bytes: int, max_request_bytes: int) -> None:
+        self._engine = engine
+        self._store = store
+        self._hlc = hlc
+        self._proposer = proposer
+        self._sealer = sealer
+        self._open_record = opener
+        self._writable = writable
+        self._tombstone = tombstone
+        self._max_value_bytes = max_value_bytes
+        self._max_request_bytes = max_request_bytes
+        self._queue: deque[_Pending] = deque()
+        self._queue_bytes = 0
+        self._groups_in_flight = 0
+        self._forwards_in_flight = 0
+        self._pump_scheduled = False
+        self._forward_tasks: set[asyncio.Task[None]] = set()
+        engine.handle(forwarding.METHOD_WRITE, self._serve_forwarded)
+        engine.on_role_change(self._role_changed)
+
+    # --- writes ---------------------------------------------------------------------------------
+
+    async def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,
+                  timeout_s: float) -> WriteResult:
+        return await self._write((Op(OpKind.PUT, key, value, ttl_ms),), (), timeout_s)
+
+    async def delete(self, key: bytes, *, timeout_s: float) -> WriteResult:
+        return await self._write((Op(OpKind.DELETE, key),), (), timeout_s)
+
+    async def batch(self, ops: Sequence[Op], *, conditions: Sequence[Condition] = (),
+                    timeout_s: float) -> WriteResult:
+        return await self._write(ops, conditions, timeout_s)
+
+    async def _write(self, ops: Sequence[Op], conditions: Sequence[Condition],
+                     timeout_s: float) -> WriteResult:
+        size = check_ops(ops, conditions, max_value_bytes=self._max_value_bytes,
+                         max_request_bytes=self._max_request_bytes)
+        if self._queue_bytes + size > MAX_QUEUE_BYTES:
+            raise Overloaded(f"{self._queue_bytes} bytes of writes are waiting",
+                             remedy="retry with fewer concurrent writes")
+        loop = asyncio.get_running_loop()
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
+        future: asyncio.Future[WriteResult] = loop.create_future()
+        pending = _Pending(ops, conditions, size, loop.time() + timeout_s, future)
+        self._enqueue(pending)
+        timer = loop.call_later(timeout_s, self._expire, pending)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _expire(self, pending: _Pending) -> None:
+        if pending.future.done():
+            return
+        try:
+            self._queue.remove(pending)
+        except ValueError:
+            pending.future.set_exception(OutcomeUnknown(
+                "the write was proposed and not decided within the deadline",
+                remedy="read the key to learn the outcome"))
+            return
+        self._queue_bytes -= pending.size
+        pending.future.set_exception(NoLeader(
+            "no leader took the write within the deadline; nothing was written",
+            remedy="retry; check elastickv admin raft status if it persists"))
+
+    def _enqueue(self, pending: _Pending, *, front: bool = False) -> None:
+        if front:
+            self._queue.appendleft(pending)
+        else:
+            self._queue.append(pending)
+        self._queue_bytes += pending.size
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the pump look again: a write came, a slot freed, a role or a writer changed."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _role_changed(self, role: Role, term: int) -> None:
+        if role is Role.LEADER:
+            self._hlc.lead()
+        self._proposer.notify()
+        self.wake()
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        while self._queue:
+            sent = self._propose_group() if self._engine.is_leader() else self._forward_group()
+            if not sent:
+                return
+
+    def _take_group(self) -> list[_Pending]:
+        group: list[_Pending] = []
+        size = 0
+        queue = self._queue
+        while queue and len(group) < MAX_GROUP_REQUESTS:
+            pending = queue[0]
+            if group and size + pending.size > MAX_GROUP_BYTES:
+                break
+            queue.popleft()
+            self._queue_bytes -= pending.size
+            if pending.future.done():  # cancelled by its caller
+                continue
+            size += pending.size
+            group.append(pending)
+        return group
+
+    def _requeue(self, group: Sequence[_Pending]) -> None:
+        for pending in reversed(group):
+            if not pending.future.done():
+                self._enqueue(pending, front=True)
+
+    # --- the leader's side ----------------------------------------------------------------------
+
+    def _propose_group(self) -> bool:
+        if self._groups_in_flight >= MAX_IN_FLIGHT or self._proposer.held:
+            return False
+        refusal = self._writable()
+        if refusal is not None:
+            _reject(self._take_group(), refusal)
+            return True
+        seal = self._sealer()
+        if seal is None or not self._raise_ceiling():
+            return False
+        group = self._take_group()
+        if not group:
+            return False
+        requests = []
+        for pending in group:
+            commit_ts = self._hlc.next()
+            if commit_ts is None:  # only when one group outruns a whole window
+                break
+            requests.append(build_request(pending.ops, pending.conditions, commit_ts, seal,
+                                          self._tombstone))
+        if len(requests) < len(group):
+            self._requeue(group[len(requests):])
+            del group[len(requests):]
+        future = self._proposer.submit(encode_writes(requests), timeout_s=ENTRY_TIMEOUT_S)
+        if future is None:
+            self._requeue(group)
+            return False
+        self._groups_in_flight += 1
+        future.add_done_callback(lambda done: self._group_ended(group, done))
+        return True
+
+    def _raise_ceiling(self) -> bool:
+        """Keep the HLC's ceiling ahead. The raise precedes in the log whatever depends on it, so
+        nothing waits for it: a write above the ceiling commits only if the raise did."""
+        if not self._hlc.needs_raise(CEILING_WINDOW_MS):
+            return True
+        ceiling = self._hlc.raised_ceiling(CEILING_WINDOW_MS)
+        future = self._proposer.submit(encode_entry(HlcCeiling(ceiling)),
+                                       timeout_s=ENTRY_TIMEOUT_S)
+        if future is None:
+            return False
+        self._hlc.observe_ceiling(ceiling)
+        return True
+
+    def _group_ended(self, group: Sequence[_Pending], done: asyncio.Future[object]) -> None:
+        self._groups_in_flight -= 1
+        self.wake()
+        if done.cancelled():
+            error: BaseException | None = OutcomeUnknown("the node is stopping")
+        else:
+            error = done.exception()
+        if error is not None:
+            if isinstance(error, NotLeader | NoLeader | Overloaded):
+                self._requeue(group)
+            else:
+                _reject(group, error)
+            return
+        outcomes = done.result()
+        if not isinstance(outcomes, list):
+            raise TypeError("a write entry must end in a list of outcomes")
+        for pending, outcome in zip(group, outcomes, strict=True):
+            future = pending.future
+            if future.done():
+                continue
+            if isinstance(outcome, WriteResult):
+                future.set_result(outcome)
+            elif isinstance(outcome, StorageEnvelopeRequired):
+                self._enqueue(pending, front=True)
+            else:
+                future.set_exception(outcome)
+
+    # --- the follower's side --------------------------------------------------------------------
+
+    def _forward_group(self) -> bool:
+        leader_id = self._engine.status().leader_id
+        if not leader_id or leader_id == self._engine.node_id:
+            return False  # woken by the role change; the deadline bounds the wait
+        if self._forwards_in_flight >= MAX_FORWARDS_IN_FLIGHT:
+            return False
+        group = self._take_group()
+        if not group:
+            return False
+        self._forwards_in_flight += 1
+        task = asyncio.get_running_loop().create_task(self._forward(leader_id, group))
+        self._forward_tasks.add(task)
+        task.add_done_callback(self._forward_tasks.discard)
+        return True
+
+    async def _forward(self, leader_id: str, group: Sequence[_Pending]) -> None:
+        remaining_s = max(p.deadline for p in group) - asyncio.get_running_loop().time()
+        message = WriteGroup(max(1, int(remaining_s * 1000)),
+                             [WriteItem(list(p.ops), list(p.conditions)) for p in group])
+        try:
+            reply = forwarding.decode(
+                await self._engine.call(leader_id, forwarding.METHOD_WRITE,
+                                        forwarding.encode(message), timeout_s=remaining_s),
+                WriteGroupReply)
+        except (Unreachable, NotLeader, NoLeader) as error:
+            await self._retry_later(group, error)
+        except ElasticKVError as error:
+            _reject(group, error)
+        else:
+            self._finish_forward(group, reply)
+        finally:
+            self._forwards_in_flight -= 1
+            self.wake()
+
+    async def _retry_later(self, group: Sequence[_Pending], error: PeerError) -> None:
+        # Until the next role change or heartbeat there is nobody else to ask.
+        await asyncio.sleep(0.02)
+        self._requeue(group)
+
+    def _finish_forward(self, group: Sequence[_Pending], reply: WriteGroupReply) -> None:
+        for pending, item in zip(group, reply.replies, strict=True):
+            if pending.future.done():
+                continue
+            if item.error is None:
+                pending.future.set_result(WriteResult(item.commit_index, item.commit_ts))
+                continue
+            error = forwarding.info_to_error(item.error)
+            if isinstance(error, NotLeader | StorageEnvelopeRequired):
+                self._enqueue(pending, front=True)
+            else:
+                pending.future.set_exception(error)
+
+    async def _serve_forwarded(self, peer_id: str, method: str, payload: bytes) -> bytes:
+        """The leader's answer to a follower's group. A non-leader refuses it whole, unproposed."""
+        self._proposer.require_leader()
+        message = forwarding.decode(payload, WriteGroup)
+        timeout_s = message.timeout_ms / 1000
+        outcomes = await asyncio.gather(
+            *(self._write([Op(OpKind(kind), key, value, ttl_ms)
+                           for kind, key, value, ttl_ms in item.ops],
+                          [Condition(key, ts) for key, ts in item.conditions], timeout_s)
+              for item in message.items), return_exceptions=True)
+        return forwarding.encode(WriteGroupReply([_reply(outcome) for outcome in outcomes]))
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
+                  timeout_s: float) -> ReadResult:
+        check_key(key)
+        index = await self._read_barrier(stale, timeout_s)
+        at_ts, now_ms = self._read_time(ts)
+        version = self._store.get(key, at_ts, now_ms)
+        if version is None:
+            return ReadResult(b"", False, index, 0)
+        return ReadResult(self._open_record(version.store_key, version.record), True, index,
+                          version.commit_ts)
+
+    async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
+        check_key(key)
+        await self._read_barrier(False, timeout_s)
+        at_ts, now_ms = self._read_time(0)
+        version = self._store.get(key, at_ts, now_ms)
+        return (version.commit_ts, True) if version else (0, False)
+
+    async def scan(self, start: bytes, end: bytes, *, limit: int, ts: int = 0,
+                   reverse: bool = False, keys_only: bool = False,
+                   timeout_s: float) -> list[Pair]:
+        if limit < 1:
+            raise InvalidArgument(f"limit is {limit}; it must be at least 1",
+                                  remedy="ask for one or more pairs")
+        await self._read_barrier(False, timeout_s)
+        at_ts, now_ms = self._read_time(ts)
+        found = self._store.scan(start, end, limit=limit, at_ts=at_ts, now_ms=now_ms,
+                                 reverse=reverse)
+        if keys_only:
+            return [Pair(key, b"") for key, _ in found]
+        return [Pair(key, self._open_record(version.store_key, version.record))
+                for key, version in found]
+
+    async def _read_barrier(self, stale: bool, timeout_s: float) -> int:
+        if stale:
+            return self._store.applied_index
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
+        index = await self._engine.read_index(timeout_s=min(timeout_s, MAX_TIMEOUT_S))
+        if self._store.applied_index < index:
+            remaining_s = deadline - loop.time()
+            if remaining_s <= 0:
+                raise DeadlineExceeded("this node did not catch up within the deadline",
+                                       remedy="retry, or read with stale=true")
+            await self._engine.wait_applied(index, timeout_s=remaining_s)
+        return index
+
+    def _read_time(self, ts: int) -> tuple[int, int]:
+        at_ts = ts or (1 << 64) - 1
+        return at_ts, self._hlc.now_ms() if not ts else ts >> 16
+
+
+def _reject(group: Sequence[_Pending], error: BaseException) -> None:
+    for pending in group:
+        if not pending.future.done():
+            pending.future.set_exception(error)
+
+
+def _reply(outcome: WriteResult | BaseException) -> WriteReply:
+    if isinstance(outcome, WriteResult):
+        return WriteReply(outcome.commit_index, outcome.commit_ts, None)
+    if isinstance(outcome, ElasticKVError):
+        return WriteReply(0, 0, forwarding.error_to_info(outcome))
+    if isinstance(outcome, asyncio.CancelledError):
+        return WriteReply(0, 0, forwarding.error_to_info(OutcomeUnknown("the leader is stopping")))
+    raise outcome

@@ -1,0 +1,211 @@
+"""The replicated state machine: one committed entry in, effects on store and keys out.
+
+Every decision here depends only on the entry and on replicated state, never on a clock, a thread or
+this node's identity, so every replica takes the same one. Three things can happen to an entry:
+
+* it applies, and its result goes to whoever proposed it;
+* a *request* in it is rejected (a compare-and-set condition does not hold, a plaintext value comes
+  after the storage cutover): no effect, deterministic, reported to the proposer as a value;
+* it cannot be applied (does not open, does not parse, is refused by the encryption rules): `apply`
+  raises `ApplyHalted`, nothing of it takes effect, and the node stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from elastickv.clock import HybridLogicalClock
+from elastickv.crypto.cipher import open_raft
+from elastickv.errors import (
+    ApplyHalted,
+    ConditionFailed,
+    CorruptionError,
+    ElasticKVError,
+    StorageEnvelopeRequired,
+)
+from elastickv.keys.applier import Applier
+from elastickv.keys.sidecar import Sidecar
+from elastickv.kv.api import OpKind, WriteResult
+from elastickv.raft.engine import Entry
+from elastickv.store.mvcc_store import Store
+from elastickv.wire import (
+    Bootstrap,
+    HlcCeiling,
+    Opcode,
+    Registration,
+    Rotation,
+    WriteRequest,
+    Writes,
+    decode_entry,
+)
+
+if TYPE_CHECKING:
+    from elastickv.crypto.keystore import Keystore
+
+META_HLC_CEILING = b"hlc_ceiling"
+META_RAFT_CUTOVER_INDEX = b"raft_cutover_index"
+META_LAST_ENCRYPTION_INDEX = b"last_encryption_index"
+META_SIDECAR = b"sidecar"
+
+_HEADER_BYTES = 9
+_PLAINTEXT = 0
+_ENVELOPE = 1
+
+WriteOutcome = WriteResult | ElasticKVError
+"""What one request of a write entry came to on every replica."""
+
+
+def encode_u64(value: int) -> bytes:
+    """The form of every number in the store's meta table: 8 bytes, big-endian."""
+    return value.to_bytes(8, "big")
+
+
+def decode_u64(value: bytes | None) -> int:
+    """Inverse of `encode_u64`; 0 when absent."""
+    return int.from_bytes(value, "big") if value else 0
+
+
+def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore | None) -> bytes:
+    """The clear entry behind a log payload.
+
+    Entries above the raft cutover are raft envelopes, with one exception: a writer registration
+    (opcode 0x03, ids and epochs only) may stay in the clear, because a cluster that restarts has no
+    confirmed writer who could seal it. 0x03 is no envelope version, so the two cannot be confused.
+    Raises `CorruptionError` when the envelope does not open.
+    """
+    if cutover_index == 0 or index <= cutover_index or payload[0] == Opcode.REGISTRATION:
+        return payload
+    if keystore is None:
+        raise ApplyHalted(f"entry {index} is sealed and this node holds no keys",
+                          remedy="start the node with --kekFile and --encryption-enabled")
+    return open_raft(keystore, payload)
+
+
+def reject_plaintext(request: WriteRequest, storage_active: bool) -> StorageEnvelopeRequired | None:
+    """The storage cutover, decided at apply time: no plaintext value is stored after it."""
+    if not storage_active:
+        return None
+    for op in request.ops:
+        if op.kind == OpKind.PUT and (op.record[0] >> 1) & 3 == _PLAINTEXT:
+            return StorageEnvelopeRequired("the storage envelope became active before this write")
+    return None
+
+
+class KvStateMachine:
+    """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
+
+    `on_keys_changed(entry_index)` is called after an encryption entry changed keys or registry.
+    """
+
+    def __init__(self, store: Store, applier: Applier, hlc: HybridLogicalClock, *,
+                 on_keys_changed: Callable[[int], None]) -> None:
+        self._store = store
+        self._applier = applier
+        self._hlc = hlc
+        self._on_keys_changed = on_keys_changed
+
+    @property
+    def applied_index(self) -> int:
+        return self._store.applied_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._store.durable_index
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
+        """Apply in order. An error leaves every entry before the failing one applied."""
+        return [self._apply_one(entry) for entry in entries]
+
+    def _apply_one(self, entry: Entry) -> object:
+        index = entry.index
+        if not entry.payload:
+            self._store.apply_group(index, ())
+            return index
+        try:
+            sidecar = self._applier.sidecar
+            cutover = sidecar.raft_envelope_cutover_index if sidecar else 0
+            decoded = decode_entry(
+                open_payload(entry.payload, index, cutover, self._applier.keystore))
+            match decoded:
+                case Writes():
+                    return self._apply_writes(index, decoded.requests, sidecar)
+                case HlcCeiling():
+                    self._store.apply_group(
+                        index, (), meta={META_HLC_CEILING: encode_u64(decoded.ceiling_ts)})
+                    self._hlc.observe_ceiling(decoded.ceiling_ts)
+                    return index
+                case _:
+                    return self._apply_encryption(index, decoded)
+        except ApplyHalted:
+            raise
+        except CorruptionError as error:
+            raise ApplyHalted(f"entry {index} cannot be applied: {error.message}",
+                              remedy=error.remedy or "restore this node from a healthy member"
+                              ) from None
+
+    def _apply_writes(self, index: int, requests: Sequence[WriteRequest],
+                      sidecar: Sidecar | None) -> list[WriteOutcome]:
+        storage_active = sidecar is not None and sidecar.storage_envelope_active
+        writes: list[tuple[bytes, int, bytes]] = []
+        outcomes: list[WriteOutcome] = []
+        # Latest timestamps written by earlier requests of this same entry, for their conditions.
+        latest: dict[bytes, int] = {}
+        track_latest = any(request.conditions for request in requests)
+        for request in requests:
+            if request.conditions and not self._conditions_hold(request, latest):
+                outcomes.append(ConditionFailed("a condition of the batch does not hold",
+                                                remedy="read the keys again and retry"))
+                continue
+            refusal = reject_plaintext(request, storage_active)
+            if refusal is not None:
+                outcomes.append(refusal)
+                continue
+            commit_ts = request.commit_ts
+            for op in request.ops:
+                self._require_known_key(index, op.record)
+                writes.append((op.key, commit_ts, op.record))
+            if track_latest:
+                for op in request.ops:
+                    latest[op.key] = commit_ts if op.kind == OpKind.PUT else 0
+            outcomes.append(WriteResult(index, commit_ts))
+            if commit_ts > self._hlc.last:
+                self._hlc.last = commit_ts
+        self._store.apply_group(index, writes)
+        return outcomes
+
+    def _conditions_hold(self, request: WriteRequest, latest: dict[bytes, int]) -> bool:
+        # Expiry is judged at the request's own timestamp: replicated, hence the same everywhere.
+        now_ms = request.commit_ts >> 16
+        for key, expected in request.conditions:
+            current = latest.get(key)
+            if current is None:
+                version = self._store.get(key, request.commit_ts, now_ms)
+                current = version.commit_ts if version else 0
+            if current != expected:
+                return False
+        return True
+
+    def _require_known_key(self, index: int, record: bytes) -> None:
+        if (record[0] >> 1) & 3 != _ENVELOPE:
+            return
+        key_id = int.from_bytes(record[_HEADER_BYTES + 2:_HEADER_BYTES + 6], "big")
+        keystore = self._applier.keystore
+        if keystore is None or key_id not in keystore:
+            raise ApplyHalted(f"entry {index} holds a value under unknown DEK {key_id}",
+                              remedy="restore this node's sidecar from the leader")
+
+    def _apply_encryption(self, index: int,
+                          decoded: Registration | Bootstrap | Rotation) -> int:
+        before = self._applier.sidecar
+        rows = self._applier.apply(index, decoded)
+        after = self._applier.sidecar
+        meta: dict[bytes, bytes] = {}
+        if after is not None and not isinstance(decoded, Registration):
+            meta = {META_LAST_ENCRYPTION_INDEX: encode_u64(index),
+                    META_RAFT_CUTOVER_INDEX: encode_u64(after.raft_envelope_cutover_index),
+                    META_SIDECAR: after.encode()}
+        self._store.apply_group(index, (), rows=rows, meta=meta)
+        if after is not before or rows:
+            self._on_keys_changed(index)
+        return index

@@ -1,0 +1,77 @@
+"""Pure rules of a write request: limits, and what its operations become in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from elastickv.clock import timestamp_ms
+from elastickv.errors import InvalidArgument
+from elastickv.kv.api import MAX_KEY_BYTES, Condition, Op, OpKind
+from elastickv.wire import WriteOp, WriteRequest
+
+MAX_BATCH_OPS = 10_000
+
+Sealer = Callable[[bytes, int, bytes, int], bytes]
+"""`(user_key, commit_ts, plaintext, expiry_ms) -> record`: plain or under the storage DEK."""
+
+
+def check_key(key: bytes, field: str = "key") -> None:
+    """Raise `InvalidArgument` unless `key` has 1 to 480 bytes."""
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise InvalidArgument(f"{field} has {len(key)} bytes; the limit is 1 to {MAX_KEY_BYTES}",
+                              remedy="use a shorter, non-empty key")
+
+
+def check_ops(ops: Sequence[Op], conditions: Sequence[Condition], *, max_value_bytes: int,
+              max_request_bytes: int) -> int:
+    """Raise `InvalidArgument` for a request over a limit; returns its size in bytes otherwise."""
+    if not ops:
+        raise InvalidArgument("a batch needs at least one operation", remedy="add an operation")
+    if len(ops) + len(conditions) > MAX_BATCH_OPS:
+        raise InvalidArgument(
+            f"a batch has {len(ops) + len(conditions)} operations and conditions; "
+            f"the limit is {MAX_BATCH_OPS}", remedy="split the batch")
+    total = 0
+    for op in ops:
+        key_bytes = len(op.key)
+        if not 0 < key_bytes <= MAX_KEY_BYTES:
+            check_key(op.key)
+        value_bytes = len(op.value)
+        if value_bytes > max_value_bytes:
+            raise InvalidArgument(
+                f"value has {value_bytes} bytes; the limit is {max_value_bytes}",
+                remedy="split the value or raise --max-value-bytes on every node")
+        if op.ttl_ms < 0:
+            raise InvalidArgument("ttl_ms is negative; the limit is 0 or more")
+        total += key_bytes + value_bytes
+    for condition in conditions:
+        check_key(condition.key, "condition key")
+    if total > max_request_bytes:
+        raise InvalidArgument(
+            f"a batch has {total} bytes of keys and values; the limit is {max_request_bytes}",
+            remedy="split the batch")
+    return total
+
+
+def expiry_ms(commit_ts: int, ttl_ms: int) -> int:
+    """Absolute expiry in milliseconds since the epoch; 0 = never."""
+    return timestamp_ms(commit_ts) + ttl_ms if ttl_ms else 0
+
+
+def build_request(ops: Sequence[Op], conditions: Sequence[Condition], commit_ts: int,
+                  seal: Sealer, tombstone: bytes) -> WriteRequest:
+    """The log form of a request at `commit_ts`.
+
+    Of several operations on one key the last wins: one timestamp names one version.
+    """
+    if len(ops) == 1:
+        final: Sequence[Op] = ops
+    else:
+        final = list({op.key: op for op in ops}.values())
+    return WriteRequest(
+        commit_ts,
+        [WriteOp(op.kind, op.key,
+                 tombstone if op.kind == OpKind.DELETE
+                 else seal(op.key, commit_ts, op.value, expiry_ms(commit_ts, op.ttl_ms)))
+         for op in final],
+        [(condition.key, condition.commit_ts) for condition in conditions])
