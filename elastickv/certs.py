@@ -1,0 +1,194 @@
+"""Certificates of a cluster: one authority, one certificate per node and per client.
+
+EC P-256 throughout. A node certificate has the node id as common name and as DNS name, and is both
+server and client: members authenticate each other with it. A client certificate is client only and
+has no DNS name, which is how a listener tells a client called `n1` from the node `n1`.
+
+Files of a directory: `ca.crt ca.key`, `<name>.crt <name>.key`. Private keys are owner-only. Nothing
+is ever overwritten: a file that exists is an error that names it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from elastickv.config import parse_node_id
+from elastickv.errors import ConfigError
+
+CA_NAME = "ca"
+CA_DAYS = 3650
+LEAF_DAYS = 825
+# Certificates become valid a little in the past, so that members whose clocks lag accept them.
+BACKDATE = datetime.timedelta(minutes=5)
+
+_OWNER_ONLY = 0o600
+_PUBLIC = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """Paths of a certificate and its private key."""
+
+    cert: Path
+    key: Path
+
+
+def pair_paths(directory: Path, name: str) -> CertificatePair:
+    """Where the certificate and the key of `name` are kept."""
+    return CertificatePair(directory / f"{name}.crt", directory / f"{name}.key")
+
+
+def create_ca(directory: Path, *, common_name: str = "elastickv CA",
+              days: int = CA_DAYS, now: datetime.datetime | None = None) -> CertificatePair:
+    """Make a certificate authority in `directory` (created owner-only if absent).
+
+    Raises `ConfigError` if one is there already.
+    """
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(common_name)
+    usage = _key_usage(certificate_sign=True)
+    certificate = (
+        _builder(subject, subject, private_key.public_key(), days, now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(private_key.public_key()),
+                       critical=False)
+        .sign(private_key, hashes.SHA256())
+    )
+    return _write_pair(directory, CA_NAME, certificate, private_key)
+
+
+def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
+                days: int = LEAF_DAYS, now: datetime.datetime | None = None) -> CertificatePair:
+    """Make the certificate of node `node_id`, signed by the authority in `directory`.
+
+    It is valid for the node id, `localhost`, 127.0.0.1 and `hosts` (names or IP addresses), as
+    server and as client.
+    """
+    parse_node_id(node_id, "node id")
+    names = _alternative_names([node_id, "localhost", "127.0.0.1", *hosts])
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return _create_leaf(directory, node_id, usages, names, days, now)
+
+
+def create_client(directory: Path, name: str, *, days: int = LEAF_DAYS,
+                  now: datetime.datetime | None = None) -> CertificatePair:
+    """Make the certificate of client `name`, signed by the authority in `directory`."""
+    parse_node_id(name, "client name")
+    return _create_leaf(directory, name, [ExtendedKeyUsageOID.CLIENT_AUTH], [], days, now)
+
+
+def _create_leaf(directory: Path, name: str, usages: list[x509.ObjectIdentifier],
+                 names: list[x509.GeneralName], days: int,
+                 now: datetime.datetime | None) -> CertificatePair:
+    if name == CA_NAME:
+        raise ConfigError(f"{name!r} is the authority's name", remedy="choose another name")
+    ca_certificate, ca_key = _load_ca(directory)
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    builder = (
+        _builder(_name(name), ca_certificate.subject, private_key.public_key(), days, now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(certificate_sign=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
+                       critical=False)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return _write_pair(directory, name, builder.sign(ca_key, hashes.SHA256()), private_key)
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey,
+             days: int, now: datetime.datetime | None) -> x509.CertificateBuilder:
+    start = (now or datetime.datetime.now(datetime.UTC)) - BACKDATE
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + BACKDATE + datetime.timedelta(days=days))
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _key_usage(*, certificate_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not certificate_sign, key_cert_sign=certificate_sign,
+        crl_sign=certificate_sign, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False)
+
+
+def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for host in dict.fromkeys(hosts):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            if not host.isascii() or not host or any(c in host for c in " /,\0"):
+                raise ConfigError(f"--host: {host!r} is neither a host name nor an IP address",
+                                  remedy="give one name or address per --host") from None
+            names.append(x509.DNSName(host))
+    return names
+
+
+def _load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    paths = pair_paths(directory, CA_NAME)
+    try:
+        certificate = x509.load_pem_x509_certificate(paths.cert.read_bytes())
+        key = serialization.load_pem_private_key(paths.key.read_bytes(), password=None)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no certificate authority: {error.filename} does not exist",
+                          remedy="run `elastickv certs init` first") from None
+    except (OSError, ValueError, TypeError):
+        raise ConfigError(f"the certificate authority in {directory} cannot be read",
+                          remedy="check that ca.crt and ca.key are readable PEM files") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != (
+            certificate.public_key()):
+        raise ConfigError(f"{paths.key} is not the private key of {paths.cert}",
+                          remedy="put the matching pair back")
+    return certificate, key
+
+
+def _write_pair(directory: Path, name: str, certificate: x509.Certificate,
+                private_key: ec.EllipticCurvePrivateKey) -> CertificatePair:
+    paths = pair_paths(directory, name)
+    for path in (paths.cert, paths.key):
+        if path.exists():
+            raise ConfigError(f"{path} exists and is never overwritten",
+                              remedy="move it away first, or choose another --dir or name")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_bytes = private_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption())
+    # The key first: a certificate without its key would look complete and be useless.
+    _create_file(paths.key, key_bytes, _OWNER_ONLY)
+    _create_file(paths.cert, certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
+    return paths
+
+
+def _create_file(path: Path, content: bytes, mode: int) -> None:
+    """Write a new file; O_EXCL settles a race between two commands."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists and is never overwritten",
+                          remedy="move it away first, or choose another --dir or name") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

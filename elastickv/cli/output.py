@@ -1,0 +1,131 @@
+"""`--output table|json` for every command: data on stdout, progress and warnings on stderr.
+
+JSON is one document, for programs: names do not change between releases. Tables are for people.
+`bytes` are shown as text where they are printable UTF-8 and as base64 otherwise; in JSON they are
+always base64, so that a program never has to guess.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+TABLE = "table"
+JSON = "json"
+
+Row = Mapping[str, object]
+
+
+def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--output table|json`, passed on as `output`."""
+    return click.option("--output", type=click.Choice([TABLE, JSON]), default=TABLE,
+                        show_default=True, help="How to print the result.")(function)
+
+
+def emit(document: object, output: str, *, table: Callable[[], None] | None = None) -> None:
+    """Print a result: `document` as JSON, or by calling `table` (default: by its shape)."""
+    if output == JSON:
+        click.echo(to_json(document))
+    elif table is not None:
+        table()
+    elif isinstance(document, Mapping):
+        print_fields(document)
+    elif isinstance(document, Sequence) and not isinstance(document, str | bytes):
+        print_table(document)
+    else:
+        click.echo(cell(document))
+
+
+def progress(message: str) -> None:
+    """One line for the person who waits, on stderr."""
+    click.echo(message, err=True)
+
+
+def to_json(document: object) -> str:
+    """`document` as indented JSON; bytes become base64, enums their names."""
+    return json.dumps(plain(document), indent=2, ensure_ascii=False)
+
+
+def plain(value: object) -> object:
+    """Only what JSON knows. Integers stay exact; mappings get text keys."""
+    match value:
+        case enum.Enum():
+            return value.name.lower()
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(bytes(value)).decode("ascii")
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case tuple() if hasattr(value, "_asdict"):
+            return {key: plain(item) for key, item in value._asdict().items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain(item) for item in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)
+
+
+def cell(value: object) -> str:
+    """One value as text for a table."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case enum.Enum():
+            return value.name.lower()
+        case bytes() | bytearray() | memoryview():
+            return display_bytes(bytes(value))
+        case list() | tuple() | set() | frozenset():
+            return ", ".join(cell(item) for item in value) or "-"
+        case _:
+            return str(value)
+
+
+def display_bytes(value: bytes) -> str:
+    """Printable UTF-8 as it is, anything else as `base64:...`; never a control character."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    if text.isprintable() and (text or not value):
+        return text
+    return "base64:" + base64.b64encode(value).decode("ascii")
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str = "") -> None:
+    """Rows as a table on stdout. `columns` selects and orders; default: those of the first row.
+
+    On a terminal it is boxed; into a pipe it is tab-separated with a header line, ready for cut
+    and awk.
+    """
+    names = list(columns) or (list(rows[0]) if rows else [])
+    cells = [[cell(row.get(name)) for name in names] for row in rows]
+    if not sys.stdout.isatty():
+        if names:
+            click.echo("\t".join(names))
+        for line in cells:
+            click.echo("\t".join(" ".join(text.split()) for text in line))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for line in cells:
+        table.add_row(*line)
+    Console(markup=False, highlight=False, emoji=False).print(table)
+
+
+def print_fields(fields: Row) -> None:
+    """One record as `name: value` lines, names padded to one width."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        click.echo(f"{name.replace('_', ' '):<{width}}  {cell(value)}")

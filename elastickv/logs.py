@@ -1,0 +1,121 @@
+"""Structured logs on stderr, one event per line, JSON or text.
+
+Redaction rule: a `bytes` value is rendered as its length, and an object of unknown type as the name
+of its type. User keys, values, wrapped DEKs and log payloads are all `bytes` in this code
+base, so none of them can reach a log line through a field, at any level. Exceptions are logged by
+type, message and source lines, without locals.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from pathlib import PurePath
+from typing import Any, TextIO
+
+
+def _import_structlog() -> Any:
+    """structlog without rich, which its development renderer would import: 6 MB and 0.3 s per node.
+
+    A None entry in `sys.modules` makes `import rich` raise ImportError, which structlog expects.
+    """
+    if "structlog" in sys.modules or "rich" in sys.modules:
+        import structlog
+        return structlog
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
+    return structlog
+
+
+structlog = _import_structlog()
+
+LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG, "info": logging.INFO,
+    "warning": logging.WARNING, "error": logging.ERROR,
+}
+
+
+def redact(value: object) -> object:
+    """`value` as plain data, every bytes-like object in it replaced by its length."""
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return f"<{len(value)} bytes>"
+        case Mapping():
+            return {_redacted_key(key): redact(item) for key, item in value.items()}
+        case tuple() | list() | set() | frozenset():
+            return [redact(item) for item in value]
+        case enum.Enum():
+            return value.name
+        case str() | int() | float() | None:
+            return value
+        case PurePath():
+            return str(value)
+        case BaseException():
+            return f"{type(value).__name__}: {value}"
+        case _:
+            return f"<{type(value).__name__}>"
+
+
+def _redacted_key(key: object) -> str:
+    return str(redact(key))
+
+
+def redact_event(logger: object, method: str,
+                 event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor: `redact` for every field."""
+    for key, value in event.items():
+        event[key] = redact(value)
+    return event
+
+
+def format_exception(logger: object, method: str,
+                     event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor: `exc_info` becomes type, message and source lines, never locals."""
+    info = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if info is True else info
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["error"] = f"{type(error).__name__}: {error}"
+        frames = traceback.extract_tb(error.__traceback__)
+        event["traceback"] = [f"{frame.filename}:{frame.lineno} in {frame.name}"
+                              for frame in frames]
+    return event
+
+
+def configure(level: str = "info", log_format: str = "json", *,
+              stream: TextIO | None = None) -> None:
+    """Set up logging for the process.
+
+    `level` is one of `LEVELS`, `log_format` is `json` or `text`; lines go to `stream` (stderr).
+    Libraries that use the standard `logging` module are shown from WARNING.
+    """
+    output = stream or sys.stderr
+    renderer = (structlog.processors.JSONRenderer() if log_format == "json"
+                else structlog.dev.ConsoleRenderer(colors=False))
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            format_exception,
+            redact_event,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=output),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), stream=output, force=True,
+                        format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def get_logger(name: str) -> Any:
+    """A logger whose events carry `logger=name`. Use: `log.info("event", field=value)`."""
+    return structlog.get_logger().bind(logger=name)
