@@ -243,3 +243,27 @@ class ApplyHalted(CorruptionError):
     """A committed entry cannot be applied; the node stops without advancing its applied index."""
 
     exit_code = ExitCode.APPLY_HALTED
+
+
+class EntryRejected(ApplyHalted):
+    """An encryption entry breaks a rule, and does so on every replica alike.
+
+    The leader raises it before it proposes, without effect; met in the log it halts apply.
+    """
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class EpochRollback(EntryRejected):
+    """A writer announced an epoch below the one the registry has seen for it."""
+
+
+class NodeIdCollision(EntryRejected):
+    """Two nodes share the 16-bit node id that goes into nonces."""
+
+
+class EntryNotApplicable(ApplyHalted):
+    """This node cannot apply an encryption entry that others may be able to apply: its KEK is
+    missing or another one, or it is only partly wired for encryption."""
+
+    grpc_status = "FAILED_PRECONDITION"

@@ -1,0 +1,1 @@
+"""Envelopes, nonces and keys. Raw key bytes never leave this package."""

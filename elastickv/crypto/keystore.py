@@ -1,0 +1,155 @@
+"""Keys behind handles, and the immutable set of them that a node holds.
+
+A `KeyHandle` can seal and open; it cannot be printed, pickled or copied, and no attribute holds its
+bytes. Two handles are compared through an HMAC under a key that lives only in this process, so that
+neither the comparison's timing nor a leaked fingerprint says anything about a key.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NoReturn, SupportsIndex
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
+
+from elastickv.crypto.envelope import (
+    FLAG_SNAPPY,
+    MAX_KEY_ID,
+    VERSION_GCM,
+    VERSION_GCM_SIV,
+    VERSIONS,
+    encode_prefix,
+    raft_aad,
+)
+from elastickv.errors import EncryptionConflict, InvalidArgument
+
+DEK_BYTES: Final = 32
+_FINGERPRINT_KEY: Final = os.urandom(32)
+
+Aead = AESGCM | AESGCMSIV
+
+
+class Purpose(enum.IntEnum):
+    """What a DEK encrypts; the values of the wire and of the log entry."""
+
+    STORAGE = 1
+    RAFT = 2
+
+    @property
+    def label(self) -> str:
+        """The spelling of the sidecar: "storage" or "raft"."""
+        return self.name.lower()
+
+
+class KeyHandle:
+    """One DEK, usable but not readable.
+
+    `aead[version]` seals and opens; `value_prefix[version, flag]` and `raft_aad[version]` are bytes
+    that the hot path would otherwise compute for every value.
+    """
+
+    __slots__ = ("_fingerprint", "aead", "key_id", "purpose", "raft_aad", "value_prefix")
+
+    def __init__(self, key_id: int, purpose: Purpose, dek: bytes) -> None:
+        """Raises `InvalidArgument` for a key id outside 1..2^32-1 or a DEK that is not 32 bytes."""
+        if not 1 <= key_id <= MAX_KEY_ID:
+            raise InvalidArgument(f"key id {key_id} is not in 1..{MAX_KEY_ID}")
+        if len(dek) != DEK_BYTES:
+            raise InvalidArgument(f"a DEK of {len(dek)} bytes, must be {DEK_BYTES}")
+        self.key_id: Final = key_id
+        self.purpose: Final = purpose
+        self.aead: Final[Mapping[int, Aead]] = MappingProxyType(
+            {VERSION_GCM: AESGCM(dek), VERSION_GCM_SIV: AESGCMSIV(dek)})
+        self.value_prefix: Final[Mapping[tuple[int, int], bytes]] = MappingProxyType(
+            {(version, flag): encode_prefix(version, flag, key_id)
+             for version in VERSIONS for flag in (0, FLAG_SNAPPY)})
+        self.raft_aad: Final[Mapping[int, bytes]] = MappingProxyType(
+            {version: raft_aad(version, key_id) for version in VERSIONS})
+        self._fingerprint = hmac.digest(_FINGERPRINT_KEY, dek, hashlib.sha256)
+
+    def same_key(self, other: KeyHandle) -> bool:
+        """Whether both hold the same bytes, whatever their ids and purposes."""
+        return hmac.compare_digest(self._fingerprint, other._fingerprint)
+
+    def __repr__(self) -> str:
+        return f"<KeyHandle {self.key_id} {self.purpose.label}>"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError("a key handle cannot be copied or serialized")
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        self._refuse()
+
+    def __getstate__(self) -> NoReturn:
+        self._refuse()
+
+    def __copy__(self) -> NoReturn:
+        self._refuse()
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self._refuse()
+
+
+class Keystore:
+    """An immutable set of keys. A change makes a new one, so a reader never sees half a change."""
+
+    __slots__ = ("_handles",)
+
+    def __init__(self, handles: Mapping[int, KeyHandle] | None = None) -> None:
+        self._handles: Final[dict[int, KeyHandle]] = dict(handles or {})
+        for key_id, handle in self._handles.items():
+            if key_id != handle.key_id:
+                raise InvalidArgument(f"key {handle.key_id} stored under id {key_id}")
+
+    def get(self, key_id: int) -> KeyHandle | None:
+        """The key, or None when this node does not hold it."""
+        return self._handles.get(key_id)
+
+    def ids(self) -> tuple[int, ...]:
+        """All key ids, ascending."""
+        return tuple(sorted(self._handles))
+
+    def with_key(self, handle: KeyHandle) -> Keystore:
+        """A keystore that also holds `handle`; the later purpose wins for a key already held.
+
+        Raises `EncryptionConflict` when the id is taken by other key bytes.
+        """
+        held = self._handles.get(handle.key_id)
+        if held is not None:
+            if not held.same_key(handle):
+                raise EncryptionConflict(f"key id {handle.key_id} already stands for another key")
+            if held.purpose == handle.purpose:
+                return self
+        return Keystore({**self._handles, handle.key_id: handle})
+
+    def without(self, key_id: int) -> Keystore:
+        """A keystore that does not hold `key_id`."""
+        return Keystore({held: key for held, key in self._handles.items() if held != key_id})
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self._handles
+
+    def __repr__(self) -> str:
+        return f"<Keystore ids={list(self.ids())}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a keystore cannot be copied or serialized")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a keystore cannot be copied or serialized")
