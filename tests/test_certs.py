@@ -1,0 +1,203 @@
+"""elastickv.certs: what certificates say, whom they verify, and that nothing is overwritten."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from elastickv import certs
+from elastickv.certs import CertificatePair
+from elastickv.errors import ConfigError
+
+CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    directory = tmp_path / "certs"
+    certs.create_ca(directory)
+    return directory
+
+
+def load(pair: CertificatePair) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pair.cert.read_bytes())
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def test_authority(authority: Path) -> None:
+    certificate = load(certs.pair_paths(authority, "ca"))
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert constraints.value == x509.BasicConstraints(ca=True, path_length=0)
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert key.curve.name == "secp256r1"
+    lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert lifetime.days == 3650
+    certificate.verify_directly_issued_by(certificate)
+
+
+def test_node_certificate(authority: Path) -> None:
+    pair = certs.create_node(authority, "n1", hosts=["db1.example", "10.0.0.7", "::7", "localhost"])
+    certificate = load(pair)
+    assert common_name(certificate) == "n1"
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["n1", "localhost", "db1.example"]
+    assert names.get_values_for_type(x509.IPAddress) == [
+        ipaddress.ip_address(ip) for ip in ("127.0.0.1", "10.0.0.7", "::7")]
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usage) == {CLIENT, SERVER}
+    certificate.verify_directly_issued_by(load(certs.pair_paths(authority, "ca")))
+
+
+def test_client_certificate_cannot_pose_as_a_node(authority: Path) -> None:
+    certificate = load(certs.create_client(authority, "alice"))
+    assert common_name(certificate) == "alice"
+    usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usage) == {CLIENT}
+    with pytest.raises(x509.ExtensionNotFound):
+        certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+
+
+def test_keys_are_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        pairs = [certs.create_ca(tmp_path / "c"), certs.create_node(tmp_path / "c", "n1"),
+                 certs.create_client(tmp_path / "c", "alice")]
+    finally:
+        os.umask(previous)
+    assert [stat.S_IMODE(pair.key.stat().st_mode) for pair in pairs] == [0o600] * 3
+    assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("present", ["crt", "key"])
+def test_nothing_is_overwritten(authority: Path, present: str) -> None:
+    existing = authority / f"n1.{present}"
+    existing.write_text("precious")
+    with pytest.raises(ConfigError, match=str(existing)):
+        certs.create_node(authority, "n1")
+    assert existing.read_text() == "precious"
+    assert not (authority / f"n1.{'key' if present == 'crt' else 'crt'}").exists()
+
+
+def test_a_second_authority_is_refused(authority: Path) -> None:
+    before = (authority / "ca.key").read_bytes()
+    with pytest.raises(ConfigError, match="never overwritten"):
+        certs.create_ca(authority)
+    assert (authority / "ca.key").read_bytes() == before
+
+
+def test_no_authority(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="certs init"):
+        certs.create_node(tmp_path, "n1")
+
+
+def test_broken_authority(authority: Path) -> None:
+    (authority / "ca.key").write_text("-----BEGIN nothing")
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        certs.create_node(authority, "n1")
+    assert caught.value.__cause__ is None
+
+
+def test_key_of_another_authority(authority: Path, tmp_path: Path) -> None:
+    other = certs.create_ca(tmp_path / "other")
+    (authority / "ca.key").write_bytes(other.key.read_bytes())
+    with pytest.raises(ConfigError, match="not the private key"):
+        certs.create_node(authority, "n1")
+
+
+@pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é"])
+def test_bad_names(authority: Path, name: str) -> None:
+    before = sorted(authority.iterdir())
+    with pytest.raises(ConfigError):
+        certs.create_node(authority, name)
+    with pytest.raises(ConfigError):
+        certs.create_client(authority, name)
+    assert sorted(authority.iterdir()) == before
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a/b", "a,b", "ünicode"])
+def test_bad_hosts(authority: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        certs.create_node(authority, "n1", hosts=[host])
+
+
+def test_validity_starts_in_the_past(authority: Path) -> None:
+    now = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+    certificate = load(certs.create_node(authority, "n1", days=10, now=now))
+    assert certificate.not_valid_before_utc == now - certs.BACKDATE
+    assert certificate.not_valid_after_utc == now + datetime.timedelta(days=10)
+
+
+def handshake(server_pair: CertificatePair, client_pair: CertificatePair, ca: Path,
+              name: str) -> object:
+    """The subject that the server sees, after mutual TLS on a socket pair."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context, pair in ((server, server_pair), (client, client_pair)):
+        context.load_cert_chain(pair.cert, pair.key)
+        context.load_verify_locations(ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+    left, right = socket.socketpair()
+    seen: list[object] = []
+
+    def serve() -> None:
+        try:
+            with server.wrap_socket(left, server_side=True) as connection:
+                certificate = connection.getpeercert() or {}
+                seen.append(certificate.get("subject"))
+                connection.recv(1)
+        except OSError as error:
+            seen.append(error)
+            left.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with client.wrap_socket(right, server_hostname=name) as connection:
+            connection.send(b"x")
+    finally:
+        right.close()
+        thread.join(10)
+    return seen[0]
+
+
+def test_nodes_verify_each_other_by_id(authority: Path) -> None:
+    n1, n2 = (certs.create_node(authority, node_id) for node_id in ("n1", "n2"))
+    assert handshake(n1, n2, authority / "ca.crt", "n1") == ((("commonName", "n2"),),)
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(n1, n2, authority / "ca.crt", "n2")
+
+
+def test_a_client_certificate_does_not_verify_as_a_server(authority: Path) -> None:
+    n1, alice = certs.create_node(authority, "n1"), certs.create_client(authority, "alice")
+    assert handshake(n1, alice, authority / "ca.crt", "n1") == ((("commonName", "alice"),),)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(alice, n1, authority / "ca.crt", "alice")
+
+
+def test_a_foreign_authority_does_not_verify(authority: Path, tmp_path: Path) -> None:
+    certs.create_ca(tmp_path / "other")
+    n1 = certs.create_node(authority, "n1")
+    stranger = certs.create_node(tmp_path / "other", "n2")
+    seen = None
+    try:
+        seen = handshake(n1, stranger, authority / "ca.crt", "n1")
+    except OSError:
+        return  # the client may learn of the refusal first
+    assert isinstance(seen, ssl.SSLError)
