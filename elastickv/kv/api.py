@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from elastickv.crypto.keystore import Purpose
+
 MAX_KEY_BYTES = 480
 DEFAULT_MAX_VALUE_BYTES = 8 * 1024 * 1024
 
@@ -89,13 +91,6 @@ class KvApi(Protocol):
                    timeout_s: float) -> list[Pair]:
         """Visible pairs with start <= key < end (end b"" = unbounded), in key order."""
         ...
-
-
-class Purpose(enum.IntEnum):
-    """What a DEK encrypts. Values of the wire and of the log entry."""
-
-    STORAGE = 1
-    RAFT = 2
 
 
 class WriterRow(NamedTuple):

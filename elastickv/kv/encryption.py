@@ -15,12 +15,15 @@ import msgspec
 
 from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.crypto.nonce import node_id16
 from elastickv.errors import (
     DeadlineExceeded,
     ElasticKVError,
     EncryptionConflict,
+    EntryRejected,
     GateOff,
+    IntegrityError,
     InvalidArgument,
     NoLeader,
     NotBootstrapped,
@@ -36,7 +39,6 @@ from elastickv.kv.api import (
     Capability,
     CutoverResult,
     MemberEncryptionStatus,
-    Purpose,
     RotateResult,
     SidecarState,
     WriterRow,
@@ -105,10 +107,10 @@ class EncryptionController:
             return _plain_sealer
         dek_id = sidecar.active_storage
         nonces = self.writers.nonces(dek_id)
-        keystore = self._applier.keystore
-        if nonces is None or keystore is None:
+        if nonces is None:
             return None
-        handle = keystore.get(dek_id)
+        keystore = self._applier.keystore
+        handle = _require_handle(keystore, dek_id)
         next_nonce = nonces.next
 
         def seal(user_key: bytes, commit_ts: int, plaintext: bytes, expiry_ms: int) -> bytes:
@@ -123,10 +125,10 @@ class EncryptionController:
             return payload
         dek_id = sidecar.active_raft
         nonces = self.writers.nonces(dek_id)
-        keystore = self._applier.keystore
-        if nonces is None or keystore is None:
+        if nonces is None:
             return None
-        return seal_raft(keystore.get(dek_id), nonces.next(), payload)
+        keystore = self._applier.keystore
+        return seal_raft(_require_handle(keystore, dek_id), nonces.next(), payload)
 
     def keys_changed(self, index: int) -> None:
         """After an encryption entry: become a writer of what is active now."""
@@ -186,7 +188,10 @@ class EncryptionController:
     async def _propose_validated(self, entry: Entry, *, barrier: bool = False) -> int:
         """Validate against applied state, propose, and stay until decided. Needs the lock."""
         self.proposer.require_leader()
-        self._applier.validate(self._engine.status().last_log_index + 1, entry)
+        try:
+            self._applier.validate(self._engine.status().last_log_index + 1, entry)
+        except EntryRejected as error:
+            raise EncryptionConflict(error.message, remedy=error.remedy) from None
         payload = encode_entry(entry)
         if barrier:
             index = await self.proposer.propose_behind_barrier(payload)
@@ -341,7 +346,7 @@ class EncryptionController:
         rows = [RegistryRow(dek_id, node, epoch)
                 for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in writers]
         index = await self._propose_validated(Bootstrap(
-            storage_dek_id, wrapped_storage, raft_dek_id, wrapped_raft, rows))
+            storage_dek_id, wrapped_storage, raft_dek_id, wrapped_raft, tuple(rows)))
         return index, storage_dek_id, raft_dek_id
 
     async def _lead_rotate_dek(self, *, purpose: int, wrapped: bytes, new_dek_id: int,
@@ -370,7 +375,7 @@ class EncryptionController:
                                      writers: list[tuple[int, int]]) -> int:
         self._require_bootstrapped()
         keystore = self._applier.keystore
-        if keystore is None or dek_id not in keystore:
+        if dek_id not in keystore:
             raise EncryptionConflict(f"DEK {dek_id} does not exist",
                                      remedy="see elastickv admin encryption status for the ids")
         index = 0
@@ -515,6 +520,14 @@ class EncryptionController:
 
     async def _serve_sidecar_state(self, peer_id: str, method: str, payload: bytes) -> bytes:
         return msgspec.msgpack.encode(await self.sidecar_state())
+
+
+def _require_handle(keystore: Keystore, dek_id: int) -> KeyHandle:
+    handle = keystore.get(dek_id)
+    if handle is None:
+        raise IntegrityError(f"active DEK {dek_id} is not in the keystore",
+                             remedy="restore this node's sidecar from the leader")
+    return handle
 
 
 def _plain_sealer(user_key: bytes, commit_ts: int, plaintext: bytes, expiry_ms: int) -> bytes:

@@ -22,7 +22,7 @@ METHOD_ADMIN = "encryption.admin"
 T = TypeVar("T")
 
 
-class _Message(msgspec.Struct, array_like=True, frozen=True):
+class _Message(msgspec.Struct, array_like=True):
     """Base: positional encoding, so that names cost nothing on the wire."""
 
 

@@ -66,7 +66,7 @@ def decode_u64(value: bytes | None) -> int:
     return int.from_bytes(value, "big") if value else 0
 
 
-def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore | None) -> bytes:
+def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore) -> bytes:
     """The clear entry behind a log payload.
 
     Entries above the raft cutover are raft envelopes, with one exception: a writer registration
@@ -76,9 +76,6 @@ def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keyst
     """
     if cutover_index == 0 or index <= cutover_index or payload[0] == Opcode.REGISTRATION:
         return payload
-    if keystore is None:
-        raise ApplyHalted(f"entry {index} is sealed and this node holds no keys",
-                          remedy="start the node with --kekFile and --encryption-enabled")
     return open_raft(keystore, payload)
 
 
@@ -190,8 +187,7 @@ class KvStateMachine:
         if (record[0] >> 1) & 3 != _ENVELOPE:
             return
         key_id = int.from_bytes(record[_HEADER_BYTES + 2:_HEADER_BYTES + 6], "big")
-        keystore = self._applier.keystore
-        if keystore is None or key_id not in keystore:
+        if key_id not in self._applier.keystore:
             raise ApplyHalted(f"entry {index} holds a value under unknown DEK {key_id}",
                               remedy="restore this node's sidecar from the leader")
 

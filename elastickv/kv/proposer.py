@@ -50,8 +50,7 @@ class Proposer:
     def notify(self) -> None:
         """Something that `submit` depends on changed: barrier, writer confirmation, role."""
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            _release(waiter)
         self._waiters.clear()
 
     async def wait_change(self, *, timeout_s: float) -> None:
@@ -59,7 +58,7 @@ class Proposer:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append(waiter)
-        timer = loop.call_later(timeout_s, lambda: waiter.done() or waiter.set_result(None))
+        timer = loop.call_later(timeout_s, _release, waiter)
         try:
             await waiter
         finally:
@@ -137,3 +136,8 @@ class Proposer:
         finally:
             self._open = True
             self.notify()
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
