@@ -1,0 +1,237 @@
+"""The composition root: builds one node from its settings and runs it until it is told to stop.
+
+Start: guards, keys, store, engine, servers; each step can refuse with a typed error and an exit code.
+Stop: servers drain, leadership is handed over, the overlay is flushed, files are closed. A fatal
+error (fail-stop apply, a failed fsync, corruption) stops the node the same way, with its exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from elastickv import __version__, logs
+from elastickv.clock import HybridLogicalClock, SystemClock
+from elastickv.config import NodeSettings
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.kek_file import FileKekProvider
+from elastickv.crypto.keystore import Keystore
+from elastickv.crypto.nonce import full_node_id
+from elastickv.durable import OsDisk, probe_file_system
+from elastickv.errors import ElasticKVError, ExitCode, StartupRefused
+from elastickv.keys.applier import Applier
+from elastickv.keys.sidecar import RELATIVE_PATH
+from elastickv.kv.coordinator import Coordinator
+from elastickv.kv.encryption import EncryptionController
+from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
+from elastickv.raft.engine import Member, Role
+from elastickv.raft.offload import ThreadOffload
+from elastickv.raft.pysyncobj_engine import EngineConfig, PySyncObjEngine
+from elastickv.raft.tls_links import LinkTls, TlsLinks
+from elastickv.server.grpc_server import GrpcServer, ServerTls
+from elastickv.store.flusher import Flusher
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc_store import Store
+from elastickv.store.values import open_record, tombstone_record
+
+log = logs.get_logger(__name__)
+
+T = TypeVar("T")
+
+REQUEST_SLACK_BYTES = 1 << 20
+
+
+class AlreadyRunning(StartupRefused):
+    """Another process uses the data directory."""
+
+    guard = "data-directory"
+
+
+class ThreadRunner:
+    """`await run(work)`: blocking work of the store, one piece at a time, off the loop."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._executor.shutdown(wait=True)
+
+
+def lock_data_directory(directory: Path) -> int:
+    """Take the directory for this process; returns the descriptor that holds the lock."""
+    descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"{directory} is in use by another process",
+                             remedy="stop that node, or choose another --raftDataDir") from None
+    return descriptor
+
+
+class Node:
+    """One running node. `start`, then `run_until_stopped`."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self._settings = settings
+        self._stop_requested = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._closers: list[Callable[[], object]] = []
+
+    async def start(self) -> None:
+        """Bring everything up. Raises typed errors; then call `stop`."""
+        settings = self._settings
+        disk = OsDisk()
+        data = settings.raft_data_dir
+        disk.make_directory(data)
+        descriptor = lock_data_directory(data)
+        self._closers.append(lambda: os.close(descriptor))
+        probe_file_system(disk, data)
+
+        kek = self._load_kek()
+        self._runner = ThreadRunner()
+        self._closers.append(self._runner.close)
+        store = Store.open(LmdbBackend.open(data / "store"))
+        self._store = store
+        applier = self._open_keys(disk, kek, store)
+        hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
+                                 ceiling=decode_u64(store.meta(META_HLC_CEILING)))
+        machine = KvStateMachine(store, applier, hlc,
+                                 on_keys_changed=lambda index: self._encryption.keys_changed(index))
+        self._engine = self._build_engine(disk, machine, store)
+        self._engine.on_fatal(self._fail)
+        self._engine.on_role_change(self._log_role)
+        self._encryption = EncryptionController(
+            self._engine, store, applier, full_node_id=full_node_id(settings.raft_id), kek=kek,
+            gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail)
+        self._flusher = Flusher(store, self._runner, on_fatal=self._fail,
+                                interval_ms=settings.flush_interval_ms)
+        self._coordinator = Coordinator(
+            self._engine, store, hlc, self._encryption.proposer,
+            sealer=self._encryption.record_sealer,
+            opener=lambda store_key, record: open_record(applier.keystore, store_key, record),
+            writable=lambda: self._flusher.error, tombstone=tombstone_record(),
+            max_value_bytes=settings.max_value_bytes,
+            max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
+        self._encryption.set_wake(self._coordinator.wake)
+        self._flusher.start()
+        await self._engine.start()
+        self._encryption.ensure_writers()
+        self._server = GrpcServer(
+            str(settings.address), kv=self._coordinator, encryption=self._encryption,
+            engine=self._engine, tls=self._server_tls(), accept_loops=settings.accept_loops,
+            reflection=settings.grpc_reflection, max_value_bytes=settings.max_value_bytes)
+        await self._server.start()
+        log.info("node started", node=settings.raft_id, address=str(settings.address),
+                 raft_address=str(settings.raft_address), applied_index=store.applied_index,
+                 encryption=self._encryption.gate_open())
+
+    def _load_kek(self) -> Kek | None:
+        path = self._settings.kek_file
+        return FileKekProvider(path).load() if path is not None else None
+
+    def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
+        applier = Applier(disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),
+                          sidecar_path=self._settings.raft_data_dir / RELATIVE_PATH)
+        disk.make_directory(self._settings.raft_data_dir / RELATIVE_PATH.parent)
+        applier.load()
+        return applier
+
+    def _build_engine(self, disk: OsDisk, machine: KvStateMachine,
+                      store: Store) -> PySyncObjEngine:
+        settings = self._settings
+        tls = settings.tls
+        links = TlsLinks(
+            node_id=settings.raft_id, host=settings.raft_address.host,
+            port=settings.raft_address.port,
+            tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
+        offload = ThreadOffload()
+        self._closers.append(offload.close)
+        config = EngineConfig(
+            node_id=settings.raft_id, data_dir=settings.raft_data_dir / "raft",
+            members=[Member(member.node_id, str(member.address))
+                     for member in settings.founding_members],
+            client_address=str(settings.address),
+            max_entry_bytes=settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES)
+        return PySyncObjEngine(config, machine, disk=disk, links=links, offload=offload,
+                               random=random.Random())
+
+    def _server_tls(self) -> ServerTls | None:
+        tls = self._settings.tls
+        return ServerTls(tls.cert, tls.key, tls.ca) if tls is not None else None
+
+    def _log_role(self, role: Role, term: int) -> None:
+        log.info("role changed", role=role.name, term=term)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._fatal is None:
+            self._fatal = error
+            log.error("node must stop", exc_info=error)
+        self._stop_requested.set()
+
+    def request_stop(self) -> None:
+        """Begin an orderly stop; safe to call more than once."""
+        self._stop_requested.set()
+
+    async def run_until_stopped(self) -> ExitCode:
+        """Serve until `request_stop` or a fatal error; then stop. Raises the fatal error."""
+        await self._stop_requested.wait()
+        await self.stop()
+        if self._fatal is not None:
+            raise self._fatal
+        return ExitCode.OK
+
+    async def stop(self) -> None:
+        """Drain and close whatever was started, last first."""
+        fatal = self._fatal is not None
+        if hasattr(self, "_server"):
+            await self._server.stop(grace_s=0.0 if fatal else 2.0)
+        if hasattr(self, "_encryption"):
+            self._encryption.writers.stop()
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
+        if hasattr(self, "_flusher"):
+            await self._flusher.stop(flush=not fatal)
+        if hasattr(self, "_store"):
+            self._store.close()
+        for close in reversed(self._closers):
+            close()
+        self._closers.clear()
+        log.info("node stopped", node=self._settings.raft_id)
+
+
+async def _run(settings: NodeSettings) -> int:
+    node = Node(settings)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, node.request_stop)
+    try:
+        await node.start()
+    except BaseException:
+        await node.stop()
+        raise
+    return int(await node.run_until_stopped())
+
+
+def run_node(settings: NodeSettings) -> int:
+    """Run a node until SIGTERM or SIGINT; the exit code. Typed errors pass to the caller."""
+    import uvloop
+
+    logs.configure(settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(_run(settings))
+        except ElasticKVError as error:
+            log.error("node failed", error=type(error).__name__, detail=str(error))
+            raise
