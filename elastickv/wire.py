@@ -262,7 +262,7 @@ def _decode_request(data: bytes, offset: int, end: int) -> WriteRequest:
         offset = record_end
     if offset != end:
         raise WireError(f"write request: {end - offset} trailing bytes")
-    return WriteRequest(commit_ts, ops, conditions)
+    return new(WriteRequest, (commit_ts, ops, conditions))
 
 
 def _decode_single(data: bytes) -> Writes:

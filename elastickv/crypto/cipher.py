@@ -19,20 +19,35 @@ from elastickv.crypto.envelope import (
     PREFIX_BYTES,
     VALUE_HEADER_BYTES,
     VERSION_GCM,
+    VERSIONS,
     EnvelopeError,
     Failure,
     parse_prefix,
 )
-from elastickv.crypto.keystore import KeyHandle, Keystore
+from elastickv.crypto.keystore import Aead, KeyHandle, Keystore
 from elastickv.errors import InvalidArgument
 
 MAX_DECOMPRESSED_BYTES: Final = 64 * 1024 * 1024
 _MAX_VARINT_BYTES = 5
 
 
-def _check_nonce(nonce: bytes) -> None:
+def _sealer(handle: KeyHandle, nonce: bytes, version: int) -> Aead:
     if len(nonce) != NONCE_BYTES:
         raise InvalidArgument(f"a nonce of {len(nonce)} bytes, must be {NONCE_BYTES}")
+    aead = handle.aead[version] if version in VERSIONS else None
+    if aead is None:
+        raise InvalidArgument(f"unknown envelope version {version}")
+    return aead
+
+
+def _opener(keystore: Keystore, version: int, key_id: int) -> tuple[KeyHandle, Aead]:
+    handle = keystore.get(key_id)
+    if handle is None:
+        raise EnvelopeError(Failure.KEY_ID, f"key id {key_id} is not held by this node")
+    aead = handle.aead[version]
+    if aead is None:
+        raise EnvelopeError(Failure.VERSION, f"unknown envelope version 0x{version:02x}")
+    return handle, aead
 
 
 def seal_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key: bytes, plaintext: bytes,
@@ -42,7 +57,7 @@ def seal_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key: bytes,
     `compress` sets flag bit 0 only where Snappy makes the value smaller. Raises `InvalidArgument`
     for a nonce or header of the wrong length or an unknown version.
     """
-    _check_nonce(nonce)
+    aead = _sealer(handle, nonce, version)
     if len(header) != VALUE_HEADER_BYTES:
         raise InvalidArgument(
             f"a value header of {len(header)} bytes, must be {VALUE_HEADER_BYTES}")
@@ -51,25 +66,18 @@ def seal_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key: bytes,
         packed = bytes(cramjam.snappy.compress_raw(plaintext))
         if len(packed) < len(plaintext):
             flag, plaintext = FLAG_SNAPPY, packed
-    aead = handle.aead.get(version)
-    if aead is None:
-        raise InvalidArgument(f"unknown envelope version {version}")
-    prefix = handle.value_prefix[version, flag]
-    return b"".join((prefix, nonce,
-                     aead.encrypt(nonce, plaintext, b"".join((prefix, header, store_key)))))
+    prefix = handle.value_prefix[version][flag]
+    return b"".join((prefix, nonce, aead.encrypt(nonce, plaintext, prefix + header + store_key)))
 
 
 def open_value(keystore: Keystore, header: bytes, store_key: bytes, envelope: bytes) -> bytes:
     """The plaintext of a value. Raises `EnvelopeError` when it does not authenticate under exactly
     this value header and store key, or its key is not held."""
     version, flag, key_id = parse_prefix(envelope)
-    handle = keystore.get(key_id)
-    if handle is None:
-        raise EnvelopeError(Failure.KEY_ID, f"key id {key_id} is not held by this node")
+    _, aead = _opener(keystore, version, key_id)
     try:
-        plaintext = handle.aead[version].decrypt(
-            envelope[PREFIX_BYTES:HEADER_BYTES], envelope[HEADER_BYTES:],
-            b"".join((handle.value_prefix[version, flag], header, store_key)))
+        plaintext = aead.decrypt(envelope[PREFIX_BYTES:HEADER_BYTES], envelope[HEADER_BYTES:],
+                                 envelope[:PREFIX_BYTES] + header + store_key)
     except InvalidTag:
         raise EnvelopeError(
             Failure.TAG, f"a value under key id {key_id} does not authenticate") from None
@@ -78,11 +86,8 @@ def open_value(keystore: Keystore, header: bytes, store_key: bytes, envelope: by
 
 def seal_raft(handle: KeyHandle, nonce: bytes, payload: bytes, version: int = VERSION_GCM) -> bytes:
     """The envelope of a log entry. Raises `InvalidArgument` as `seal_value` does."""
-    _check_nonce(nonce)
-    aead = handle.aead.get(version)
-    if aead is None:
-        raise InvalidArgument(f"unknown envelope version {version}")
-    return b"".join((handle.value_prefix[version, 0], nonce,
+    aead = _sealer(handle, nonce, version)
+    return b"".join((handle.value_prefix[version][0], nonce,
                      aead.encrypt(nonce, payload, handle.raft_aad[version])))
 
 
@@ -92,12 +97,10 @@ def open_raft(keystore: Keystore, envelope: bytes) -> bytes:
     version, flag, key_id = parse_prefix(envelope)
     if flag:
         raise EnvelopeError(Failure.FLAG, f"a raft envelope with flag bits 0x{flag:02x}")
-    handle = keystore.get(key_id)
-    if handle is None:
-        raise EnvelopeError(Failure.KEY_ID, f"key id {key_id} is not held by this node")
+    handle, aead = _opener(keystore, version, key_id)
     try:
-        return handle.aead[version].decrypt(
-            envelope[PREFIX_BYTES:HEADER_BYTES], envelope[HEADER_BYTES:], handle.raft_aad[version])
+        return aead.decrypt(envelope[PREFIX_BYTES:HEADER_BYTES], envelope[HEADER_BYTES:],
+                            handle.raft_aad[version])
     except InvalidTag:
         raise EnvelopeError(
             Failure.TAG, f"a log entry under key id {key_id} does not authenticate") from None

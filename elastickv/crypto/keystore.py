@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, NoReturn, SupportsIndex
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
@@ -20,8 +19,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 from elastickv.crypto.envelope import (
     FLAG_SNAPPY,
     MAX_KEY_ID,
-    VERSION_GCM,
-    VERSION_GCM_SIV,
     VERSIONS,
     encode_prefix,
     raft_aad,
@@ -49,8 +46,9 @@ class Purpose(enum.IntEnum):
 class KeyHandle:
     """One DEK, usable but not readable.
 
-    `aead[version]` seals and opens; `value_prefix[version, flag]` and `raft_aad[version]` are bytes
-    that the hot path would otherwise compute for every value.
+    All tables are indexed by envelope version, with nothing at 0: `aead[version]` seals and opens;
+    `value_prefix[version][flag]` and `raft_aad[version]` are bytes that the hot path would
+    otherwise compute for every value.
     """
 
     __slots__ = ("_fingerprint", "aead", "key_id", "purpose", "raft_aad", "value_prefix")
@@ -63,13 +61,11 @@ class KeyHandle:
             raise InvalidArgument(f"a DEK of {len(dek)} bytes, must be {DEK_BYTES}")
         self.key_id: Final = key_id
         self.purpose: Final = purpose
-        self.aead: Final[Mapping[int, Aead]] = MappingProxyType(
-            {VERSION_GCM: AESGCM(dek), VERSION_GCM_SIV: AESGCMSIV(dek)})
-        self.value_prefix: Final[Mapping[tuple[int, int], bytes]] = MappingProxyType(
-            {(version, flag): encode_prefix(version, flag, key_id)
-             for version in VERSIONS for flag in (0, FLAG_SNAPPY)})
-        self.raft_aad: Final[Mapping[int, bytes]] = MappingProxyType(
-            {version: raft_aad(version, key_id) for version in VERSIONS})
+        self.aead: Final[tuple[Aead | None, ...]] = (None, AESGCM(dek), AESGCMSIV(dek))
+        self.value_prefix: Final = ((), *(
+            tuple(encode_prefix(version, flag, key_id) for flag in (0, FLAG_SNAPPY))
+            for version in VERSIONS))
+        self.raft_aad: Final = (b"", *(raft_aad(version, key_id) for version in VERSIONS))
         self._fingerprint = hmac.digest(_FINGERPRINT_KEY, dek, hashlib.sha256)
 
     def same_key(self, other: KeyHandle) -> bool:

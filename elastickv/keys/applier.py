@@ -32,6 +32,7 @@ from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan
 from elastickv.keys.sidecar import Sidecar
 from elastickv.wire import EncryptionEntry, Registration
 
+
 def utc_now() -> str:
     """The time for a new key's `created`, RFC 3339 in whole seconds. It decides nothing."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,8 +14,8 @@
     }
 
 Two-space indent, fields in this order, key ids in string order, no newline at the end: the bytes
-that the Go implementation writes. It holds wrapped keys only, so it is safe to leak. Version 1 may lack
-`storage_envelope_cutover_index`; what is written is always version 2.
+that the Go implementation writes. It holds wrapped keys only, so it is safe to leak. Version 1 may
+lack `storage_envelope_cutover_index`; what is written is always version 2.
 
 Reading fails closed (`SidecarCorrupt`): an unknown, missing or repeated field, a value of another
 type or range, or a contradiction is refused, never guessed around.
