@@ -1,0 +1,137 @@
+"""The life cycle of a writer's registration, and the shell that executes it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from elastickv.errors import NoLeader, OutcomeUnknown
+from elastickv.kv.writers import (
+    MAX_EPOCH,
+    TRANSITIONS,
+    EpochExhausted,
+    Registration,
+    WriterEvent,
+    WriterRegistrar,
+    WriterState,
+    next_epoch,
+)
+
+
+@pytest.mark.parametrize(("local", "last_seen", "expected"), [
+    (0, None, 1), (4, None, 5), (4, 3, 5), (4, 4, 5), (4, 9, 10), (0, 0, 1),
+])
+def test_the_next_epoch_is_above_the_sidecar_and_the_registry(
+        local: int, last_seen: int | None, expected: int) -> None:
+    assert next_epoch(1, local, last_seen) == expected
+
+
+@pytest.mark.parametrize(("local", "last_seen"), [(MAX_EPOCH, None), (0, MAX_EPOCH)])
+def test_an_exhausted_epoch_is_refused_with_the_remedy(local: int, last_seen: int | None) -> None:
+    with pytest.raises(EpochExhausted, match="rotate"):
+        next_epoch(7, local, last_seen)
+
+
+def test_only_an_accepted_proposal_confirms() -> None:
+    ways = [(state, event) for (state, event), after in TRANSITIONS.items()
+            if after is WriterState.CONFIRMED]
+    assert ways == [(WriterState.PROPOSED, WriterEvent.ACCEPTED)]
+    assert not any(state is WriterState.CONFIRMED for state, _ in TRANSITIONS)
+
+
+class Leader:
+    """A registry with the leader's rule, whose answers can be lost."""
+
+    def __init__(self, last_seen: int = 0) -> None:
+        self.last_seen = last_seen
+        self.script: list[Exception] = []
+        self.lose_after_commit = 0
+        self.asked: list[int] = []
+
+    async def register(self, dek_id: int, epoch: int) -> Registration:
+        self.asked.append(epoch)
+        if self.script:
+            raise self.script.pop(0)
+        if epoch <= self.last_seen:
+            return Registration(False, self.last_seen)
+        self.last_seen = epoch
+        if self.lose_after_commit:
+            self.lose_after_commit -= 1
+            raise OutcomeUnknown("lost")
+        return Registration(True)
+
+
+class Harness:
+    """A registrar on a sidecar of one DEK."""
+
+    def __init__(self, leader: Leader, local_epoch: int = 0) -> None:
+        self.persisted = [local_epoch]
+        self.confirmed: asyncio.Event = asyncio.Event()
+        self.fatal: list[BaseException] = []
+        self.registrar = WriterRegistrar(
+            0x1234, local_epoch=lambda dek_id: self.persisted[-1],
+            persist=lambda dek_id, epoch: self.persisted.append(epoch),
+            register=leader.register, on_confirmed=lambda dek_id: self.confirmed.set(),
+            on_fatal=self.fatal.append)
+
+    async def confirm(self) -> int:
+        assert self.registrar.nonces(1) is None
+        await asyncio.wait_for(self.confirmed.wait(), 10)
+        factory = self.registrar.nonces(1)
+        assert factory is not None
+        return factory.local_epoch
+
+
+async def test_a_fresh_writer_confirms_with_epoch_one() -> None:
+    harness = Harness(leader := Leader())
+    assert await harness.confirm() == 1
+    assert harness.persisted == [0, 1]
+    assert leader.last_seen == 1
+
+
+async def test_an_old_disk_goes_above_what_the_registry_saw() -> None:
+    harness = Harness(Leader(last_seen=9), local_epoch=3)
+    assert await harness.confirm() == 10
+    assert harness.persisted == [3, 4, 10]
+
+
+async def test_an_epoch_whose_answer_was_lost_is_never_used() -> None:
+    leader = Leader()
+    leader.lose_after_commit = 2
+    harness = Harness(leader)
+    assert await harness.confirm() == 3
+    assert leader.asked == [1, 2, 3]
+
+
+async def test_what_was_certainly_not_proposed_is_asked_again_with_the_same_epoch() -> None:
+    leader = Leader()
+    leader.script = [NoLeader("none"), NoLeader("none")]
+    harness = Harness(leader)
+    assert await harness.confirm() == 1
+    assert leader.asked == [1, 1, 1]
+
+
+async def test_every_epoch_is_durable_before_it_is_asked_for() -> None:
+    leader = Leader(last_seen=5)
+    harness = Harness(leader)
+    await harness.confirm()
+    assert harness.persisted[1:] == leader.asked
+
+
+async def test_a_rotation_of_our_own_confirms_without_a_round() -> None:
+    leader = Leader()
+    harness = Harness(leader)
+    harness.registrar.accept_own_proposal(1, 1)
+    factory = harness.registrar.nonces(1)
+    assert factory is not None and factory.local_epoch == 1
+    assert harness.persisted == [0, 1]
+    assert leader.asked == []
+
+
+async def test_exhaustion_stops_the_node() -> None:
+    harness = Harness(Leader(), local_epoch=MAX_EPOCH)
+    harness.registrar.ensure(1)
+    while not harness.fatal:
+        await asyncio.sleep(0)
+    assert isinstance(harness.fatal[0], EpochExhausted)
