@@ -17,7 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from elastickv.clock import HybridLogicalClock
+from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
 from elastickv.errors import (
     DeadlineExceeded,
     DiskFull,
@@ -378,8 +378,11 @@ class Coordinator:
         return index
 
     def _read_time(self, ts: int) -> tuple[int, int]:
-        at_ts = ts or (1 << 64) - 1
-        return at_ts, self._hlc.now_ms() if not ts else ts >> 16
+        """`(at_ts, now_ms)`: a read at a timestamp sees what had not expired at that timestamp."""
+        if not ts:
+            return MAX_TIMESTAMP, self._hlc.now_ms()
+        self._store.check_readable_at(ts)
+        return ts, timestamp_ms(ts)
 
 
 def _reject(group: Sequence[_Pending], error: BaseException) -> None:

@@ -1,0 +1,270 @@
+"""The state machine on a real store and a real applier: what an entry does, entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from elastickv.clock import FakeClock, HybridLogicalClock, pack_timestamp
+from elastickv.crypto.cipher import seal_raft
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
+from elastickv.crypto.nonce import NonceFactory
+from elastickv.durable import OsDisk
+from elastickv.errors import ApplyHalted, ConditionFailed, StorageEnvelopeRequired
+from elastickv.keys.applier import Applier
+from elastickv.kv.api import OpKind, WriteResult
+from elastickv.kv.fsm import (
+    META_HLC_CEILING,
+    META_RAFT_CUTOVER_INDEX,
+    KvStateMachine,
+    decode_u64,
+    open_payload,
+)
+from elastickv.raft.engine import Entry
+from elastickv.store.memory_backend import MemoryBackend
+from elastickv.store.mvcc_store import Store
+from elastickv.store.values import open_record, plain_record, seal_record, tombstone_record
+from elastickv.wire import (
+    Bootstrap,
+    HlcCeiling,
+    Registration,
+    RegistryRow,
+    Rotation,
+    RotationTag,
+    WriteOp,
+    WriteRequest,
+    encode_entry,
+    encode_writes,
+)
+
+KEK = Kek(bytes(range(32)))
+STORAGE_DEK, RAFT_DEK, NODE = 11, 22, 0x1234
+NOW_MS = 1_000_000
+
+
+@dataclass
+class Machine:
+    """One replica and the shortcuts that the tests speak in."""
+
+    directory: Path
+    changed: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        disk = OsDisk()
+        self.backend = MemoryBackend(disk, self.directory / "store")
+        self.store = Store.open(self.backend)
+        self.applier = Applier(disk=disk, read_row=self.store.row, kek=KEK, keystore=Keystore(),
+                               sidecar_path=self.directory / "keys.json")
+        self.applier.load()
+        self.hlc = HybridLogicalClock(FakeClock(wall_ms=NOW_MS))
+        self.fsm = KvStateMachine(self.store, self.applier, self.hlc,
+                                  on_keys_changed=self.changed.append)
+        self.nonces = NonceFactory(1, 1)
+
+    def apply(self, payload: bytes, index: int = 0) -> object:
+        index = index or self.store.applied_index + 1
+        return self.fsm.apply([Entry(index, 1, payload)])[0]
+
+    def write(self, *requests: WriteRequest) -> list[object]:
+        outcomes = self.apply(encode_writes(requests))
+        assert isinstance(outcomes, list)
+        return outcomes
+
+    def handle(self, dek_id: int) -> KeyHandle:
+        handle = self.applier.keystore.get(dek_id)
+        assert handle is not None
+        return handle
+
+    def sealed(self, key: bytes, commit_ts: int, value: bytes) -> WriteRequest:
+        record = seal_record(self.handle(STORAGE_DEK), self.nonces.next(), key, commit_ts, value)
+        return WriteRequest(commit_ts, [WriteOp(OpKind.PUT, key, record)], [])
+
+    def value(self, key: bytes) -> bytes | None:
+        version = self.store.get(key, (1 << 64) - 1, NOW_MS)
+        return version and open_record(self.applier.keystore, version.store_key, version.record)
+
+    def bootstrap(self) -> None:
+        self.apply(encode_entry(Bootstrap(
+            STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK, KEK.generate_wrapped_dek(),
+            (RegistryRow(STORAGE_DEK, NODE, 0), RegistryRow(RAFT_DEK, NODE, 0)))))
+
+    def cut_over(self, tag: RotationTag, dek_id: int, purpose: Purpose) -> None:
+        self.apply(encode_entry(Rotation(tag, dek_id, purpose, b"",
+                                         RegistryRow(dek_id, NODE, 0))))
+
+    def enable_storage(self) -> None:
+        self.cut_over(RotationTag.ENABLE_STORAGE_ENVELOPE, STORAGE_DEK, Purpose.STORAGE)
+
+    def enable_raft(self) -> None:
+        self.cut_over(RotationTag.ENABLE_RAFT_ENVELOPE, RAFT_DEK, Purpose.RAFT)
+
+    def fingerprint(self) -> tuple[object, ...]:
+        path = self.directory / "keys.json"
+        return (self.store.applied_index, self.store.rows(), self.value(b"k"),
+                path.read_bytes() if path.exists() else None, self.applier.keystore.ids())
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def ts(step: int) -> int:
+    return pack_timestamp(NOW_MS, step)
+
+
+def plain(key: bytes, commit_ts: int, value: bytes,
+          conditions: list[tuple[bytes, int]] | None = None) -> WriteRequest:
+    return WriteRequest(commit_ts, [WriteOp(OpKind.PUT, key, plain_record(value))],
+                        conditions or [])
+
+
+def delete(key: bytes, commit_ts: int) -> WriteRequest:
+    return WriteRequest(commit_ts, [WriteOp(OpKind.DELETE, key, tombstone_record())], [])
+
+
+def test_a_group_applies_in_order_and_moves_index_and_clock(machine: Machine) -> None:
+    outcomes = machine.write(plain(b"k", ts(1), b"one"), plain(b"k", ts(2), b"two"))
+    assert outcomes == [WriteResult(1, ts(1)), WriteResult(1, ts(2))]
+    assert machine.value(b"k") == b"two"
+    assert machine.fsm.applied_index == 1
+    assert machine.hlc.last == ts(2)
+
+
+def test_rafts_own_entries_only_move_the_index(machine: Machine) -> None:
+    assert machine.apply(b"") == 1
+    assert machine.fsm.applied_index == 1
+
+
+@pytest.mark.parametrize(("before", "condition", "holds"), [
+    ([], (b"k", 0), True),
+    ([], (b"k", ts(1)), False),
+    ([plain(b"k", ts(1), b"v")], (b"k", ts(1)), True),
+    ([plain(b"k", ts(1), b"v")], (b"k", 0), False),
+    ([plain(b"k", ts(1), b"v"), delete(b"k", ts(2))], (b"k", 0), True),
+    ([plain(b"k", ts(1), b"v"), delete(b"k", ts(2))], (b"k", ts(1)), False),
+], ids=["absent is 0", "absent is no version", "latest", "not absent", "deleted is 0", "deleted"])
+@pytest.mark.parametrize("same_entry", [False, True])
+def test_conditions_see_everything_before_them(
+        machine: Machine, before: list[WriteRequest], condition: tuple[bytes, int], holds: bool,
+        same_entry: bool) -> None:
+    request = plain(b"other", ts(9), b"new", [condition])
+    if same_entry:
+        outcome = machine.write(*before, request)[-1]
+    else:
+        for earlier in before:
+            machine.write(earlier)
+        outcome = machine.write(request)[0]
+    assert isinstance(outcome, WriteResult if holds else ConditionFailed)
+    assert machine.value(b"other") == (b"new" if holds else None)
+
+
+def test_plaintext_after_the_storage_cutover_is_refused_without_effect(machine: Machine) -> None:
+    machine.bootstrap()
+    machine.enable_storage()
+    refused, accepted = machine.write(plain(b"k", ts(1), b"clear"),
+                                      machine.sealed(b"s", ts(2), b"hidden"))
+    assert isinstance(refused, StorageEnvelopeRequired)
+    assert machine.value(b"k") is None
+    assert isinstance(accepted, WriteResult)
+    assert machine.value(b"s") == b"hidden"
+
+
+def test_deletes_need_no_envelope(machine: Machine) -> None:
+    machine.write(plain(b"k", ts(1), b"v"))
+    machine.bootstrap()
+    machine.enable_storage()
+    assert isinstance(machine.write(delete(b"k", ts(2)))[0], WriteResult)
+    assert machine.value(b"k") is None
+
+
+def halting_entries() -> dict[str, Callable[[Machine], bytes]]:
+    return {
+        "unknown opcode": lambda machine: b"\x06\x01",
+        "trailing bytes": lambda machine: encode_entry(HlcCeiling(1)) + b"\0",
+        "clear entry above the cutover": lambda machine: encode_writes([plain(b"k", ts(1), b"v")]),
+        "flipped envelope": lambda machine: seal_raft(
+            machine.handle(RAFT_DEK), machine.nonces.next(),
+            encode_writes([machine.sealed(b"k", ts(1), b"v")]))[:-1] + b"\0",
+        "unknown storage DEK": lambda machine: seal_raft(
+            machine.handle(RAFT_DEK), machine.nonces.next(),
+            encode_writes([WriteRequest(ts(1), [WriteOp(OpKind.PUT, b"k", seal_record(
+                KeyHandle(99, Purpose.STORAGE, bytes(32)), bytes(12), b"k", ts(1), b"v"))], [])])),
+        "second bootstrap": lambda machine: seal_raft(
+            machine.handle(RAFT_DEK), machine.nonces.next(),
+            encode_entry(Bootstrap(1, KEK.generate_wrapped_dek(), 2, KEK.generate_wrapped_dek()))),
+    }
+
+
+@pytest.mark.parametrize("name", halting_entries())
+def test_an_entry_that_cannot_be_applied_halts_without_a_trace(machine: Machine,
+                                                              name: str) -> None:
+    machine.bootstrap()
+    machine.enable_storage()
+    machine.enable_raft()
+    payload = halting_entries()[name](machine)
+    before = machine.fingerprint()
+    with pytest.raises(ApplyHalted):
+        machine.apply(payload)
+    assert machine.fingerprint() == before
+
+
+def test_above_the_raft_cutover_entries_are_opened(machine: Machine) -> None:
+    machine.bootstrap()
+    machine.enable_storage()
+    machine.enable_raft()
+    assert decode_u64(machine.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
+    payload = seal_raft(machine.handle(RAFT_DEK), machine.nonces.next(),
+                        encode_writes([machine.sealed(b"k", ts(1), b"v")]))
+    outcomes = machine.apply(payload)
+    assert outcomes == [WriteResult(4, ts(1))]
+    assert machine.value(b"k") == b"v"
+
+
+def test_a_registration_may_stay_in_the_clear_above_the_cutover(machine: Machine) -> None:
+    machine.bootstrap()
+    machine.enable_storage()
+    machine.enable_raft()
+    rows_before = machine.store.rows()
+    machine.apply(encode_entry(Registration(RegistryRow(STORAGE_DEK, NODE, 5))))
+    assert machine.store.rows() != rows_before
+    assert machine.changed == [1, 2, 3, 4]
+
+
+def test_the_cutover_entry_itself_and_those_before_it_are_clear() -> None:
+    assert open_payload(b"\x01rest", 7, 0, Keystore()) == b"\x01rest"
+    assert open_payload(b"\x01rest", 7, 7, Keystore()) == b"\x01rest"
+    with pytest.raises(Exception, match=r"envelope|key"):
+        open_payload(b"\x01" + bytes(40), 8, 7, Keystore())
+
+
+def test_a_ceiling_is_kept_and_observed(machine: Machine) -> None:
+    machine.apply(encode_entry(HlcCeiling(ts(500))))
+    assert machine.hlc.ceiling == ts(500)
+    assert decode_u64(machine.store.meta(META_HLC_CEILING)) == ts(500)
+
+
+def test_replay_after_a_crash_between_sidecar_and_store_ends_in_the_same_state(
+        tmp_path: Path) -> None:
+    first = Machine(tmp_path)
+    entries = [encode_entry(Bootstrap(
+        STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK, KEK.generate_wrapped_dek(),
+        (RegistryRow(STORAGE_DEK, NODE, 0),)))]
+    entries.append(encode_entry(Rotation(
+        RotationTag.ROTATE_DEK, 33, Purpose.STORAGE, KEK.generate_wrapped_dek(),
+        RegistryRow(33, NODE, 1))))
+    for entry in entries:
+        first.apply(entry)
+    expected = first.fingerprint()
+    first.store.close()  # nothing flushed: the store forgets, the sidecar does not
+
+    again = Machine(tmp_path)
+    assert again.fsm.applied_index == 0
+    assert again.applier.sidecar is not None
+    for entry in entries:
+        again.apply(entry)
+    assert again.fingerprint() == expected
