@@ -1,8 +1,8 @@
 """Generate `elastickv/pb/` from `proto/`.
 
 protoc writes `import other_pb2` (a top-level import); the stubs live inside a package, so those
-lines become `from elastickv.pb import other_pb2`. A file is only replaced when its content changes, so
-that an editable install and running tools do not see needless rewrites.
+lines become `from elastickv.pb import other_pb2`. A file is only replaced when its content changes,
+so that an editable install and running tools do not see needless rewrites.
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import click
 
 from elastickv import __version__
+from elastickv.cli.exit_codes import INTERRUPTED
 from elastickv.errors import ElasticKVError, ExitCode
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class LazyCommand(NamedTuple):

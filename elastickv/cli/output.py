@@ -18,6 +18,7 @@ import click
 
 TABLE = "table"
 JSON = "json"
+_ENCODED = "base64:"
 
 Row = Mapping[str, object]
 
@@ -89,14 +90,17 @@ def cell(value: object) -> str:
 
 
 def display_bytes(value: bytes) -> str:
-    """Printable UTF-8 as it is, anything else as `base64:...`; never a control character."""
+    """Printable UTF-8 as it is, anything else as `base64:...`; never a control character.
+
+    Text that itself begins with `base64:` is encoded too, so that the two cannot be confused.
+    """
     try:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
-    if text.isprintable() and (text or not value):
+    if text.isprintable() and (text or not value) and not text.startswith(_ENCODED):
         return text
-    return "base64:" + base64.b64encode(value).decode("ascii")
+    return _ENCODED + base64.b64encode(value).decode("ascii")
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str = "") -> None:
