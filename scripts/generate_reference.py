@@ -100,9 +100,9 @@ def first_sentence(text: str | None) -> str:
 def errors_page() -> str:
     """Every error type, by who must act."""
     import_everything()
-    parts = [f"{NOTE}\n# Errors\n\nEvery error names who must act. Over gRPC it is the status shown; "
-             "as the result of a command, the exit code. *Effect* says what is known of a write that "
-             "ended in the error.\n"]
+    parts = [f"{NOTE}\n# Errors\n\nEvery error names who must act. Over gRPC it is the status "
+             "shown; as the result of a command, the exit code. *Effect* says what is known of a "
+             "write that ended in the error.\n"]
     for base, meaning in BRANCHES:
         rows = [[f"`{c.__name__}`", f"`{c.grpc_status}`", str(int(c.exit_code)),
                  "none" if c.outcome is errors.Outcome.NOT_APPLIED else "**unknown**",
