@@ -1,0 +1,90 @@
+"""Every start-up guard: the fact that trips it, and that nothing else does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+
+from elastickv.crypto.keystore import Purpose
+from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.keys.guards import GUARDS, Facts, GuardFailed, Status, require_safe, run_guards
+from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
+from elastickv.keys.sidecar import Sidecar, SidecarKey
+
+NODE = full_node_id("n1")
+COLLIDING = NODE ^ (1 << 40)  # other node, same low 16 bits
+
+
+def sidecar(epoch: int = 3) -> Sidecar:
+    return Sidecar(raft_applied_index=50, storage_envelope_active=True,
+                   storage_envelope_cutover_index=40, raft_envelope_cutover_index=50,
+                   active_storage=1, active_raft=2, keys=MappingProxyType({
+                       1: SidecarKey(Purpose.STORAGE, bytes(60), "2026-01-01T00:00:00Z", epoch),
+                       2: SidecarKey(Purpose.RAFT, bytes(60), "2026-01-01T00:00:00Z", 3)}))
+
+
+def row(dek_id: int, node: int, last_seen: int) -> dict[bytes, bytes]:
+    return {row_key(dek_id, node_id16(node)): encode_row_value(WriterRecord(node, 0, last_seen))}
+
+
+HEALTHY = Facts(full_node_id=NODE, encryption_enabled=True, kek_configured=True, sidecar=sidecar(),
+                registry=row(1, NODE, 3), last_encryption_index=50, store_cutover_index=50,
+                member_ids={"n1": NODE, "n2": full_node_id("n2")})
+FRESH = Facts(full_node_id=NODE, encryption_enabled=False, kek_configured=False)
+
+CASES: dict[str, Facts] = {
+    "file-system": replace(HEALTHY, file_system_problem="cannot fsync"),
+    "kek-required": replace(FRESH, encryption_enabled=True),
+    "kek-readable": replace(HEALTHY, kek_problem="31 bytes"),
+    "sidecar-readable": replace(FRESH, sidecar_problem="does not parse"),
+    "sidecar-without-flag": replace(HEALTHY, encryption_enabled=False),
+    "kek-unwraps": replace(HEALTHY, unwrap_problem="DEK 1 does not unwrap"),
+    "epoch-exhausted": replace(HEALTHY, sidecar=sidecar(epoch=0xFFFF)),
+    "epoch-rollback": replace(HEALTHY, registry=row(1, NODE, 4)),
+    "sidecar-behind-log": replace(HEALTHY, last_encryption_index=51),
+    "node-id-collision": replace(HEALTHY, registry=row(1, COLLIDING, 1)),
+    "cutover-divergence": replace(HEALTHY, store_cutover_index=49),
+}
+
+
+def test_every_guard_has_a_case() -> None:
+    assert list(CASES) == [name for name, _, _ in GUARDS]
+
+
+@pytest.mark.parametrize("facts", [HEALTHY, FRESH], ids=["healthy", "fresh"])
+def test_a_sound_node_may_start(facts: Facts) -> None:
+    assert not [v for v in run_guards(facts) if v.status is Status.FAIL]
+    require_safe(facts)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_guard_refuses_alone_and_names_the_remedy(name: str) -> None:
+    failed = [v for v in run_guards(CASES[name]) if v.status is Status.FAIL]
+    assert [v.guard for v in failed] == [name]
+    assert failed[0].message and failed[0].remedy
+    with pytest.raises(GuardFailed, match=name) as caught:
+        require_safe(CASES[name])
+    assert caught.value.remedy == failed[0].remedy
+
+
+def test_a_member_with_the_same_16_bit_id_is_a_collision() -> None:
+    facts = replace(HEALTHY, member_ids={"n1": NODE, "twin": COLLIDING})
+    with pytest.raises(GuardFailed, match="twin"):
+        require_safe(facts)
+
+
+def test_a_lost_sidecar_is_behind_the_log() -> None:
+    with pytest.raises(GuardFailed, match="sidecar-behind-log"):
+        require_safe(replace(HEALTHY, sidecar=None))
+
+
+def test_a_sidecar_that_is_one_entry_ahead_is_left_to_replay() -> None:
+    require_safe(replace(HEALTHY, last_encryption_index=40, store_cutover_index=0))
+
+
+def test_guards_that_do_not_apply_say_so() -> None:
+    statuses = {v.guard: v.status for v in run_guards(FRESH)}
+    assert statuses["kek-unwraps"] is Status.NOT_APPLICABLE
+    assert statuses["kek-readable"] is Status.NOT_APPLICABLE
