@@ -17,16 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from elastickv import __version__, logs
+from elastickv import __version__, logs, startup
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
-from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
-from elastickv.durable import OsDisk, probe_file_system
+from elastickv.durable import OsDisk
 from elastickv.errors import ElasticKVError, ExitCode, StartupRefused
 from elastickv.keys.applier import Applier
+from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
@@ -97,13 +97,15 @@ class Node:
         disk.make_directory(data)
         descriptor = lock_data_directory(data)
         self._closers.append(lambda: os.close(descriptor))
-        probe_file_system(disk, data)
-
-        kek = self._load_kek()
         self._runner = ThreadRunner()
         self._closers.append(self._runner.close)
         store = Store.open(LmdbBackend.open(data / "store"))
         self._store = store
+        members = {member.node_id: full_node_id(member.node_id)
+                   for member in settings.founding_members}
+        gathered = startup.gather(settings, disk, store, members)
+        require_safe(gathered.facts)
+        kek = gathered.kek
         applier = self._open_keys(disk, kek, store)
         hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
                                  ceiling=decode_u64(store.meta(META_HLC_CEILING)))
@@ -136,10 +138,6 @@ class Node:
         log.info("node started", node=settings.raft_id, address=str(settings.address),
                  raft_address=str(settings.raft_address), applied_index=store.applied_index,
                  encryption=self._encryption.gate_open())
-
-    def _load_kek(self) -> Kek | None:
-        path = self._settings.kek_file
-        return FileKekProvider(path).load() if path is not None else None
 
     def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
         applier = Applier(disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),

@@ -103,7 +103,7 @@ def _sidecar_without_flag(facts: Facts) -> Problem | None:
 
 
 def _kek_unwraps(facts: Facts) -> Problem | None:
-    if facts.unwrap_problem:
+    if facts.unwrap_problem and facts.kek_configured and not facts.kek_problem:
         return facts.unwrap_problem, "start with the KEK that the cluster was bootstrapped with"
     return None
 

@@ -1,0 +1,81 @@
+"""Gathers the facts that the start-up guards judge. Reads only, apart from the file-system probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from elastickv.config import NodeSettings
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.kek_file import FileKekProvider
+from elastickv.crypto.nonce import full_node_id
+from elastickv.durable import Disk, probe_file_system
+from elastickv.errors import ElasticKVError
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.guards import Facts
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
+from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX, decode_u64
+from elastickv.store.mvcc_store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The facts, and the KEK where it could be loaded."""
+
+    facts: Facts
+    kek: Kek | None
+
+
+def gather(settings: NodeSettings, disk: Disk, store: Store | None,
+           member_ids: Mapping[str, int]) -> Gathered:
+    """Everything that `keys.guards` wants to know. `store` None = the node never ran."""
+    kek, kek_problem = _load_kek(settings)
+    sidecar, sidecar_problem = _load_sidecar(settings, disk)
+    return Gathered(Facts(
+        full_node_id=full_node_id(settings.raft_id),
+        encryption_enabled=settings.encryption_enabled,
+        kek_configured=settings.kek_file is not None,
+        file_system_problem=_probe(settings, disk),
+        kek_problem=kek_problem,
+        sidecar=sidecar,
+        sidecar_problem=sidecar_problem,
+        unwrap_problem=_unwrap_problem(kek, sidecar),
+        registry=dict(store.rows()) if store else {},
+        last_encryption_index=decode_u64(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
+        store_cutover_index=decode_u64(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        member_ids=member_ids), kek)
+
+
+def _probe(settings: NodeSettings, disk: Disk) -> str:
+    try:
+        probe_file_system(disk, settings.raft_data_dir)
+    except ElasticKVError as error:
+        return error.message
+    return ""
+
+
+def _load_kek(settings: NodeSettings) -> tuple[Kek | None, str]:
+    if settings.kek_file is None:
+        return None, ""
+    try:
+        return FileKekProvider(settings.kek_file).load(), ""
+    except ElasticKVError as error:
+        return None, str(error)
+
+
+def _load_sidecar(settings: NodeSettings, disk: Disk) -> tuple[Sidecar | None, str]:
+    try:
+        return sidecar_file.load(disk, settings.raft_data_dir / RELATIVE_PATH), ""
+    except ElasticKVError as error:
+        return None, error.message
+
+
+def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:
+    if kek is None:
+        return "no KEK is loaded" if sidecar is not None else ""
+    for dek_id, key in (sidecar.keys if sidecar else {}).items():
+        try:
+            kek.unwrap_handle(key.wrapped, dek_id, key.purpose)
+        except ElasticKVError as error:
+            return f"DEK {dek_id}: {error.message}"
+    return ""
