@@ -57,7 +57,7 @@ reference: $(DEV_READY) $(STUBS) ## write the generated pages of docs/reference
 	@$(BIN)/python scripts/generate_reference.py
 
 docs: $(DEV_READY) $(STUBS) ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(DEV_READY) ## build a wheel into dist/
 	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w dist .
