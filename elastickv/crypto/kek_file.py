@@ -77,8 +77,7 @@ def write_kek_file(path: Path) -> None:
         raise KekError(f"cannot create the KEK file {path}: {error.strerror}",
                        remedy="choose a path that does not exist in a writable directory") from None
     try:
-        written = os.write(descriptor, os.urandom(KEK_BYTES))
-        os.fsync(descriptor)
+        _write_key(descriptor)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -86,10 +85,15 @@ def write_kek_file(path: Path) -> None:
                        remedy="free space on its file system") from None
     finally:
         os.close(descriptor)
-    if written != KEK_BYTES:
-        raise KekError(f"the KEK file {path} was written short", remedy=f"remove {path}")
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _write_key(descriptor: int) -> None:
+    view = memoryview(os.urandom(KEK_BYTES))
+    while view:
+        view = view[os.write(descriptor, view):]
+    os.fsync(descriptor)

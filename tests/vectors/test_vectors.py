@@ -3,6 +3,7 @@ operation is deterministic."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from elastickv.crypto.envelope import FLAG_SNAPPY, parse_envelope, raft_aad, sto
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.crypto.nonce import NonceFactory, full_node_id, node_id16
-from elastickv.errors import CorruptionError, ElasticKVError, IntegrityError, KekError, WireError
+from elastickv.errors import CorruptionError, IntegrityError, KekError, WireError
 from elastickv.keys import registry, sidecar
 
 Case = dict[str, Any]
@@ -212,8 +213,8 @@ def opens(kek: Kek, parsed: sidecar.Sidecar) -> bool:
 
 
 @pytest.mark.parametrize("path", key_files())
-def test_a_damaged_sidecar_is_refused_or_means_the_same_shape(path: Path) -> None:
-    """Cut anywhere it is refused; no single changed byte raises anything but the typed error."""
+def test_a_damaged_sidecar_never_raises_another_error(path: Path) -> None:
+    """Cut anywhere it is refused; a changed byte is refused or leaves a file that is valid."""
     data = vector_files.read_bytes(path)
     for length in range(len(data)):
         with pytest.raises(CorruptionError):
@@ -222,7 +223,5 @@ def test_a_damaged_sidecar_is_refused_or_means_the_same_shape(path: Path) -> Non
         for flip in (0x01, 0x80):
             changed = bytearray(data)
             changed[position] ^= flip
-            try:
+            with contextlib.suppress(CorruptionError):  # any other error fails the test
                 sidecar.parse(bytes(changed)).validate()
-            except ElasticKVError as error:
-                assert isinstance(error, CorruptionError)
