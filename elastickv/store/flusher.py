@@ -1,0 +1,166 @@
+"""Decides when the overlay is flushed, and what a failed flush means. Runs in the node's loop.
+
+A full disk is a state, not an end: `error` is set, nothing is lost (the overlay and the log keep
+it), and the flush is tried again until it succeeds. Any other error leaves it open whether the
+batch was written, so it is reported once as fatal and the loop ends: a failed fsync is never
+retried (see `elastickv.durable`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from elastickv.errors import DiskFull
+from elastickv.store.gc import Compactor
+from elastickv.store.mvcc_store import Store
+from elastickv.store.tables import MapFull
+
+DEFAULT_FLUSH_BYTES = 8 << 20
+DEFAULT_INTERVAL_MS = 100
+DISK_FULL_RETRY_S = 0.5
+
+
+class Offload(Protocol):
+    """Runs a blocking function: in a thread in production, inline in simulation."""
+
+    def __call__(self, work: Callable[[], None], /) -> Awaitable[None]: ...
+
+
+class Flusher:
+    """Flushes `store` when it holds `flush_bytes`, or `interval_ms` after its first dirty write.
+
+    Steps of `compactor`, if there is one, run between flushes, never beside them.
+    """
+
+    def __init__(self, store: Store, offload: Offload, *,
+                 on_fatal: Callable[[BaseException], None],
+                 on_flushed: Callable[[int], None] | None = None,
+                 compactor: Compactor | None = None,
+                 flush_bytes: int = DEFAULT_FLUSH_BYTES,
+                 interval_ms: int = DEFAULT_INTERVAL_MS) -> None:
+        """`on_flushed(durable_index)` is called after every successful flush."""
+        self._store = store
+        self._offload = offload
+        self._on_fatal = on_fatal
+        self._on_flushed = on_flushed
+        self._compactor = compactor
+        self._flush_bytes = flush_bytes
+        self._interval_s = interval_ms / 1000
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._due_at: float | None = None
+        self._compact_at: float | None = None
+        self.error: DiskFull | None = None
+        store.on_dirty(self._notice)
+
+    @property
+    def writable(self) -> bool:
+        """False from a flush that found the disk full until one succeeds."""
+        return self.error is None
+
+    def start(self) -> None:
+        """Start the loop. Once."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="store-flusher")
+
+    def _notice(self) -> None:
+        if self._due_at is None or self._store.overlay_bytes >= self._flush_bytes:
+            self._wake.set()
+
+    async def stop(self, *, flush: bool = True) -> None:
+        """End the loop after the job under way; with `flush`, make everything applied durable.
+
+        Raises `DiskFull` when that is impossible: nothing acknowledged is lost, the log has it.
+        """
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        while flush and self._store.dirty:
+            await self._flush()
+            if self.error is not None:
+                raise self.error
+
+    async def _run(self) -> None:
+        try:
+            while not self._stopping:
+                await self._step()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._on_fatal(error)
+
+    async def _step(self) -> None:
+        """Whatever is due first: a flush, a compaction step, or waiting for either."""
+        now = asyncio.get_running_loop().time()
+        self._wake.clear()
+        if self._flush_due(now):
+            await self._flush()
+        elif self._compaction_due(now):
+            await self._compact()
+        else:
+            deadlines = [at for at in (self._due_at, self._compact_at) if at is not None]
+            await _wait(self._wake, min(deadlines) - now if deadlines else None)
+
+    def _flush_due(self, now: float) -> bool:
+        if not self._store.dirty:
+            self._due_at = None
+            return False
+        if self._due_at is None:
+            self._due_at = now + self._interval_s
+        full = self.error is None and self._store.overlay_bytes >= self._flush_bytes
+        return full or now >= self._due_at
+
+    def _compaction_due(self, now: float) -> bool:
+        if self._compactor is None:
+            return False
+        if self._compact_at is None:
+            self._compact_at = now + self._compactor.delay_s()
+        return now >= self._compact_at
+
+    async def _compact(self) -> None:
+        self._compact_at = None
+        step = self._compactor.begin() if self._compactor is not None else None
+        if step is None or self._compactor is None:
+            return
+        try:
+            await self._offload(step.run)
+        except DiskFull:
+            # Compaction can wait; a flush will say that the disk is full.
+            return
+        finally:
+            self._compactor.finish(step)
+
+    async def _flush(self) -> None:
+        job = self._store.begin_flush()
+        if job is None:
+            self._store.settle()
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await self._offload(job.run)
+        except MapFull:
+            # Still due: the next begin_flush grows the map.
+            return
+        except DiskFull as error:
+            self.error = error
+            self._due_at = loop.time() + DISK_FULL_RETRY_S
+            return
+        finally:
+            self._store.finish_flush(job)
+        self.error = None
+        self._due_at = None
+        if self._on_flushed is not None:
+            self._on_flushed(self._store.durable_index)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    """Wait for `event`, for at most `timeout_s` seconds of loop time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

@@ -1,0 +1,168 @@
+"""MVCC compaction: removes versions that no permitted read can see.
+
+The *horizon* is a timestamp: reads at or above it see what they always saw, reads below it are
+refused by the store. It is a retention window behind the **lower** of wall time and the newest
+commit timestamp that is durable here: a replica that lags, or that replays its log, must not expire
+by its own clock what an older entry that it has still to apply will compare with.
+
+A pass walks the whole table in bounded steps, each one job between two flushes; walking checks
+every record's checksum as well, so that damage at rest is found before a client asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from elastickv.clock import COUNTER_BITS, pack_timestamp, timestamp_ms
+from elastickv.store.header import HEADER_BYTES
+from elastickv.store.job import Job
+from elastickv.store.mvcc import TIMESTAMP_BYTES, commit_ts_of, visible
+from elastickv.store.mvcc_store import HORIZON_TS, Store, encode_number
+from elastickv.store.tables import Backend, Item, ReadView, Table, WriteBatch
+
+DEFAULT_RETENTION_MS = 3_600_000
+STEP_ENTRIES = 2_000
+STEP_BYTES = 8 << 20
+STEP_DELAY_S = 0.1
+PASS_DELAY_S = 300.0
+
+
+class StoredVersion(NamedTuple):
+    """A version as compaction sees it: no body."""
+
+    commit_ts: int
+    store_key: bytes
+    header: bytes
+
+
+def horizon(wall_ms: int, durable_commit_ts: int, retention_ms: int) -> int:
+    """The horizon timestamp; 0 when nothing is old enough."""
+    newest_ms = min(wall_ms, timestamp_ms(durable_commit_ts))
+    return pack_timestamp(max(newest_ms - retention_ms, 0))
+
+
+def removable(versions: Sequence[StoredVersion], horizon_ts: int) -> Sequence[StoredVersion]:
+    """Which of one key's versions (all of them, newest first) no read at or above `horizon_ts`
+    sees.
+
+    Above the horizon everything stays. Of those at or below it, the newest is what a read at the
+    horizon finds: it stays unless it is a tombstone or had expired by then. All older ones go.
+    """
+    for position, version in enumerate(versions):
+        if version.commit_ts <= horizon_ts:
+            keeps = visible(version.header, horizon_ts >> COUNTER_BITS)
+            return versions[position + 1:] if keeps else versions[position:]
+    return ()
+
+
+def grouped(entries: Iterator[Item]) -> Iterator[list[StoredVersion]]:
+    """Each user key's versions, newest first."""
+    prefix = b""
+    group: list[StoredVersion] = []
+    for store_key, record in entries:
+        if store_key[:-TIMESTAMP_BYTES] != prefix:
+            if group:
+                yield group
+            prefix, group = store_key[:-TIMESTAMP_BYTES], []
+        group.append(StoredVersion(commit_ts_of(store_key), store_key, record[:HEADER_BYTES]))
+    if group:
+        yield group
+
+
+class CompactionStep(Job):
+    """Walks from `start` for a bounded number of entries and removes what is removable.
+
+    Afterwards `next_start` is where the next step begins, b"" at the end of the table.
+    """
+
+    def __init__(self, backend: Backend, view: ReadView, start: bytes, horizon_ts: int) -> None:
+        super().__init__()
+        self._backend = backend
+        self._view = view
+        self._start = start
+        self._horizon_ts = horizon_ts
+        self.next_start = b""
+        self.removed = 0
+
+    def _work(self) -> None:
+        doomed: list[bytes] = []
+        seen = 0
+        for group in grouped(self._counted(self._view.iterate(Table.MVCC, self._start))):
+            if seen >= STEP_ENTRIES or self._bytes_seen >= STEP_BYTES:
+                self.next_start = group[0].store_key
+                break
+            seen += len(group)
+            doomed += [version.store_key for version in removable(group, self._horizon_ts)]
+        if doomed:
+            self._backend.write(WriteBatch(
+                deletes={Table.MVCC: doomed},
+                puts={Table.META: [(HORIZON_TS, encode_number(self._horizon_ts))]}))
+        self.removed = len(doomed)
+
+    def _counted(self, entries: Iterator[Item]) -> Iterator[Item]:
+        self._bytes_seen = 0
+        for entry in entries:
+            self._bytes_seen += len(entry[1])
+            yield entry
+
+    def release(self) -> None:
+        """Close the view. On the loop thread, when the job is over."""
+        self._view.close()
+
+
+class Compactor:
+    """Runs passes over a store; driven by the flusher. `wall_ms` is this node's clock."""
+
+    def __init__(self, store: Store, wall_ms: Callable[[], int], *,
+                 retention_ms: int = DEFAULT_RETENTION_MS) -> None:
+        self._store = store
+        self._wall_ms = wall_ms
+        self._retention_ms = retention_ms
+        self._position: bytes | None = None
+        self._horizon_ts = 0
+        self.removed = 0
+        self.passes = 0
+
+    def delay_s(self) -> float:
+        """Seconds until the next step is due."""
+        return PASS_DELAY_S if self._position is None else STEP_DELAY_S
+
+    def begin(self) -> CompactionStep | None:
+        """The next step, or None when there is nothing to compact or another job is under way."""
+        store = self._store
+        if store.busy:
+            return None
+        if self._position is None:
+            self._horizon_ts = horizon(self._wall_ms(), store.durable_commit_ts, self._retention_ms)
+            if self._horizon_ts == 0:
+                return None
+            self._position = b""
+            store.raise_horizon(self._horizon_ts)
+        step = CompactionStep(store.backend, store.backend.view(), self._position, self._horizon_ts)
+        store.begin_job(step)
+        return step
+
+    def finish(self, step: CompactionStep) -> None:
+        """Take note that the step's `run` returned or raised."""
+        step.release()
+        self._store.finish_job(step)
+        if not step.done:
+            return
+        self.removed += step.removed
+        self._position = step.next_start or None
+        if self._position is None:
+            self.passes += 1
+
+    def run_pass(self) -> int:
+        """A whole pass at once, inline; the number of versions removed. For tests and tools."""
+        before, passes = self.removed, self.passes
+        while self.passes == passes:
+            step = self.begin()
+            if step is None:
+                break
+            try:
+                step.run()
+            finally:
+                self.finish(step)
+        return self.removed - before

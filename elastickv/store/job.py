@@ -1,0 +1,36 @@
+"""Blocking work on a backend: done once, by whichever thread comes first."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Job:
+    """One piece of work for the backend. Subclasses write `_work`.
+
+    `run` may be called by a worker thread and, when something cannot wait for it, by the loop
+    thread as well: the work happens once, and both see its outcome. A failed job is never tried
+    again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self.done = False
+
+    def run(self) -> None:
+        """Do the work, or wait for whoever does it. Blocking. Raises what the work raised."""
+        with self._lock:
+            if self.done:
+                return
+            if self._error is not None:
+                raise self._error
+            try:
+                self._work()
+            except BaseException as error:
+                self._error = error
+                raise
+            self.done = True
+
+    def _work(self) -> None:
+        raise NotImplementedError

@@ -1,0 +1,126 @@
+"""What a storage backend offers: named tables, consistent read views, atomic durable batches.
+
+Keys and values are opaque here. The backend protects what it stores: a value that is not what was
+written raises `StoreCorrupt`, it never comes back wrong.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from elastickv.errors import DiskFull
+
+Item = tuple[bytes, bytes]
+
+
+class Table(enum.StrEnum):
+    """The tables of a store. Registry rows and the store's own facts are no MVCC keys."""
+
+    MVCC = "mvcc"
+    ROWS = "rows"
+    META = "meta"
+
+
+TABLE_NUMBERS: Mapping[Table, int] = {Table.MVCC: 1, Table.ROWS: 2, Table.META: 3}
+"""How a table is named in binary forms (snapshot, image). Never renumbered."""
+
+
+class MapFull(DiskFull):
+    """The memory map has no room for the batch; the next `Backend.reserve` makes some."""
+
+
+@dataclass(slots=True)
+class WriteBatch:
+    """Puts (each table's in ascending key order, keys unique) and deletes, applied as one.
+
+    `puts` may be lazy: it is consumed once, by the thread that writes the batch.
+    """
+
+    puts: dict[Table, Iterable[Item]] = field(default_factory=dict)
+    deletes: dict[Table, Sequence[bytes]] = field(default_factory=dict)
+
+
+class BackendStats(NamedTuple):
+    """Sizes: `bytes_used` of `bytes_mapped`, and entries per table."""
+
+    bytes_used: int
+    bytes_mapped: int
+    entries: dict[Table, int]
+
+
+class ReadView(Protocol):
+    """The state after some committed batch; later batches do not show. Loop thread only."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """The value of `key`."""
+        ...
+
+    def ceiling(self, table: Table, key: bytes) -> Item | None:
+        """The first entry at or after `key`."""
+        ...
+
+    def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
+                reverse: bool = False) -> Iterator[Item]:
+        """Entries with start <= key < end in key order or against it; b"" = unbounded."""
+        ...
+
+    def close(self) -> None:
+        """Release what the view pins. Idempotent."""
+        ...
+
+
+class ImportSink(Protocol):
+    """A complete replacement of a backend's content, built aside."""
+
+    def append(self, table: Table, items: Sequence[Item]) -> None:
+        """Add entries. Within a table, keys must ascend over all calls (`StoreCorrupt` if not)."""
+        ...
+
+    def install(self) -> None:
+        """Make what was appended the backend's content, durably and atomically.
+
+        Every open view is closed; nothing of the old content is left.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Drop what was appended. Idempotent, and harmless after `install`."""
+        ...
+
+
+class Backend(Protocol):
+    """Durable tables. One writer at a time, in any thread; everything else on the loop thread."""
+
+    def view(self) -> ReadView:
+        """A view of the latest committed batch."""
+        ...
+
+    def write(self, batch: WriteBatch) -> None:
+        """Apply `batch` atomically; durable when it returns.
+
+        Raises `MapFull` or `DiskFull` with nothing changed; any other error leaves the outcome
+        open, and the process must stop.
+        """
+        ...
+
+    def reserve(self, byte_count: int) -> None:
+        """Prepare for a batch of about `byte_count` bytes, as far as possible.
+
+        Called on the loop thread while no batch is being written. May close open views.
+        """
+        ...
+
+    def stats(self) -> BackendStats:
+        """Current sizes."""
+        ...
+
+    def begin_import(self) -> ImportSink:
+        """Start a replacement of the content; leftovers of an earlier one are dropped."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+        ...
