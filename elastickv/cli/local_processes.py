@@ -91,8 +91,9 @@ class Layout:
         return self.root / "client.env"
 
     @property
-    def endpoints(self) -> list[str]:
-        return [node.address for node in self.nodes]
+    def members(self) -> list[tuple[str, str]]:
+        """(id, client address) of every node."""
+        return [(node.node_id, node.address) for node in self.nodes]
 
     def tls(self, name: str) -> TlsFiles:
         """The certificate files of a node or of the client."""
@@ -146,7 +147,7 @@ def client_environment(layout: Layout) -> str:
     """Shell lines that point the client commands at this cluster."""
     tls = layout.tls(CLIENT_NAME)
     variables = {
-        "ELASTICKV_ENDPOINTS": ",".join(layout.endpoints),
+        "ELASTICKV_ENDPOINTS": ",".join(node.address for node in layout.nodes),
         "ELASTICKV_TLS_CA": str(tls.ca.resolve()),
         "ELASTICKV_TLS_CERT": str(tls.cert.resolve()),
         "ELASTICKV_TLS_KEY": str(tls.key.resolve()),
