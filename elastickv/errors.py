@@ -74,6 +74,12 @@ class InvalidArgument(CallerError):
     """A field is out of its range; the message names the field and the limit."""
 
 
+class Unimplemented(CallerError):
+    """The method exists on the wire and is not served."""
+
+    grpc_status = "UNIMPLEMENTED"
+
+
 class ConditionFailed(CallerError):
     """A compare-and-set condition of an atomic batch did not hold; nothing was written."""
 

@@ -131,7 +131,7 @@ class Node:
         await self._engine.start()
         self._encryption.ensure_writers()
         self._server = GrpcServer(
-            str(settings.address), kv=self._coordinator, encryption=self._encryption,
+            settings.address.host, settings.address.port, kv=self._coordinator, encryption=self._encryption,
             engine=self._engine, tls=self._server_tls(), accept_loops=settings.accept_loops,
             reflection=settings.grpc_reflection, max_value_bytes=settings.max_value_bytes)
         await self._server.start()

@@ -205,6 +205,30 @@ class RaftEngine(Protocol):
         """The current configuration, this node included."""
         ...
 
+    async def add_voter(self, node_id: str, address: str, *, previous_index: int,
+                        timeout_s: float) -> int:
+        """Commit a new voting member; the configuration's index. `previous_index` other than 0 must
+        equal `configuration_index` (compare-and-set). One change at a time."""
+        ...
+
+    async def add_learner(self, node_id: str, address: str, *, previous_index: int,
+                          timeout_s: float) -> int:
+        """Commit a new member that receives the log and does not vote."""
+        ...
+
+    async def promote_learner(self, node_id: str, *, previous_index: int, min_applied_index: int,
+                              skip_min_applied_check: bool, timeout_s: float) -> int:
+        """Let a learner vote once it has applied `min_applied_index`."""
+        ...
+
+    async def remove_server(self, node_id: str, *, previous_index: int, timeout_s: float) -> int:
+        """Commit the removal of a member, which then stops itself."""
+        ...
+
+    async def transfer_leadership(self, node_id: str, *, timeout_s: float) -> None:
+        """Hand leadership to `node_id` ("" = the most up-to-date voter); returns when it leads."""
+        ...
+
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         """`callback(role, term)` after every change; LEADER is announced once `is_leader()`."""
         ...

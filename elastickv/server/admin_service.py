@@ -1,0 +1,222 @@
+"""EncryptionAdmin over `kv.api.EncryptionApi`: request rules (pure) and translation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from elastickv.crypto.nonce import MAX_EPOCH, node_id16
+from elastickv.errors import GateOff, InvalidArgument
+from elastickv.kv.api import (
+    Capability,
+    EncryptionApi,
+    Purpose,
+    SidecarState,
+    WriterRow,
+)
+from elastickv.pb import encryption_admin_pb2 as pb
+from elastickv.server.errors import unary
+from elastickv.server.kv_service import Handlers
+
+_LEADER_MAKES = "fill in every field, or none and let the leader make them"
+
+
+def check_epoch(epoch: int, field: str) -> None:
+    """Epochs are 16 bits wide in a nonce."""
+    if epoch > MAX_EPOCH:
+        raise InvalidArgument(f"{field} is {epoch}; the limit is {MAX_EPOCH:#06x}",
+                              remedy="use an epoch of 0 to 65535")
+
+
+def check_writers(entries: Iterable[pb.WriterRegistryEntry], field: str) -> list[WriterRow]:
+    """The rows; `InvalidArgument` for a zero node, a wide epoch, or two of one 16-bit node id."""
+    rows: list[WriterRow] = []
+    seen: set[int] = set()
+    for entry in entries:
+        check_epoch(entry.local_epoch, f"{field}.local_epoch")
+        if entry.full_node_id == 0:
+            raise InvalidArgument(f"{field}.full_node_id is 0",
+                                  remedy="take ids from elastickv admin encryption probe-node-id")
+        short = node_id16(entry.full_node_id)
+        if short in seen:
+            raise InvalidArgument(f"{field} names the 16-bit node id {short:#06x} twice",
+                                  remedy="list every writer once")
+        seen.add(short)
+        rows.append(WriterRow(entry.full_node_id, entry.local_epoch))
+    return rows
+
+
+def check_dek_id(dek_id: int, field: str) -> None:
+    """0 means "not bootstrapped" and is never a key."""
+    if dek_id == 0:
+        raise InvalidArgument(f"{field} is 0, which is never a key",
+                              remedy="name a DEK id of elastickv admin encryption status")
+
+
+def all_or_none(fields: Sequence[tuple[str, object]]) -> bool:
+    """True when every field is filled in, False when none is; `InvalidArgument` in between."""
+    empty = [name for name, value in fields if not value]
+    if empty and len(empty) != len(fields):
+        raise InvalidArgument(f"half-filled request: {', '.join(empty)} left empty",
+                              remedy=_LEADER_MAKES)
+    return not empty
+
+
+def check_bootstrap(request: pb.BootstrapEncryptionRequest) -> list[WriterRow]:
+    """Raise `InvalidArgument` for a bootstrap that could never be proposed; the writer rows."""
+    writers = check_writers(request.writer_batch, "writer_batch")
+    filled = all_or_none([
+        ("wrapped_storage_dek", request.wrapped_storage_dek),
+        ("wrapped_raft_dek", request.wrapped_raft_dek),
+        ("storage_dek_id", request.storage_dek_id), ("raft_dek_id", request.raft_dek_id),
+        ("writer_batch", writers)])
+    if filled and request.storage_dek_id == request.raft_dek_id:
+        raise InvalidArgument(f"storage_dek_id and raft_dek_id are both {request.raft_dek_id}",
+                              remedy="use two different ids")
+    return writers
+
+
+def check_rotate(request: pb.RotateDEKRequest) -> Purpose:
+    """Raise `InvalidArgument` for a rotation that could never be proposed; the purpose."""
+    if request.purpose not in (Purpose.STORAGE, Purpose.RAFT):
+        raise InvalidArgument(f"purpose is {request.purpose}",
+                              remedy="use PURPOSE_STORAGE (1) or PURPOSE_RAFT (2)")
+    check_epoch(request.proposer_local_epoch, "proposer_local_epoch")
+    filled = all_or_none([("wrapped_new_dek", request.wrapped_new_dek),
+                          ("new_dek_id", request.new_dek_id),
+                          ("proposer_node_id", request.proposer_node_id)])
+    if not filled and request.proposer_local_epoch:
+        raise InvalidArgument("half-filled request: only proposer_local_epoch is set",
+                              remedy=_LEADER_MAKES)
+    return Purpose(request.purpose)
+
+
+def check_proposer(node_id: int, epoch: int) -> None:
+    """A cutover's proposer: both given, or both left to the leader (epoch 0 is an epoch)."""
+    check_epoch(epoch, "proposer_local_epoch")
+    if not node_id and epoch:
+        raise InvalidArgument("half-filled request: proposer_local_epoch without proposer_node_id",
+                              remedy=_LEADER_MAKES)
+
+
+class EncryptionAdmin:
+    """The EncryptionAdmin service."""
+
+    def __init__(self, api: EncryptionApi) -> None:
+        self._api = api
+
+    def handlers(self) -> Handlers:
+        """Handlers by method name."""
+        return {
+            "GetCapability": unary(self.capability, pb.Empty, pb.CapabilityReport),
+            "GetSidecarState": unary(self.sidecar_state, pb.Empty, pb.SidecarStateReport),
+            "BootstrapEncryption": unary(self.bootstrap, pb.BootstrapEncryptionRequest,
+                                         pb.BootstrapEncryptionResponse),
+            "RotateDEK": unary(self.rotate_dek, pb.RotateDEKRequest, pb.RotateDEKResponse),
+            "RegisterEncryptionWriter": unary(self.register_writers,
+                                              pb.RegisterEncryptionWriterRequest,
+                                              pb.RegisterEncryptionWriterResponse),
+            "ResyncSidecar": unary(self.resync_sidecar, pb.ResyncSidecarRequest,
+                                   pb.ResyncSidecarResponse),
+            "EnableStorageEnvelope": unary(self.enable_storage, pb.EnableStorageEnvelopeRequest,
+                                           pb.EnableStorageEnvelopeResponse),
+            "EnableRaftEnvelope": unary(self.enable_raft, pb.EnableRaftEnvelopeRequest,
+                                        pb.EnableRaftEnvelopeResponse),
+        }
+
+    def _require_gate(self) -> None:
+        if not self._api.gate_open():
+            raise GateOff("encryption is switched off on this node",
+                          remedy="start every node with --kekFile and --encryption-enabled")
+
+    async def capability(self, request: pb.Empty, timeout_s: float) -> pb.CapabilityReport:
+        found = await self._api.capability()
+        return pb.CapabilityReport(
+            encryption_capable=found.encryption_capable, build_sha=found.build_sha,
+            sidecar_present=found.sidecar_present, full_node_id=found.full_node_id,
+            local_epoch=found.local_epoch)
+
+    async def sidecar_state(self, request: pb.Empty, timeout_s: float) -> pb.SidecarStateReport:
+        state = await self._api.sidecar_state()
+        return pb.SidecarStateReport(
+            wrapped_deks_by_id=state.wrapped_deks_by_id,
+            active_storage_id=state.active_storage_id, active_raft_id=state.active_raft_id,
+            storage_envelope_active=state.storage_envelope_active,
+            raft_envelope_cutover_index=state.raft_envelope_cutover_index,
+            latest_applied_index=state.latest_applied_index,
+            writer_registry_for_caller=state.writer_registry_for_caller)
+
+    async def bootstrap(self, request: pb.BootstrapEncryptionRequest,
+                        timeout_s: float) -> pb.BootstrapEncryptionResponse:
+        self._require_gate()
+        writers = check_bootstrap(request)
+        result = await self._api.bootstrap(
+            wrapped_storage=request.wrapped_storage_dek, wrapped_raft=request.wrapped_raft_dek,
+            storage_dek_id=request.storage_dek_id, raft_dek_id=request.raft_dek_id,
+            writers=writers, timeout_s=timeout_s)
+        return pb.BootstrapEncryptionResponse(
+            applied_index=result.applied_index, storage_dek_id=result.storage_dek_id,
+            raft_dek_id=result.raft_dek_id)
+
+    async def rotate_dek(self, request: pb.RotateDEKRequest,
+                         timeout_s: float) -> pb.RotateDEKResponse:
+        self._require_gate()
+        purpose = check_rotate(request)
+        result = await self._api.rotate_dek(
+            purpose=purpose, wrapped=request.wrapped_new_dek, new_dek_id=request.new_dek_id,
+            proposer_node_id=request.proposer_node_id,
+            proposer_local_epoch=request.proposer_local_epoch, timeout_s=timeout_s)
+        return pb.RotateDEKResponse(applied_index=result.applied_index,
+                                    new_dek_id=result.new_dek_id)
+
+    async def register_writers(self, request: pb.RegisterEncryptionWriterRequest,
+                               timeout_s: float) -> pb.RegisterEncryptionWriterResponse:
+        self._require_gate()
+        check_dek_id(request.dek_id, "dek_id")
+        writers = check_writers(request.writers, "writers")
+        if not writers:
+            raise InvalidArgument("writers is empty", remedy="name at least one writer")
+        index = await self._api.register_writers(dek_id=request.dek_id, writers=writers,
+                                                 timeout_s=timeout_s)
+        return pb.RegisterEncryptionWriterResponse(applied_index=index)
+
+    async def resync_sidecar(self, request: pb.ResyncSidecarRequest,
+                             timeout_s: float) -> pb.ResyncSidecarResponse:
+        self._require_gate()
+        state: SidecarState = await self._api.resync_sidecar(
+            caller_full_node_id=request.caller_full_node_id, timeout_s=timeout_s)
+        return pb.ResyncSidecarResponse(
+            wrapped_deks_by_id=state.wrapped_deks_by_id,
+            active_storage_id=state.active_storage_id, active_raft_id=state.active_raft_id,
+            leader_latest_applied_index=state.latest_applied_index,
+            writer_registry_for_caller=state.writer_registry_for_caller)
+
+    async def enable_storage(self, request: pb.EnableStorageEnvelopeRequest,
+                             timeout_s: float) -> pb.EnableStorageEnvelopeResponse:
+        self._require_gate()
+        check_proposer(request.proposer_node_id, request.proposer_local_epoch)
+        result = await self._api.enable_storage_envelope(
+            proposer_node_id=request.proposer_node_id,
+            proposer_local_epoch=request.proposer_local_epoch, timeout_s=timeout_s)
+        return pb.EnableStorageEnvelopeResponse(
+            applied_index=result.applied_index,
+            capability_summary=[_verdict(c) for c in result.capabilities],
+            cutover_index_unknown=result.cutover_index_unknown,
+            was_already_active=result.was_already_active)
+
+    async def enable_raft(self, request: pb.EnableRaftEnvelopeRequest,
+                          timeout_s: float) -> pb.EnableRaftEnvelopeResponse:
+        self._require_gate()
+        check_proposer(request.proposer_node_id, request.proposer_local_epoch)
+        result = await self._api.enable_raft_envelope(
+            proposer_node_id=request.proposer_node_id,
+            proposer_local_epoch=request.proposer_local_epoch, timeout_s=timeout_s)
+        return pb.EnableRaftEnvelopeResponse(
+            applied_index=result.applied_index,
+            capability_summary=[_verdict(c) for c in result.capabilities],
+            was_already_active=result.was_already_active)
+
+
+def _verdict(capability: Capability) -> pb.CapabilityVerdict:
+    return pb.CapabilityVerdict(
+        full_node_id=capability.full_node_id, encryption_capable=capability.encryption_capable,
+        build_sha=capability.build_sha, sidecar_present=capability.sidecar_present)

@@ -1,0 +1,132 @@
+"""RawKV and TransactionalKV over `kv.api.KvApi`."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import grpc
+
+from elastickv.errors import InvalidArgument, Unimplemented
+from elastickv.kv.api import Condition, KvApi, Op, OpKind
+from elastickv.pb import service_pb2 as pb
+from elastickv.server.errors import unary
+
+MAX_SCAN_LIMIT = 100_000
+_OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
+
+Handlers = dict[str, grpc.RpcMethodHandler[Any, Any]]
+
+
+def check_scan_limit(limit: int) -> int:
+    """Raise `InvalidArgument` unless 1 <= limit; a limit above the maximum is cut to it."""
+    if limit < 1:
+        raise InvalidArgument(f"limit is {limit}; it must be at least 1",
+                              remedy="ask for one or more pairs")
+    return min(limit, MAX_SCAN_LIMIT)
+
+
+def op_of(message: pb.RawBatchOp) -> Op:
+    """One batch operation. Raises `InvalidArgument` for an unknown kind or a delete with a value."""
+    kind = _OP_KINDS.get(message.kind)
+    if kind is None:
+        raise InvalidArgument(f"batch operation kind {message.kind} is unknown",
+                              remedy="use PUT (0) or DELETE (1)")
+    if kind is OpKind.DELETE and (message.value or message.ttl_ms):
+        raise InvalidArgument("a delete carries a value or a ttl_ms", remedy="leave both empty")
+    return Op(kind, message.key, message.value, message.ttl_ms)
+
+
+class RawKv:
+    """The RawKV service."""
+
+    def __init__(self, kv: KvApi) -> None:
+        self._kv = kv
+
+    def handlers(self) -> Handlers:
+        """Handlers by method name."""
+        return {
+            "RawPut": unary(self.put, pb.RawPutRequest, pb.RawPutResponse),
+            "RawGet": unary(self.get, pb.RawGetRequest, pb.RawGetResponse),
+            "RawDelete": unary(self.delete, pb.RawDeleteRequest, pb.RawDeleteResponse),
+            "RawLatestCommitTS": unary(self.latest_commit_ts, pb.RawLatestCommitTSRequest,
+                                       pb.RawLatestCommitTSResponse),
+            "RawScanAt": unary(self.scan_at, pb.RawScanAtRequest, pb.RawScanAtResponse),
+            "RawBatch": unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse),
+        }
+
+    async def put(self, request: pb.RawPutRequest, timeout_s: float) -> pb.RawPutResponse:
+        index, commit_ts = await self._kv.put(request.key, request.value, ttl_ms=request.ttl_ms,
+                                              timeout_s=timeout_s)
+        return pb.RawPutResponse(commit_index=index, success=True, commit_ts=commit_ts)
+
+    async def get(self, request: pb.RawGetRequest, timeout_s: float) -> pb.RawGetResponse:
+        result = await self._kv.get(request.key, ts=request.ts, stale=request.stale,
+                                    timeout_s=timeout_s)
+        return pb.RawGetResponse(read_at_index=result.read_at_index, value=result.value,
+                                 exists=result.exists, commit_ts=result.commit_ts)
+
+    async def delete(self, request: pb.RawDeleteRequest,
+                     timeout_s: float) -> pb.RawDeleteResponse:
+        index, _ = await self._kv.delete(request.key, timeout_s=timeout_s)
+        return pb.RawDeleteResponse(commit_index=index, success=True)
+
+    async def latest_commit_ts(self, request: pb.RawLatestCommitTSRequest,
+                               timeout_s: float) -> pb.RawLatestCommitTSResponse:
+        commit_ts, exists = await self._kv.latest_commit_ts(request.key, timeout_s=timeout_s)
+        return pb.RawLatestCommitTSResponse(ts=commit_ts, exists=exists)
+
+    async def scan_at(self, request: pb.RawScanAtRequest,
+                      timeout_s: float) -> pb.RawScanAtResponse:
+        pairs = await self._kv.scan(
+            request.start_key, request.end_key, limit=check_scan_limit(request.limit),
+            ts=request.ts, reverse=request.reverse, keys_only=request.keys_only,
+            timeout_s=timeout_s)
+        return pb.RawScanAtResponse(
+            kv=[pb.RawKVPair(key=key, value=value) for key, value in pairs])
+
+    async def batch(self, request: pb.RawBatchRequest, timeout_s: float) -> pb.RawBatchResponse:
+        result = await self._kv.batch(
+            [op_of(op) for op in request.ops],
+            conditions=[Condition(c.key, c.commit_ts) for c in request.conditions],
+            timeout_s=timeout_s)
+        return pb.RawBatchResponse(commit_index=result.commit_index, commit_ts=result.commit_ts)
+
+
+class TransactionalKv:
+    """The TransactionalKV service: single-operation transactions."""
+
+    def __init__(self, kv: KvApi) -> None:
+        self._kv = kv
+
+    def handlers(self) -> Handlers:
+        """Handlers by method name."""
+        return {
+            "Put": unary(self.put, pb.PutRequest, pb.PutResponse),
+            "Get": unary(self.get, pb.GetRequest, pb.GetResponse),
+            "Delete": unary(self.delete, pb.DeleteRequest, pb.DeleteResponse),
+            "Scan": unary(self.scan, pb.ScanRequest, pb.ScanResponse),
+            "PreWrite": unary(self.not_served, pb.PreWriteRequest, pb.PreCommitResponse),
+            "Commit": unary(self.not_served, pb.CommitRequest, pb.CommitResponse),
+            "Rollback": unary(self.not_served, pb.RollbackRequest, pb.RollbackResponse),
+        }
+
+    async def put(self, request: pb.PutRequest, timeout_s: float) -> pb.PutResponse:
+        index, _ = await self._kv.put(request.key, request.value, timeout_s=timeout_s)
+        return pb.PutResponse(commit_index=index, success=True)
+
+    async def get(self, request: pb.GetRequest, timeout_s: float) -> pb.GetResponse:
+        result = await self._kv.get(request.key, timeout_s=timeout_s)
+        return pb.GetResponse(read_at_index=result.read_at_index, value=result.value)
+
+    async def delete(self, request: pb.DeleteRequest, timeout_s: float) -> pb.DeleteResponse:
+        index, _ = await self._kv.delete(request.key, timeout_s=timeout_s)
+        return pb.DeleteResponse(commit_index=index, success=True)
+
+    async def scan(self, request: pb.ScanRequest, timeout_s: float) -> pb.ScanResponse:
+        pairs = await self._kv.scan(request.start_key, request.end_key,
+                                    limit=check_scan_limit(request.limit), timeout_s=timeout_s)
+        return pb.ScanResponse(kv=[pb.Kv(key=key, value=value) for key, value in pairs])
+
+    async def not_served(self, request: object, timeout_s: float) -> NoReturn:
+        raise Unimplemented("multi-request transactions are not served by this version",
+                            remedy="use RawBatch with conditions for an atomic read-modify-write")
