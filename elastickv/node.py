@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import random
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +32,16 @@ from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
 from elastickv.raft.engine import Member, Role
 from elastickv.raft.offload import ThreadOffload
-from elastickv.raft.pysyncobj_engine import EngineConfig, PySyncObjEngine
-from elastickv.raft.tls_links import LinkTls, TlsLinks
+from elastickv.raft.pysyncobj_engine import PySyncObjEngine
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.tls_links import TlsFiles as LinkTls
+from elastickv.raft.tls_links import TlsLinks
 from elastickv.server.grpc_server import GrpcServer, ServerTls
 from elastickv.store.flusher import Flusher
+from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
+from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.values import open_record, tombstone_record
 
 log = logs.get_logger(__name__)
@@ -118,6 +121,7 @@ class Node:
             self._engine, store, applier, full_node_id=full_node_id(settings.raft_id), kek=kek,
             gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail)
         self._flusher = Flusher(store, self._runner, on_fatal=self._fail,
+                                compactor=Compactor(store, SystemClock().wall_ms),
                                 interval_ms=settings.flush_interval_ms)
         self._coordinator = Coordinator(
             self._engine, store, hlc, self._encryption.proposer,
@@ -150,20 +154,20 @@ class Node:
                       store: Store) -> PySyncObjEngine:
         settings = self._settings
         tls = settings.tls
+        max_entry_bytes = settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES
         links = TlsLinks(
-            node_id=settings.raft_id, host=settings.raft_address.host,
-            port=settings.raft_address.port,
+            settings.raft_id, str(settings.raft_address), max_entry_bytes=max_entry_bytes,
             tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
         offload = ThreadOffload()
         self._closers.append(offload.close)
-        config = EngineConfig(
-            node_id=settings.raft_id, data_dir=settings.raft_data_dir / "raft",
+        engine_settings = EngineSettings(
+            node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address))
                      for member in settings.founding_members],
-            client_address=str(settings.address),
-            max_entry_bytes=settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES)
-        return PySyncObjEngine(config, machine, disk=disk, links=links, offload=offload,
-                               random=random.Random())
+            client_address=str(settings.address), max_entry_bytes=max_entry_bytes,
+            compact_entries=settings.snapshot_entries)
+        return PySyncObjEngine(engine_settings, machine, disk, links, offload=offload,
+                               snapshots=StoreSnapshots(store))
 
     def _server_tls(self) -> ServerTls | None:
         tls = self._settings.tls

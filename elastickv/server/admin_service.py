@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
 from elastickv.errors import GateOff, InvalidArgument
 from elastickv.kv.api import (
     Capability,
     EncryptionApi,
-    Purpose,
     SidecarState,
     WriterRow,
 )
@@ -17,6 +17,7 @@ from elastickv.pb import encryption_admin_pb2 as pb
 from elastickv.server.errors import unary
 from elastickv.server.kv_service import Handlers
 
+_PURPOSES = frozenset(int(purpose) for purpose in Purpose)
 _LEADER_MAKES = "fill in every field, or none and let the leader make them"
 
 
@@ -77,7 +78,7 @@ def check_bootstrap(request: pb.BootstrapEncryptionRequest) -> list[WriterRow]:
 
 def check_rotate(request: pb.RotateDEKRequest) -> Purpose:
     """Raise `InvalidArgument` for a rotation that could never be proposed; the purpose."""
-    if request.purpose not in (Purpose.STORAGE, Purpose.RAFT):
+    if int(request.purpose) not in _PURPOSES:
         raise InvalidArgument(f"purpose is {request.purpose}",
                               remedy="use PURPOSE_STORAGE (1) or PURPOSE_RAFT (2)")
     check_epoch(request.proposer_local_epoch, "proposer_local_epoch")
@@ -87,7 +88,7 @@ def check_rotate(request: pb.RotateDEKRequest) -> Purpose:
     if not filled and request.proposer_local_epoch:
         raise InvalidArgument("half-filled request: only proposer_local_epoch is set",
                               remedy=_LEADER_MAKES)
-    return Purpose(request.purpose)
+    return Purpose(int(request.purpose))
 
 
 def check_proposer(node_id: int, epoch: int) -> None:

@@ -69,7 +69,6 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseExceptio
         log.error("unexpected error in a call", exc_info=error)
     status = status_of(error)
     await context.abort(status.code, status.detail, status.trailers)
-    raise RuntimeError("abort returns never")
 
 
 def unary(method: Method[Request, Response], request_type: Any,
