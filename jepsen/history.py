@@ -105,8 +105,8 @@ def normalise(value: Value) -> Value:
 
 
 def validate(records: Sequence[Record]) -> None:
-    """Raise `HistoryError` unless every completion has its invocation, of the same function and key,
-    no process has two operations open, and time does not go back."""
+    """Raise `HistoryError` unless every completion has its invocation, of the same function and
+    key, no process has two operations open, and time does not go back."""
     pending: dict[int, Record] = {}
     last_ns: int | None = None
     for position, record in enumerate(records):
@@ -183,8 +183,8 @@ def write_history(path: Path, records: Iterable[Record]) -> None:
 class Recorder:
     """Collects records as they happen, and writes each to a file at once when one is given.
 
-    `now_ns` must not go back. Not thread-safe: one recorder belongs to one event loop, which is what
-    makes list order real-time order.
+    `now_ns` must not go back. Not thread-safe: one recorder belongs to one event loop, which is
+    what makes list order real-time order.
     """
 
     def __init__(self, now_ns: Callable[[], int], file: TextIO | None = None) -> None:

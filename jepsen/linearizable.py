@@ -1,24 +1,25 @@
 """Linearizability of registers, after Wing and Gong with Lowe's memoisation (WGL).
 
 Linearizability is local: a history is linearizable exactly if the operations on each key are, so
-every key is searched on its own. The search builds a linearization from the front. A *configuration*
-is what it has placed so far and the register's value after that; one that was seen before is not
-searched again.
+every key is searched on its own. The search builds a linearization from the front. A
+*configuration* is what it has placed so far and the register's value after that; one that was seen
+before is not searched again.
 
 Six facts keep the search small, and none of them changes its answer:
 
 * A read of the current value may be placed at once: it changes nothing, and whatever order exists
   without it exists with it moved to the front. So only writes and compare-and-sets branch.
 * An operation of unknown outcome (`info`) need never be placed. If nothing ever saw the value it
-  would have written, a linearization with it is one without it as well, so it is dropped beforehand.
-* A write whose value nothing ever saw goes just before the next blind write, which hides it. So such
-  writes are placed together with that one and never branch.
+  would have written, a linearization with it is one without it as well, so it is dropped
+  beforehand.
+* A write whose value nothing ever saw goes just before the next blind write, which hides it. So
+  such writes are placed together with that one and never branch.
 * A value that an unplaced operation still has to find must not be overwritten while nothing else is
   left that could write it again.
 * Of two configurations that differ only in the unknown operations placed, the one that placed fewer
   can do all that the other can.
-* All operations before the first unplaced one are placed, so a configuration names that position and
-  a short bit mask after it, however long the history is.
+* All operations before the first unplaced one are placed, so a configuration names that position
+  and a short bit mask after it, however long the history is.
 """
 
 from __future__ import annotations
@@ -264,7 +265,8 @@ class _KeySearch:
         return found
 
     def _must_keep(self, position: int, mask: int, value: Value, unknown_mask: int) -> bool:
-        """True while an unplaced operation has to find `value` and nothing is left to write it again.
+        """True while an unplaced operation has to find `value` and nothing is left to write it
+        again.
 
         A compare-and-set on `value` may still replace it; it is one of those that have to find it.
         """
@@ -322,8 +324,8 @@ def _removable(kept: Sequence[Operation], removed: Sequence[Operation]) -> bool:
 def minimise(operations: Sequence[Operation], budget: Budget) -> list[Operation]:
     """A small part of an invalid single-key history that is invalid by itself.
 
-    First the shortest prefix (a prefix of a linearizable history is linearizable, so bisection finds
-    it), then without every block of operations that the violation does not need.
+    First the shortest prefix (a prefix of a linearizable history is linearizable, so bisection
+    finds it), then without every block of operations that the violation does not need.
     """
 
     def is_invalid(part: Sequence[Operation]) -> bool:
@@ -412,6 +414,7 @@ def _explain(key: str | None, operations: Sequence[Operation], stuck: Stuck | No
              "suffice to show it:"]
     lines += [f"    {operation.describe()}" for operation in smallest[:20]]
     if stuck is not None:
-        lines.append(f"    the longest linearization ends with value {stuck.value!r}; next would be "
-                     "one of: " + "; ".join(op.describe() for op in stuck.candidates[:4]))
+        candidates = "; ".join(operation.describe() for operation in stuck.candidates[:4])
+        lines.append(f"    the longest linearization ends with value {stuck.value!r}; next would "
+                     f"be one of: {candidates}")
     return "\n".join(lines)

@@ -23,8 +23,8 @@ class Validity(enum.StrEnum):
 class Verdict:
     """The answer of one checker.
 
-    `problems` are sentences, one per violation (or per reason for not knowing), each complete enough
-    to find the operations in the history. `facts` are counters that show what was looked at.
+    `problems` are sentences, one per violation (or per reason for not knowing), each complete
+    enough to find the operations in the history. `facts` are counters that show what was looked at.
     """
 
     checker: str

@@ -144,7 +144,8 @@ def test_the_counter_example_is_small_and_invalid_by_itself() -> None:
 
 
 def brute_force(operations: list[Operation]) -> bool:
-    """Every subset of the unknown operations, every order that real time allows. Tiny inputs only."""
+    """Every subset of the unknown operations, every order that real time allows. Tiny inputs
+    only."""
     definite = [op for op in operations if op.kind is Kind.OK]
     unknown = [op for op in operations if op.kind is Kind.INFO and op.f != "read"]
     for size in range(len(unknown) + 1):

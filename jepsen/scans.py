@@ -1,0 +1,117 @@
+"""Scans at a timestamp: each shows the state at one moment, the same one whenever it is asked for.
+
+A `batch` writes one value to every key of a group, atomically; when acknowledged it brings back its
+commit timestamp. A `scan` of the group carries a timestamp (0 for the latest state) and brings back
+the pairs it saw, as a mapping. Hence
+
+* all pairs of one scan are equal, or all keys are absent;
+* scans at the same timestamp see the same;
+* a scan at T sees the acknowledged batch with the highest timestamp up to T that was over when the
+  scan began, or a batch that may be later than it: one of unknown outcome, or still under way;
+* timestamps are unique and grow in real time.
+
+Timestamps to scan at must come from batches that were acknowledged already, or else the state at T
+is still in the making.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from jepsen.history import Kind, Operation, Record, Value, pair
+from jepsen.verdict import Verdict, judge
+
+CHECKER = "scans"
+
+
+def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
+    """Judge `batch` and `scan` operations whose key names the group. Unknown without a scan at a
+    timestamp that saw an acknowledged batch. Raises `HistoryError`."""
+    by_group: dict[str | None, list[Operation]] = defaultdict(list)
+    operations = [op for op in pair(history) if op.f in ("batch", "scan")]
+    for operation in operations:
+        by_group[operation.key].append(operation)
+    problems: list[str] = _timestamp_problems(
+        op for op in operations if op.f == "batch" and op.kind is Kind.OK)
+    past_scans = 0
+    for group, part in by_group.items():
+        scans = [op for op in part if op.f == "scan" and op.kind is Kind.OK]
+        batches = {op.argument: op for op in part if op.f == "batch"}
+        past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
+        problems += [f"group {group}: {problem}" for problem in (
+            *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches))]
+    facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
+             "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
+    unknown = [] if past_scans else ["no scan at a timestamp saw anything"]
+    return judge(CHECKER, problems, facts, unknown)
+
+
+def _timestamp_problems(batches: Iterable[Operation]) -> list[str]:
+    """Every acknowledged batch is later than all that were over before it began."""
+    problems: list[str] = []
+    done = sorted(batches, key=lambda op: op.invoked)
+    by_end = sorted(done, key=lambda op: op.completed or 0)
+    highest: Operation | None = None
+    ended = 0
+    for batch in done:
+        while (by_end[ended].completed or 0) < batch.invoked:
+            if highest is None or by_end[ended].result > highest.result:
+                highest = by_end[ended]
+            ended += 1
+        if highest is not None and batch.result <= highest.result:
+            problems.append(f"timestamps go back: {highest.describe()}, then {batch.describe()}")
+    timestamps: dict[Value, Operation] = {}
+    for batch in done:
+        other = timestamps.setdefault(batch.result, batch)
+        if other is not batch:
+            problems.append(f"one timestamp twice: {other.describe()} and {batch.describe()}")
+    return problems
+
+
+def _torn(scans: Iterable[Operation], group_size: int) -> list[str]:
+    return [f"half of a batch is visible: {scan.describe()}" for scan in scans
+            if scan.result and (len(scan.result) != group_size
+                                or len({value for _, value in scan.result}) != 1)]
+
+
+def _unrepeatable(scans: Iterable[Operation]) -> list[str]:
+    problems = []
+    first: dict[Value, Operation] = {}
+    for scan in scans:
+        if scan.argument == 0:
+            continue
+        before = first.setdefault(scan.argument, scan)
+        if before.result != scan.result:
+            problems.append(f"the same timestamp shows two states: {before.describe()} and "
+                            f"{scan.describe()}")
+    return problems
+
+
+def _wrong_version(scans: Iterable[Operation], batches: dict[Value, Operation]) -> list[str]:
+    problems = []
+    acknowledged = [op for op in batches.values() if op.kind is Kind.OK]
+    for scan in scans:
+        limit = scan.argument
+        due = max((op for op in acknowledged
+                   if (op.completed or 0) < scan.invoked and (limit == 0 or op.result <= limit)),
+                  key=lambda op: op.result, default=None)
+        if not scan.result:
+            if due is not None:
+                problems.append(f"not visible: {due.describe()} in {scan.describe()}")
+            continue
+        seen = batches.get(scan.result[0][1])
+        if seen is None:
+            problems.append(f"a value that nobody wrote: {scan.describe()}")
+        elif seen.kind is Kind.FAIL:
+            problems.append(f"a failed batch is visible: {seen.describe()} in {scan.describe()}")
+        elif scan.completed is not None and scan.completed < seen.invoked:
+            problems.append(f"visible before it began: {seen.describe()} in {scan.describe()}")
+        elif seen.kind is Kind.OK:
+            if limit and seen.result > limit:
+                problems.append(f"later than the timestamp: {seen.describe()} in "
+                                f"{scan.describe()}")
+            elif due is not None and seen.result < due.result:
+                problems.append(f"stale: {due.describe()} is later than what {scan.describe()} "
+                                "shows")
+    return problems

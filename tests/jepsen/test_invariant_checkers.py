@@ -1,0 +1,242 @@
+"""The append, bank, unique-write and scan checkers on hand-written histories."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from jepsen.append import check_append
+from jepsen.bank import check_bank
+from jepsen.history import HistoryError, Kind, Record
+from jepsen.scans import check_scans
+from jepsen.unique_writes import check_unique_writes
+from jepsen.verdict import Validity, Verdict, combine, judge
+
+Call = tuple[str, str | None, object, str, object]
+"""function, key, argument, how it ended, what came back"""
+
+
+def sequential(*calls: Call) -> list[Record]:
+    """One call after the other, each by a process of its own."""
+    records: list[Record] = []
+    for process, (f, key, argument, kind, result) in enumerate(calls):
+        records.append(Record(Kind.INVOKE, process, len(records), f, key, argument))
+        records.append(Record(Kind(kind), process, len(records), f, key, result))
+    return records
+
+
+def concurrent(*calls: Call) -> list[Record]:
+    """All calls begin, in order; then all end, in order."""
+    begins = [Record(Kind.INVOKE, n, n, f, key, argument)
+              for n, (f, key, argument, _, _) in enumerate(calls)]
+    ends = [Record(Kind(kind), n, len(calls) + n, f, key, result)
+            for n, (f, key, _, kind, result) in enumerate(calls)]
+    return begins + ends
+
+
+def then(first: list[Record], second: list[Record]) -> list[Record]:
+    """`second` after `first`, by other processes."""
+    return first + [Record(r.kind, r.process + 1000, r.time_ns + 1000, r.f, r.key, r.value)
+                    for r in second]
+
+
+def append(element: int, kind: str = "ok") -> Call:
+    return ("append", "k", element, kind, element)
+
+
+def read_list(*elements: int) -> Call:
+    return ("read", "k", None, "ok", list(elements))
+
+
+APPEND_CASES: dict[str, tuple[list[Record], Validity, str]] = {
+    "in order": (sequential(append(1), append(2), read_list(1, 2)), Validity.VALID, ""),
+    "concurrent, other order": (
+        then(concurrent(append(1), append(2)), sequential(read_list(2, 1))), Validity.VALID, ""),
+    "unknown append read": (sequential(append(1, "info"), read_list(1), append(2),
+                                       read_list(1, 2)), Validity.VALID, ""),
+    "unknown append not read": (sequential(append(1, "info"), append(2), read_list(2)),
+                                Validity.VALID, ""),
+    "lost": (sequential(append(1), append(2), read_list(1)), Validity.INVALID, "was lost"),
+    "all lost": (sequential(append(1), ("read", "k", None, "ok", None)), Validity.INVALID,
+                 "was lost"),
+    "twice": (sequential(append(1), read_list(1, 1)), Validity.INVALID, "twice"),
+    "fork": (sequential(append(1), append(2, "info"), append(3, "info"), read_list(1, 2),
+                        read_list(1, 3)), Validity.INVALID, "disagree"),
+    "invented": (sequential(append(1), read_list(1, 9)), Validity.INVALID, "never appended"),
+    "failed append read": (sequential(append(1, "fail"), append(2), read_list(1, 2)),
+                           Validity.INVALID, "failed append"),
+    "against real time": (sequential(append(1), append(2), read_list(2, 1)), Validity.INVALID,
+                          "before this began"),
+    "stale read": (sequential(append(1), append(2), read_list(1, 2), read_list(1)),
+                   Validity.INVALID, "before this began"),
+    "never read": (sequential(append(1)), Validity.UNKNOWN, "show nothing"),
+    "not read after": (sequential(append(1), read_list(1), append(2)), Validity.UNKNOWN,
+                       "never looked for"),
+    "nothing": ([], Validity.UNKNOWN, "show nothing"),
+}
+
+
+ACCOUNTS = ("a", "b")
+
+
+def transfer(kind: str = "ok") -> Call:
+    return ("transfer", None, ["a", "b", 5], kind, None)
+
+
+def balances(**amounts: int) -> Call:
+    return ("read", None, None, "ok", amounts)
+
+
+BANK_CASES: dict[str, tuple[list[Record], Validity, str]] = {
+    "conserved": (sequential(transfer(), balances(a=5, b=15)), Validity.VALID, ""),
+    "unknown transfer": (sequential(transfer(), transfer("info"), balances(a=0, b=20)),
+                         Validity.VALID, ""),
+    "money made": (sequential(transfer(), balances(a=10, b=15)), Validity.INVALID, "sum to 25"),
+    "money lost": (sequential(transfer(), balances(a=5, b=10)), Validity.INVALID, "sum to 15"),
+    "negative": (sequential(transfer(), balances(a=-1, b=21)), Validity.INVALID, "a below zero"),
+    "account missing": (sequential(transfer(), balances(a=20)), Validity.INVALID, "accounts are"),
+    "no transfer": (sequential(balances(a=10, b=10)), Validity.UNKNOWN, "no read began"),
+    "no read after": (sequential(balances(a=10, b=10), transfer()), Validity.UNKNOWN,
+                      "no read began"),
+}
+
+
+def write(key: str, value: str, kind: str = "ok") -> Call:
+    return ("write", key, value, kind, value)
+
+
+def read(key: str, value: str | None) -> Call:
+    return ("read", key, None, "ok", value)
+
+
+UNIQUE_CASES: dict[str, tuple[list[Record], Validity, str]] = {
+    "read back": (sequential(write("k", "v"), read("k", "v")), Validity.VALID, ""),
+    "unknown, absent": (sequential(write("a", "v"), read("a", "v"), write("k", "v", "info"),
+                                   read("k", None)), Validity.VALID, ""),
+    "unknown, appears late": (sequential(write("a", "v"), read("a", "v"),
+                                         write("k", "v", "info"), read("k", None),
+                                         read("k", "v")), Validity.VALID, ""),
+    "concurrent": (then(concurrent(write("k", "v"), read("k", None)),
+                        sequential(read("k", "v"))), Validity.VALID, ""),
+    "lost": (sequential(write("k", "v"), read("k", None)), Validity.INVALID, "lost"),
+    "seen, then gone": (sequential(write("k", "v", "info"), read("k", "v"), read("k", None)),
+                        Validity.INVALID, "lost"),
+    "invented value": (sequential(write("k", "v"), read("k", "w")), Validity.INVALID,
+                       "nobody wrote"),
+    "invented key": (sequential(write("k", "v"), read("k", "v"), read("j", "v")),
+                     Validity.INVALID, "nobody wrote"),
+    "failed write read": (sequential(write("k", "v", "fail"), read("k", "v")), Validity.INVALID,
+                          "failed write"),
+    "before it was written": (sequential(read("k", "v"), write("k", "v")), Validity.INVALID,
+                              "before it was written"),
+    "never read": (sequential(write("k", "v")), Validity.UNKNOWN, "never read"),
+    "nothing acknowledged": (sequential(write("k", "v", "info")), Validity.UNKNOWN,
+                             "no write was acknowledged"),
+}
+
+
+def batch(value: str, timestamp: int | None, kind: str = "ok") -> Call:
+    return ("batch", "g", value, kind, timestamp)
+
+
+def scan(at: int, **pairs: str) -> Call:
+    return ("scan", "g", at, "ok", pairs)
+
+
+SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
+    "past and present": (sequential(batch("v", 10), batch("w", 20), scan(10, x="v", y="v"),
+                                    scan(20, x="w", y="w"), scan(0, x="w", y="w")),
+                         Validity.VALID, ""),
+    "unknown batch visible": (sequential(batch("v", 10), batch("w", None, "info"),
+                                         batch("z", 30), scan(30, x="z", y="z"),
+                                         scan(10, x="v", y="v"), scan(0, x="w", y="w")),
+                              Validity.VALID, ""),
+    "torn": (sequential(batch("v", 10), batch("w", 20), scan(20, x="v", y="w")),
+             Validity.INVALID, "half of a batch"),
+    "torn, key missing": (sequential(batch("v", 10), scan(10, x="v")), Validity.INVALID,
+                          "half of a batch"),
+    "not repeatable": (sequential(batch("v", 10), batch("w", None, "info"), batch("z", 20),
+                                  scan(10, x="v", y="v"), scan(10, x="w", y="w")),
+                       Validity.INVALID, "two states"),
+    "stale": (sequential(batch("v", 10), batch("w", 20), scan(20, x="v", y="v")),
+              Validity.INVALID, "stale"),
+    "stale latest": (sequential(batch("v", 10), batch("w", 20), scan(10, x="v", y="v"),
+                                scan(0, x="v", y="v")), Validity.INVALID, "stale"),
+    "from the future": (sequential(batch("v", 10), batch("w", 20), scan(10, x="w", y="w")),
+                        Validity.INVALID, "later than the timestamp"),
+    "gone": (sequential(batch("v", 10), scan(10)), Validity.INVALID, "not visible"),
+    "invented": (sequential(batch("v", 10), scan(10, x="q", y="q")), Validity.INVALID,
+                 "nobody wrote"),
+    "failed": (sequential(batch("v", 10), batch("w", None, "fail"), scan(10, x="v", y="v"),
+                          scan(0, x="w", y="w")), Validity.INVALID, "failed batch"),
+    "timestamps go back": (sequential(batch("v", 20), batch("w", 10), scan(20, x="v", y="v")),
+                           Validity.INVALID, "timestamps go back"),
+    "one timestamp twice": (then(concurrent(batch("v", 20), batch("w", 20)),
+                                 sequential(scan(20, x="v", y="v"))),
+                            Validity.INVALID, "one timestamp twice"),
+    "concurrent, other order": (then(concurrent(batch("v", 20), batch("w", 10)),
+                                     sequential(scan(20, x="v", y="v"), scan(10, x="w", y="w"))),
+                                Validity.VALID, ""),
+    "nothing to see": (sequential(batch("v", 10)), Validity.UNKNOWN, "no scan"),
+}
+
+
+def cases(table: dict[str, tuple[list[Record], Validity, str]],
+          check: Callable[[Sequence[Record]], Verdict]) -> list[object]:
+    return [pytest.param(check, *case, id=f"{check.__name__}: {name}")
+            for name, case in table.items()]
+
+
+def bank(history: Sequence[Record]) -> Verdict:
+    return check_bank(history, accounts=ACCOUNTS, total=20)
+
+
+def scans(history: Sequence[Record]) -> Verdict:
+    return check_scans(history, group_size=2)
+
+
+@pytest.mark.parametrize(("check", "history", "validity", "message"), [
+    *cases(APPEND_CASES, check_append), *cases(BANK_CASES, bank),
+    *cases(UNIQUE_CASES, check_unique_writes), *cases(SCAN_CASES, scans)])
+def test_case(check: Callable[[Sequence[Record]], Verdict], history: list[Record],
+              validity: Validity, message: str) -> None:
+    verdict = check(history)
+    assert verdict.validity is validity, verdict.problems
+    assert any(message in problem for problem in verdict.problems) or not message
+
+
+def test_a_key_written_twice_is_a_mistake_of_the_workload() -> None:
+    with pytest.raises(HistoryError, match="second write"):
+        check_unique_writes(sequential(write("k", "v"), write("k", "w")))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_real_list_is_valid_until_an_element_is_taken_out(seed: int) -> None:
+    source = random.Random(seed)
+    elements: list[int] = []
+    calls: list[Call] = []
+    for number in range(200):
+        if source.random() < 0.5:
+            elements.append(number)
+            calls.append(append(number))
+        else:
+            calls.append(read_list(*elements))
+    calls.append(read_list(*elements))
+    assert check_append(sequential(*calls)).is_valid
+    lost = elements[:-1] if seed % 2 else [*elements[:5], *elements[6:]]
+    calls[-1] = read_list(*lost)
+    assert check_append(sequential(*calls)).validity is Validity.INVALID
+
+
+def test_verdicts_combine_to_the_worst() -> None:
+    valid = judge("a", [], {})
+    unknown = judge("b", [], {}, ["ran out of time"])
+    invalid = judge("c", ["broken"], {}, ["and ran out of time"])
+    assert combine([valid, valid]) is Validity.VALID
+    assert combine([valid, unknown]) is Validity.UNKNOWN
+    assert combine([valid, unknown, invalid]) is Validity.INVALID
+    assert combine([]) is Validity.UNKNOWN
+    assert invalid.as_dict() == {"checker": "c", "verdict": "invalid", "problems": ["broken"],
+                                 "facts": {}}
