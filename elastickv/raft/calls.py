@@ -1,0 +1,146 @@
+"""Calls between peers: requests matched with responses, typed errors carried across.
+
+An error travels as (class name, message, remedy). It comes back as the same class of
+`elastickv.errors`; a name that is not there becomes a `PeerError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from elastickv import errors
+from elastickv.errors import (
+    ElasticKVError,
+    InvalidArgument,
+    NotLeader,
+    OutcomeUnknown,
+    PeerError,
+    Unreachable,
+)
+from elastickv.raft.engine import PeerHandler
+from elastickv.raft.frames import Request, Response, encode_message
+
+Send = Callable[[str, bytes], bool]
+
+
+def error_fields(error: BaseException) -> tuple[str, str, str]:
+    """What crosses the wire for `error`; an unexpected one tells nothing but its class."""
+    if isinstance(error, ElasticKVError):
+        return type(error).__name__, error.message, error.remedy
+    return "PeerError", f"the peer failed with {type(error).__name__}", ""
+
+
+def error_from(name: str, message: str, remedy: str) -> ElasticKVError:
+    """The error that `error_fields` described."""
+    kind = getattr(errors, name, None)
+    if kind is NotLeader:
+        error: ElasticKVError = NotLeader(message)
+        error.remedy = remedy
+        return error
+    if isinstance(kind, type) and issubclass(kind, ElasticKVError):
+        return kind(message, remedy=remedy)
+    return PeerError(message, remedy=remedy)
+
+
+@dataclass(slots=True)
+class _Pending:
+    peer_id: str
+    future: asyncio.Future[bytes]
+    deadline: float
+
+
+class PeerCalls:
+    """Both sides of the calls of one node."""
+
+    def __init__(self, node_id: str, send: Send, max_payload_bytes: int) -> None:
+        self._node_id = node_id
+        self._send = send
+        self._max_payload_bytes = max_payload_bytes
+        self._handlers: dict[str, PeerHandler] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._last_request = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, method: str, handler: PeerHandler) -> None:
+        """Serve `method`; the latest registration wins."""
+        self._handlers[method] = handler
+
+    async def call(self, peer_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """See `RaftEngine.call`."""
+        if len(payload) > self._max_payload_bytes:
+            raise InvalidArgument(f"a call carries at most {self._max_payload_bytes} bytes, "
+                                  f"not {len(payload)}")
+        if peer_id == self._node_id:
+            return await self._run_handler(peer_id, method, payload)
+        loop = asyncio.get_running_loop()
+        self._last_request += 1
+        request = self._last_request
+        if not self._send(peer_id, encode_message(Request(request, method, payload))):
+            raise Unreachable(f"there is no link to member {peer_id}",
+                              remedy="check that it runs and that its raft address is right")
+        future: asyncio.Future[bytes] = loop.create_future()
+        self._pending[request] = _Pending(peer_id, future, loop.time() + timeout_s)
+        try:
+            return await future
+        finally:
+            self._pending.pop(request, None)
+
+    def expire(self, now: float) -> None:
+        """Fail what is past its deadline."""
+        for pending in [p for p in self._pending.values() if p.deadline <= now]:
+            self._fail(pending, f"member {pending.peer_id} did not answer in time")
+
+    def lost(self, peer_id: str) -> None:
+        """The link with `peer_id` broke: its open calls may or may not have run."""
+        for pending in [p for p in self._pending.values() if p.peer_id == peer_id]:
+            self._fail(pending, f"the link with member {peer_id} broke during a call")
+
+    @staticmethod
+    def _fail(pending: _Pending, message: str) -> None:
+        if not pending.future.done():
+            pending.future.set_exception(OutcomeUnknown(message))
+
+    def received_response(self, peer_id: str, response: Response) -> None:
+        """Complete the call that `response` answers, if it still waits."""
+        pending = self._pending.get(response.request)
+        if pending is None or pending.peer_id != peer_id or pending.future.done():
+            return
+        if response.error:
+            pending.future.set_exception(error_from(response.error, response.message,
+                                                    response.remedy))
+        else:
+            pending.future.set_result(response.payload)
+
+    def received_request(self, peer_id: str, request: Request) -> None:
+        """Run the handler in a task of its own and send what it returns or raises."""
+        task = asyncio.get_running_loop().create_task(self._serve(peer_id, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, peer_id: str, request: Request) -> None:
+        try:
+            payload = await self._run_handler(peer_id, request.method, request.payload)
+            if len(payload) > self._max_payload_bytes:
+                raise PeerError(f"the reply to {request.method} exceeds "
+                                f"{self._max_payload_bytes} bytes")
+            response = Response(request.request, payload, "", "", "")
+        except Exception as error:
+            response = Response(request.request, b"", *error_fields(error))
+        self._send(peer_id, encode_message(response))
+
+    async def _run_handler(self, peer_id: str, method: str, payload: bytes) -> bytes:
+        handler = self._handlers.get(method)
+        if handler is None:
+            raise PeerError(f"member {self._node_id} does not serve {method}",
+                            remedy="run the same version on all members")
+        return await handler(peer_id, method, payload)
+
+    async def close(self) -> None:
+        """Fail open calls and cancel running handlers."""
+        for pending in list(self._pending.values()):
+            self._fail(pending, "this node is stopping")
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

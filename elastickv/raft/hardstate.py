@@ -1,0 +1,92 @@
+"""Small durable records: term, vote and boot epoch; the membership; what is known of peers.
+
+Every record is one file, replaced whole (`Disk.replace`), with the layout (big endian)
+
+    0      4        8        12
+    +------+--------+--------+------------------+
+    | kind | length | CRC32C | msgpack body ... |
+    +------+--------+--------+------------------+
+
+A damaged record is never treated as an absent one: forgetting a vote can elect two leaders in one
+term, so `JournalCorrupt` refuses the start.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from elastickv.durable import Disk
+from elastickv.errors import JournalCorrupt
+from elastickv.raft.records import crc32c
+
+_HEADER = struct.Struct(">4sII")
+T = TypeVar("T")
+
+
+def encode_checked(kind: bytes, body: bytes) -> bytes:
+    """`body` behind its kind, length and checksum."""
+    return _HEADER.pack(kind, len(body), crc32c(kind + body)) + body
+
+
+def decode_checked(kind: bytes, data: bytes, path: Path) -> bytes:
+    """The body of a checked record. Raises `JournalCorrupt` naming `path`."""
+    if len(data) >= _HEADER.size:
+        found, length, checksum = _HEADER.unpack_from(data)
+        body = data[_HEADER.size:]
+        if found == kind and length == len(body) and crc32c(kind + body) == checksum:
+            return body
+    raise JournalCorrupt(f"{path} is damaged",
+                         remedy="restore this node from a backup, or remove it and join it anew")
+
+
+def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T | None:
+    """The record at `path`, None when the file is absent. Raises `JournalCorrupt`."""
+    try:
+        data = disk.read(path)
+    except FileNotFoundError:
+        return None
+    body = decode_checked(kind, data, path)
+    try:
+        return msgspec.msgpack.decode(body, type=body_type)
+    except msgspec.MsgspecError:
+        raise JournalCorrupt(f"{path} does not parse",
+                             remedy="it was written by a newer version, or by something else"
+                             ) from None
+
+
+class HardState(msgspec.Struct, frozen=True, array_like=True):
+    """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1."""
+
+    term: int
+    vote: str
+    boot_epoch: int
+
+
+class HardStateFile:
+    """The node's `HardState`, durable before any message that reveals it leaves."""
+
+    KIND = b"EKHS"
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
+        self.state = load_checked(disk, path, self.KIND, HardState) or HardState(0, "", 0)
+        self.existed = self.state.boot_epoch > 0
+
+    def _save(self, state: HardState) -> None:
+        self._disk.replace(self._path, encode_checked(self.KIND, msgspec.msgpack.encode(state)))
+        self.state = state
+
+    def begin_boot(self) -> int:
+        """Count this start, durably; the new boot epoch."""
+        self._save(msgspec.structs.replace(self.state, boot_epoch=self.state.boot_epoch + 1))
+        return self.state.boot_epoch
+
+    def set_term(self, term: int, vote: str) -> None:
+        """Durably adopt `term` and `vote`; a no-op when they are what is stored."""
+        if (term, vote) != (self.state.term, self.state.vote):
+            self._save(HardState(term, vote, self.state.boot_epoch))

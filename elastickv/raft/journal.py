@@ -1,0 +1,339 @@
+"""The durable log: segments of checksummed records, an index in memory, payloads on the disk.
+
+Invariants:
+
+* `durable_index` never covers an entry that a power cut can take; it is what acknowledgements,
+  votes and the leader's own count wait for.
+* A truncation is durable before anything is appended behind it, so a cut tail cannot come back
+  behind newer entries.
+* A torn tail, that is damage with nothing provably durable behind it, is cut. Any other damage is
+  `JournalCorrupt`.
+* The entry at `anchor_index`, just before the first record, is known by its term only; everything
+  up to it is in the state machine.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from elastickv.durable import Disk
+from elastickv.errors import JournalCorrupt
+from elastickv.raft import records
+from elastickv.raft.segment import (
+    HEADER_SIZE,
+    Segment,
+    decode_segment_header,
+    segment_name,
+)
+
+LogEntry = tuple[bytes, int, int]
+"""(command, index, term): the order in which PySyncObj keeps an entry."""
+
+FIRST_ANCHOR_INDEX = 1
+"""A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
+_REMEDY = "restore this node from a backup, or remove it and join it anew"
+
+
+class Journal:
+    """An append-only log over a `Disk`. Not thread-safe, except that a sync job may run elsewhere."""
+
+    def __init__(self, disk: Disk, directory: Path, *, segment_bytes: int = 64 << 20,
+                 max_command_bytes: int = 16 << 20, cache_bytes: int = 16 << 20,
+                 marked_kind: bytes = b"\x02") -> None:
+        """Open or create. `marked_kind` is the first command byte of entries to find again at a
+        start (`marked_indexes`). Raises `JournalCorrupt`."""
+        self._disk = disk
+        self._directory = directory
+        self._segment_bytes = segment_bytes
+        self._max_command_bytes = max_command_bytes
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._cache: OrderedDict[int, LogEntry] = OrderedDict()
+        self._marked_kind = marked_kind
+        self._segments: list[Segment] = []
+        self._starts: list[int] = []
+        self._generation = 0
+        self.anchor_index = FIRST_ANCHOR_INDEX
+        self.anchor_term = 0
+        self.last_index = FIRST_ANCHOR_INDEX
+        self.last_term = 0
+        disk.make_directory(directory)
+        self._open()
+        self.durable_index = self.last_index
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.last_index - self.anchor_index
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self._segments)
+
+    def _segment_of(self, index: int) -> Segment:
+        return self._segments[bisect_right(self._starts, index) - 1]
+
+    def term_at(self, index: int) -> int:
+        """The term of `index`, the anchor included. Raises `IndexError` outside the log."""
+        if index == self.last_index:
+            return self.last_term
+        if index == self.anchor_index:
+            return self.anchor_term
+        if not self.anchor_index < index < self.last_index:
+            raise IndexError(index)
+        runs = self._segment_of(index).runs
+        return runs[bisect_right(runs, (index, 1 << 64)) - 1][1]
+
+    def first_index_of_term(self, index: int) -> int:
+        """The first index of the run of entries that have the term of `index`."""
+        term = self.term_at(index)
+        position = bisect_right(self._starts, index) - 1
+        first = index
+        while position >= 0:
+            runs = self._segments[position].runs
+            at = bisect_right(runs, (first, 1 << 64)) - 1
+            if at < 0 or runs[at][1] != term:
+                break
+            first = runs[at][0]
+            if at > 0:
+                break
+            first_of_segment, position = first, position - 1
+            if position < 0 or self._segments[position].last_term != term:
+                return first_of_segment
+            first = self._segments[position].last_index
+        return first
+
+    def entry(self, index: int) -> LogEntry:
+        """One entry. Raises `IndexError` outside the log, `JournalCorrupt` on damage."""
+        cached = self._cache.get(index)
+        return cached if cached is not None else self.entries(index, index, 1)[0]
+
+    def entries(self, low: int, high: int, max_bytes: int) -> list[LogEntry]:
+        """Entries `low..high`, inclusive, up to about `max_bytes`, but at least one.
+
+        Raises `IndexError` outside the log, `JournalCorrupt` on damage.
+        """
+        if not self.anchor_index < low <= high <= self.last_index:
+            raise IndexError(low)
+        found: list[LogEntry] = []
+        size = 0
+        index = low
+        while index <= high:
+            entry = self._cache.get(index)
+            if entry is None:
+                segment = self._segment_of(index)
+                chunk = segment.read(index, high - index + 1, max(0, max_bytes - size))
+                found.extend((record.command, record.index, record.term) for record in chunk)
+                size += sum(len(record.command) + records.HEADER_BYTES for record in chunk)
+                index += len(chunk)
+            else:
+                size += len(entry[0]) + records.HEADER_BYTES
+                if found and size > max_bytes:
+                    break
+                found.append(entry)
+                index += 1
+            if size >= max_bytes:
+                break
+        return found
+
+    def marked_indexes(self) -> list[int]:
+        """Ascending indexes of the entries of the marked kind."""
+        return [index for segment in self._segments for index in segment.marked]
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def append(self, index: int, term: int, command: bytes) -> None:
+        """Write the next entry to the file; durable after a sync.
+
+        Raises `InvalidArgument` over the size limit and `DiskFull`, both without effect.
+        """
+        if index != self.last_index + 1 or term < self.last_term:
+            raise JournalCorrupt(f"entry {index} of term {term} cannot follow {self.last_index} "
+                                 f"of term {self.last_term}")
+        records.check_size(command, self._max_command_bytes)
+        active = self._segments[-1]
+        if active.size >= self._segment_bytes:
+            active = self._roll()
+        active.file.append([records.encode(index, term, command, self.durable_index)])
+        active.note(index, term, len(command), command[:1] == self._marked_kind)
+        self.last_index = index
+        self.last_term = term
+        self._remember((command, index, term))
+
+    def _remember(self, entry: LogEntry) -> None:
+        self._cache[entry[1]] = entry
+        self._cached_bytes += len(entry[0])
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached_bytes -= len(dropped[0])
+
+    def _roll(self) -> Segment:
+        """Seal the active segment and start the next."""
+        self._segments[-1].seal()
+        self.durable_index = self.last_index
+        return self._add(Segment.create(self._disk, self._directory, self.last_index + 1,
+                                        self.last_term))
+
+    def _add(self, segment: Segment) -> Segment:
+        self._segments.append(segment)
+        self._starts.append(segment.first_index)
+        return segment
+
+    @property
+    def needs_sync(self) -> bool:
+        """Whether entries wait for an fsync."""
+        return self.durable_index < self.last_index
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """About how many bytes wait for an fsync: those of the active segment."""
+        segment = self._segments[-1]
+        first = max(self.durable_index + 1, segment.first_index)
+        if first > segment.last_index:
+            return 0
+        return segment.size - segment.offsets[first - segment.first_index]
+
+    def begin_sync(self) -> tuple[Callable[[], None], tuple[int, int]]:
+        """The fsync to run, perhaps in a thread, and the ticket for `finish_sync`."""
+        return self._segments[-1].file.sync, (self._generation, self.last_index)
+
+    def finish_sync(self, ticket: tuple[int, int]) -> None:
+        """The fsync of `ticket` succeeded. A truncation since then makes the ticket void."""
+        generation, index = ticket
+        if generation == self._generation:
+            self.durable_index = max(self.durable_index, index)
+
+    def sync(self) -> None:
+        """Make everything durable now."""
+        job, ticket = self.begin_sync()
+        job()
+        self.finish_sync(ticket)
+
+    def truncate_from(self, index: int) -> None:
+        """Durably drop `index` and everything behind it, newest segment first.
+
+        A crash half-way leaves a longer prefix of the same log, never a mixture.
+        """
+        if not self.anchor_index < index <= self.last_index:
+            raise IndexError(index)
+        self._generation += 1
+        while self._starts[-1] > index:
+            self._segments.pop().remove()
+            self._starts.pop()
+        active = self._segments[-1]
+        active.truncate_from(index)
+        for dropped in range(index, self.last_index + 1):
+            entry = self._cache.pop(dropped, None)
+            self._cached_bytes -= len(entry[0]) if entry else 0
+        self.last_index = index - 1
+        self.last_term = active.last_term
+        self.durable_index = min(self.durable_index, self.last_index)
+
+    def compact_to(self, index: int) -> bool:
+        """Delete whole segments that hold nothing above `index`; True when any was deleted."""
+        deleted = False
+        while len(self._segments) > 1 and self._segments[1].first_index <= index + 1:
+            self._segments.pop(0).remove()
+            self._starts.pop(0)
+            deleted = True
+        if deleted:
+            self._set_anchor()
+        return deleted
+
+    def reset(self, index: int, term: int) -> None:
+        """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
+
+        Segments go newest first; a crash half-way leaves a prefix of the old log, which the
+        caller's install marker tells it to reset again.
+        """
+        self._generation += 1
+        while self._segments:
+            self._segments.pop().remove()
+            self._starts.pop()
+        self._cache.clear()
+        self._cached_bytes = 0
+        segment = self._add(Segment.create(self._disk, self._directory, index + 1, term))
+        segment.file.sync()
+        self.last_index, self.last_term = index, term
+        self.durable_index = index
+        self._set_anchor()
+
+    def close(self) -> None:
+        """Close all files. Idempotent."""
+        for segment in self._segments:
+            segment.close()
+
+    # --- opening ---------------------------------------------------------------------------
+
+    def _set_anchor(self) -> None:
+        first = self._segments[0]
+        self.anchor_index = first.first_index - 1
+        self.anchor_term = first.previous_term
+
+    def _open(self) -> None:
+        names = [name for name in self._disk.list(self._directory) if name.endswith(".log")]
+        for position, name in enumerate(names):
+            self._open_segment(self._directory / name, last=position == len(names) - 1)
+        if not self._segments:
+            self._add(Segment.create(self._disk, self._directory, FIRST_ANCHOR_INDEX + 1, 0))
+            self._segments[0].file.sync()
+        self._set_anchor()
+        self.last_index = self._segments[-1].last_index
+        self.last_term = self._segments[-1].last_term
+
+    def _open_segment(self, path: Path, *, last: bool) -> None:
+        file = self._disk.open_append(path, create=False)
+        header = decode_segment_header(file.pread(HEADER_SIZE, 0))
+        if header is None:
+            self._drop_headerless(path, file.pread(file.size(), 0), last)
+            file.close()
+            self._disk.remove(path)
+            return
+        segment = Segment(self._disk, path, file, *header)
+        self._check_follows(segment)
+        if last or not segment.load_index():
+            tail = segment.scan(self._max_command_bytes, self._marked_kind)
+            if tail.damaged:
+                self._cut_tail(segment, tail.offset, last)
+        self._add(segment)
+
+    def _drop_headerless(self, path: Path, data: bytes, last: bool) -> None:
+        """A segment without a header is one that was being created, or it is damaged."""
+        expected = self._segments[-1].last_index + 1 if self._segments else FIRST_ANCHOR_INDEX + 1
+        if not last or segment_name(expected) != path.name \
+                or records.find_next(data, 0, expected, self._max_command_bytes) is not None:
+            raise JournalCorrupt(f"{path}: the header is damaged", remedy=_REMEDY)
+
+    def _check_follows(self, segment: Segment) -> None:
+        if segment.path.name != segment_name(segment.first_index):
+            raise JournalCorrupt(f"{segment.path} begins with entry {segment.first_index}",
+                                 remedy=_REMEDY)
+        if self._segments:
+            before = self._segments[-1]
+            if (before.last_index + 1, before.last_term) != (segment.first_index,
+                                                             segment.previous_term):
+                raise JournalCorrupt(f"{segment.path} does not follow {before.path.name}",
+                                     remedy=_REMEDY)
+
+    def _cut_tail(self, segment: Segment, offset: int, last: bool) -> None:
+        """Cut a torn tail. Raises `JournalCorrupt` when the damage is not one.
+
+        Behind a torn record of an unsynced group other records of the group may be whole, since a
+        power cut keeps pages in any order. Only a record that was written when the damaged one was
+        already durable proves corruption.
+        """
+        expected = segment.last_index + 1
+        data = segment.file.pread(segment.file.size() - offset, offset)
+        synced = records.synced_behind(data, expected, self._max_command_bytes)
+        if not last or synced >= expected:
+            raise JournalCorrupt(f"{segment.path}: entry {expected} at byte {offset} is damaged",
+                                 remedy=_REMEDY)
+        segment.file.truncate(offset)
+        segment.file.sync()
+
+

@@ -1,0 +1,319 @@
+"""PySyncObj's state machine with its unsafe parts replaced, behind plain methods.
+
+PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, counting of matches, the
+step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked
+up on the instance, hence overridable): when entries are sent, how commits are counted, how entries
+are applied, membership parsing, compaction.
+
+PySyncObj inspects every attribute in its constructor, so this class has methods, no properties.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj.transport import Transport
+
+from elastickv.raft import rules
+from elastickv.raft.frames import AppendEntries
+from elastickv.raft.journal import Journal
+from elastickv.raft.pysyncobj_journal import JournalAdapter
+from elastickv.raft.pysyncobj_seams import Now, PeerNode, install, use_clock
+from elastickv.raft.rules import AppendPlan
+from elastickv.raft.settings import EngineSettings
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+_ELECT_NOW = -1.0
+
+
+class CoreHooks(Protocol):
+    """What the core asks of its engine, always from within a call of the core."""
+
+    def apply_committed(self) -> None:
+        """The commit index may have moved: apply what may be applied."""
+        ...
+
+    def heartbeat(self) -> None:
+        """Entries or a heartbeat are due to every peer."""
+        ...
+
+    def state_changed(self, old: int, new: int) -> None:
+        """The role changed."""
+        ...
+
+    def ask_vote(self, peer_id: str, term: int, last_index: int, last_term: int) -> None:
+        """Send a vote request."""
+        ...
+
+    def give_vote(self, peer_id: str, term: int) -> None:
+        """Send a vote once the log behind it is durable."""
+        ...
+
+
+class CoreTransport(Transport):  # type: ignore[misc]
+    """Takes PySyncObj's messages. Acknowledgements are the engine's own and are dropped here."""
+
+    def __init__(self, hooks: CoreHooks) -> None:
+        super().__init__(None, None, [])
+        self._hooks = hooks
+
+    def send(self, node: PeerNode, message: dict[str, Any]) -> bool:
+        kind = message["type"]
+        if kind == "request_vote":
+            self._hooks.ask_vote(node.id, message["term"], message["last_log_index"],
+                                 message["last_log_term"])
+        elif kind == "response_vote":
+            self._hooks.give_vote(node.id, message["term"])
+        return True
+
+
+def _library_configuration(settings: EngineSettings, adapter: JournalAdapter,
+                           hooks: CoreHooks) -> SyncObjConf:
+    return SyncObjConf(
+        autoTick=False,
+        raftMinTimeout=settings.election_min_s,
+        raftMaxTimeout=settings.election_max_s,
+        leaderFallbackTimeout=settings.leader_fallback_s,
+        appendEntriesPeriod=settings.heartbeat_s,
+        connectionTimeout=max(3.5, settings.election_max_s),
+        appendEntriesUseBatch=False,
+        appendEntriesBatchSizeBytes=1 << 62,
+        commandsWaitLeader=False,
+        dynamicMembershipChange=True,
+        fullDumpFile=None,
+        journalFile=adapter,
+        onStateChanged=hooks.state_changed,
+    )
+
+
+class RaftCore(SyncObj):  # type: ignore[misc]
+    """One member's Raft state. Every public method names the clock before it enters PySyncObj."""
+
+    def __init__(self, settings: EngineSettings, *, voters: Sequence[str], journal: Journal,
+                 adapter: JournalAdapter, applied_index: int, hooks: CoreHooks,
+                 generator: random.Random, now: Now) -> None:
+        install()
+        use_clock(now)
+        self._now = now
+        self._generator = generator
+        self._settings = settings
+        self._journal = journal
+        self._hooks = hooks
+        self._settled_commit = applied_index
+        self._voters_heard: set[str] = set()
+        others = [PeerNode(voter) for voter in sorted(voters) if voter != settings.node_id]
+        super().__init__(PeerNode(settings.node_id), others,
+                         conf=_library_configuration(settings, adapter, hooks),
+                         transport=CoreTransport(hooks))
+        if settings.node_id not in set(voters):
+            self._SyncObj__selfNode: Any = None
+        self._SyncObj__raftLastApplied = applied_index
+        self._SyncObj__raftCommitIndex = applied_index
+
+    # --- replaced parts of PySyncObj ----------------------------------------------------------
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        low, high = self._settings.election_min_s, self._settings.election_max_s
+        return low + (high - low) * self._generator.random()
+
+    def _SyncObj__getCurrentLogIndex(self) -> int:
+        return self._journal.last_index
+
+    def _SyncObj__getCurrentLogTerm(self) -> int:
+        return self._journal.last_term
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Called in every tick, after PySyncObj counted matches, with itself counted always."""
+        proposed = self._SyncObj__raftCommitIndex
+        if proposed > self._settled_commit:
+            matches = self._SyncObj__raftMatchIndex
+            self._settled_commit = rules.committed_index(
+                self._settled_commit, proposed, self._journal.durable_index,
+                [matches[node] for node in self._SyncObj__otherNodes],
+                self._journal.term_at, self._SyncObj__raftCurrentTerm)
+            self._SyncObj__raftCommitIndex = self._settled_commit
+        self._hooks.apply_committed()
+        return False
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        self._SyncObj__newAppendEntriesTime = self._now() + self._settings.heartbeat_s
+        self._hooks.heartbeat()
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """The engine compacts."""
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        raise NotImplementedError("the engine applies entries")
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise NotImplementedError("the engine installs snapshots")
+
+    def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:
+        """The engine follows the membership in its log; nothing is unpickled."""
+        return
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def role(self) -> int:
+        return int(self._SyncObj__raftState)
+
+    def is_leading(self) -> bool:
+        return bool(self._SyncObj__raftState == LEADER)
+
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    def commit_index(self) -> int:
+        return self._settled_commit
+
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    def noop_index(self) -> int:
+        """The first entry of this leader's term; 0 before this process ever led."""
+        return self._SyncObj__noopIDx or 0
+
+    def leader_id(self) -> str:
+        leader = self._SyncObj__raftLeader
+        return leader.id if leader is not None else ""
+
+    def voters(self) -> list[str]:
+        """Ids of the voting members, this one included, sorted."""
+        ids = [node.id for node in self._SyncObj__otherNodes]
+        if self._SyncObj__selfNode is not None:
+            ids.append(self._settings.node_id)
+        return sorted(ids)
+
+    def may_vote(self) -> bool:
+        return self._SyncObj__selfNode is not None
+
+    def election_deadline(self) -> float:
+        return float(self._SyncObj__raftElectionDeadline)
+
+    def transfer_requested(self) -> bool:
+        """The leader asked this node to start an election at once."""
+        return bool(self._SyncObj__transferInProgress)
+
+    def next_index(self, peer_id: str) -> int:
+        return int(self._SyncObj__raftNextIndex.get(PeerNode(peer_id), 0))
+
+    def match_index(self, peer_id: str) -> int:
+        return int(self._SyncObj__raftMatchIndex.get(PeerNode(peer_id), 0))
+
+    def last_response(self, peer_id: str) -> float:
+        return float(self._SyncObj__lastResponseTime.get(PeerNode(peer_id), 0.0))
+
+    def random_timeout(self) -> float:
+        """An election timeout in seconds."""
+        return self._SyncObj__generateRaftTimeout()
+
+    # --- driving ------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Elections, commit counting, apply, heartbeats: whatever is due."""
+        use_clock(self._now)
+        self._onTick(0)
+
+    def append(self, command: bytes) -> int:
+        """Append to this leader's log; the index."""
+        index = self._journal.last_index + 1
+        self._journal.append(index, self._SyncObj__raftCurrentTerm, command)
+        return index
+
+    def advance_applied(self, index: int) -> None:
+        """Entries up to `index` have been applied."""
+        self._SyncObj__raftLastApplied = index
+
+    def connected(self, peer_id: str) -> None:
+        use_clock(self._now)
+        self._SyncObj__onNodeConnected(PeerNode(peer_id))
+
+    def disconnected(self, peer_id: str) -> None:
+        use_clock(self._now)
+        self._SyncObj__onNodeDisconnected(PeerNode(peer_id))
+
+    def set_next_index(self, peer_id: str, index: int) -> None:
+        self._SyncObj__raftNextIndex[PeerNode(peer_id)] = index
+
+    def set_match_index(self, peer_id: str, index: int) -> None:
+        self._SyncObj__raftMatchIndex[PeerNode(peer_id)] = index
+
+    def postpone_election(self) -> None:
+        """No election for another random timeout."""
+        self._SyncObj__raftElectionDeadline = self._now() + self._SyncObj__generateRaftTimeout()
+
+    def elect_now(self) -> None:
+        """The next tick starts an election."""
+        self._SyncObj__raftElectionDeadline = _ELECT_NOW
+
+    def step_down(self, term: int) -> None:
+        """Adopt a higher term and follow nobody yet."""
+        use_clock(self._now)
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__raftLeader = None
+        self.postpone_election()
+        self._SyncObj__setState(FOLLOWER)
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def receive_append(self, peer_id: str, message: AppendEntries, plan: AppendPlan) -> None:
+        """An `append_entries` of the current or a higher term, as `plan` trimmed it.
+
+        A rejected one names an entry that cannot exist, which is how PySyncObj learns of the leader
+        without touching the log.
+        """
+        use_clock(self._now)
+        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+            "type": "append_entries",
+            "term": message.term,
+            "commit_index": plan.commit_index,
+            "prevLogIdx": plan.previous_index if plan.accepted else self._journal.last_index + 1,
+            "prevLogTerm": plan.previous_term,
+            "entries": [(record.command, record.index, record.term) for record in plan.entries],
+        })
+        self._settled_commit = max(self._settled_commit, self._SyncObj__raftCommitIndex)
+        self._SyncObj__raftCommitIndex = self._settled_commit
+
+    def receive_ack(self, peer_id: str, next_index: int, *, accepted: bool) -> None:
+        """An acknowledgement or rejection of this leader's current term."""
+        use_clock(self._now)
+        before = self.next_index(peer_id)
+        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+            "type": "next_node_idx",
+            "next_node_idx": next_index,
+            "reset": not accepted,
+            "success": accepted,
+        })
+        self.set_next_index(peer_id, rules.next_index_after_ack(
+            before, self.next_index(peer_id), self.match_index(peer_id), accepted=accepted))
+
+    def receive_vote_request(self, peer_id: str, term: int, last_index: int,
+                             last_term: int) -> None:
+        use_clock(self._now)
+        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+            "type": "request_vote",
+            "term": term,
+            "last_log_index": last_index,
+            "last_log_term": last_term,
+        })
+
+    def receive_vote(self, peer_id: str, term: int) -> None:
+        """A vote; each voter counts once per election."""
+        use_clock(self._now)
+        if not rules.counts_vote(peer_id, term, self.term(), set(self.voters()),
+                                 self._voters_heard):
+            return
+        self._voters_heard.add(peer_id)
+        self._SyncObj__onMessageReceived(PeerNode(peer_id), {"type": "response_vote",
+                                                             "term": term})
+
+    def receive_timeout_now(self, peer_id: str, term: int) -> None:
+        use_clock(self._now)
+        self._SyncObj__onMessageReceived(PeerNode(peer_id), {"type": "timeout_now", "term": term})
+
+    def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
+        self._voters_heard.clear()
+        super()._SyncObj__setCurrentTerm(term, voted_for)

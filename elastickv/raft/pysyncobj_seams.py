@@ -1,0 +1,60 @@
+"""PySyncObj's module-level hooks, replaced once for the process.
+
+PySyncObj takes its journal, poller and clock from names in its own module. The journal and the
+poller are the same for every engine. The clock is each engine's own: calls into PySyncObj are
+synchronous, so the engine that calls names its clock first (`use_clock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from zlib import crc32
+
+import pysyncobj.syncobj as library
+from pysyncobj.node import Node
+
+from elastickv.raft.pysyncobj_journal import create_journal
+
+Now = Callable[[], float]
+
+
+class _NoPoller:
+    """The event loop polls."""
+
+    def poll(self, timeout: float) -> None:
+        """Nothing to wait for."""
+
+
+class _Clock:
+    """The clock of the engine whose call is running."""
+
+    now: Now
+
+    def __call__(self) -> float:
+        return self.now()
+
+
+_clock = _Clock()
+
+
+def use_clock(now: Now) -> None:
+    """PySyncObj's monotonic time is `now()` until another engine calls."""
+    _clock.now = now
+
+
+def install() -> None:
+    """Put the replacements in place. Idempotent."""
+    library.createJournal = create_journal
+    library.createPoller = lambda kind: _NoPoller()
+    library.monotonicTime = _clock
+    library.PIPE_NOTIFIER_ENABLED = False
+
+
+class PeerNode(Node):  # type: ignore[misc]
+    """A member. Its hash does not depend on the process, so neither does any order of sending."""
+
+    def __hash__(self) -> int:
+        return crc32(self.id.encode())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PeerNode) and self.id == other.id

@@ -1,0 +1,120 @@
+"""ReadIndex: one round of probes confirms the leadership for all reads that waited for it.
+
+A read that arrives while a round is under way belongs to the next one: the quorum must have
+answered a probe that was sent after the read arrived (Raft, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from elastickv.raft.rules import has_majority
+
+Waiter = Callable[[int], None]
+"""Called once with the read index, or with 0 when the leadership was lost."""
+
+
+class ReadRounds:
+    """Bookkeeping of a leader's rounds. Pure: the caller sends the probes."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.active = False
+        self._index = 0
+        self._answered: set[str] = set()
+        self._running: list[Waiter] = []
+        self._waiting: list[Waiter] = []
+
+    def add(self, waiter: Waiter) -> None:
+        """A read that arrived now."""
+        self._waiting.append(waiter)
+
+    @property
+    def due(self) -> bool:
+        """Whether a new round should begin."""
+        return bool(self._waiting) and not self.active
+
+    def begin(self, commit_index: int) -> int:
+        """Begin a round for all waiting reads at `commit_index`; its number."""
+        self.number += 1
+        self.active = True
+        self._index = commit_index
+        self._answered.clear()
+        self._running, self._waiting = self._waiting, []
+        return self.number
+
+    def unanswered(self, voters: Sequence[str]) -> list[str]:
+        """Voters that have not answered the running round."""
+        return [voter for voter in voters if voter not in self._answered]
+
+    def answer(self, voter: str, number: int, voters: Sequence[str]) -> None:
+        """`voter` (perhaps this node) confirms round `number`; completes it on a majority."""
+        if not self.active or number != self.number or voter not in voters:
+            return
+        self._answered.add(voter)
+        if has_majority(len(self._answered), len(voters)):
+            self.active = False
+            finished, self._running = self._running, []
+            for waiter in finished:
+                waiter(self._index)
+
+    def lose(self) -> None:
+        """The leadership ended: every read fails."""
+        self.active = False
+        self.number += 1
+        failed, self._running, self._waiting = self._running + self._waiting, [], []
+        for waiter in failed:
+            waiter(0)
+
+
+class ReadForwarder:
+    """A follower's side: one request to the leader stands for all reads that waited for it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.active = False
+        self.leader_id = ""
+        self._running: list[Waiter] = []
+        self._waiting: list[Waiter] = []
+
+    def add(self, waiter: Waiter) -> None:
+        """A read that arrived now."""
+        self._waiting.append(waiter)
+
+    @property
+    def due(self) -> bool:
+        """Whether a request should be sent."""
+        return bool(self._waiting) and not self.active
+
+    def begin(self, leader_id: str) -> int:
+        """Ask `leader_id` on behalf of all waiting reads; the request's number."""
+        self.number += 1
+        self.active = True
+        self.leader_id = leader_id
+        self._running, self._waiting = self._waiting, []
+        return self.number
+
+    def answer(self, leader_id: str, number: int, index: int) -> None:
+        """The leader's answer; an `index` of 0 sends the reads round again."""
+        if not self.active or number != self.number or leader_id != self.leader_id:
+            return
+        self.active = False
+        running, self._running = self._running, []
+        if index == 0:
+            self._waiting = running + self._waiting
+        else:
+            for waiter in running:
+                waiter(index)
+
+    def lose(self) -> None:
+        """This node stops: every read fails."""
+        self.retry()
+        failed, self._waiting = self._waiting, []
+        for waiter in failed:
+            waiter(0)
+
+    def retry(self) -> None:
+        """The leader changed or the link broke: ask again, whoever leads then."""
+        self.active = False
+        self._waiting = self._running + self._waiting
+        self._running = []

@@ -1,0 +1,224 @@
+"""One segment file of the journal, and its index.
+
+A segment is a header and then records (`records.py`) with consecutive indexes (big endian):
+
+    0      4         8               16              24       28
+    +------+---------+---------------+---------------+--------+-----------------
+    | EKJL | version | first index   | previous term | CRC32C | record | record ...
+    +------+---------+---------------+---------------+--------+-----------------
+
+The header alone says where the log begins: the entry before `first index` had `previous term`.
+
+A sealed segment (one that is followed by another) has an index file beside it, which spares a
+start from reading the segment. It is only a cache: without it the segment is read.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from elastickv.durable import Disk, DiskFile
+from elastickv.errors import JournalCorrupt
+from elastickv.raft import records
+from elastickv.raft.hardstate import decode_checked, encode_checked
+from elastickv.raft.records import HEADER_BYTES, Record, crc32c
+
+MAGIC = b"EKJL"
+VERSION = 1
+_HEADER = struct.Struct(">4sIQQ")
+_CHECKSUM = struct.Struct(">I")
+HEADER_SIZE = _HEADER.size + _CHECKSUM.size
+INDEX_KIND = b"EKJI"
+SCAN_BYTES = 4 << 20
+_REMEDY = "restore this node from a backup, or remove it and join it anew"
+
+
+class SegmentIndex(msgspec.Struct, array_like=True):
+    """The index file of a sealed segment. `offsets` is packed native 32-bit, `runs` holds
+    (first index, term) and `marked` the indexes of entries that a start must look at."""
+
+    first_index: int
+    previous_term: int
+    size: int
+    offsets: bytes
+    runs: list[tuple[int, int]]
+    marked: list[int]
+
+
+class Tail(NamedTuple):
+    """What a scan found behind the last good record. `damaged` False = the file ends there."""
+
+    offset: int
+    damaged: bool
+
+
+def segment_name(first_index: int) -> str:
+    """File name of the segment that begins with `first_index`; names sort like indexes."""
+    return f"{first_index:020d}.log"
+
+
+def encode_segment_header(first_index: int, previous_term: int) -> bytes:
+    """The first 28 bytes of a segment."""
+    body = _HEADER.pack(MAGIC, VERSION, first_index, previous_term)
+    return body + _CHECKSUM.pack(crc32c(body))
+
+
+def decode_segment_header(data: bytes) -> tuple[int, int] | None:
+    """(first index, previous term), or None when the header is short or damaged."""
+    if len(data) < HEADER_SIZE:
+        return None
+    body, checksum = data[:_HEADER.size], data[_HEADER.size:HEADER_SIZE]
+    magic, version, first_index, previous_term = _HEADER.unpack(body)
+    if magic != MAGIC or version != VERSION or _CHECKSUM.pack(crc32c(body)) != checksum:
+        return None
+    return int(first_index), int(previous_term)
+
+
+class Segment:
+    """An open segment: where each record lies. Payloads stay on the disk."""
+
+    def __init__(self, disk: Disk, path: Path, file: DiskFile, first_index: int,
+                 previous_term: int) -> None:
+        self._disk = disk
+        self.path = path
+        self.file = file
+        self.first_index = first_index
+        self.previous_term = previous_term
+        self.offsets = array("I")
+        self.runs: list[tuple[int, int]] = []
+        self.marked: list[int] = []
+        self.size = HEADER_SIZE
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last record; `first_index - 1` when there is none."""
+        return self.first_index + len(self.offsets) - 1
+
+    @property
+    def last_term(self) -> int:
+        """Term of the last record, or of the entry before the segment."""
+        return self.runs[-1][1] if self.runs else self.previous_term
+
+    @property
+    def index_path(self) -> Path:
+        """The index file beside the segment."""
+        return self.path.with_suffix(".index")
+
+    @classmethod
+    def create(cls, disk: Disk, directory: Path, first_index: int,
+               previous_term: int) -> Segment:
+        """A new, empty segment; durable with the first `file.sync()`."""
+        path = directory / segment_name(first_index)
+        file = disk.open_append(path, create=True)
+        if file.size():
+            file.truncate(0)
+        file.append([encode_segment_header(first_index, previous_term)])
+        return cls(disk, path, file, first_index, previous_term)
+
+    def note(self, index: int, term: int, length: int, marked: bool) -> None:
+        """Account for a record of `length` command bytes that was written at the end."""
+        self.offsets.append(self.size)
+        self.size += HEADER_BYTES + length
+        if term != self.last_term or not self.runs:
+            self.runs.append((index, term))
+        if marked:
+            self.marked.append(index)
+
+    def read(self, index: int, count: int, max_bytes: int) -> list[Record]:
+        """Records from `index` on, up to `count` and about `max_bytes`, but at least one.
+
+        Raises `JournalCorrupt` when one does not match its checksum.
+        """
+        position = index - self.first_index
+        start = self.offsets[position]
+        stop = min(position + count, len(self.offsets))
+        end_position = position + 1
+        while end_position < stop and self._end_of(end_position) - start <= max_bytes:
+            end_position += 1
+        data = self.file.pread(self._end_of(end_position - 1) - start, start)
+        found: list[Record] = []
+        offset = 0
+        for wanted in range(index, index + end_position - position):
+            decoded = records.decode_at(data, offset, len(data))
+            if decoded is None or decoded[0].index != wanted:
+                raise JournalCorrupt(f"{self.path}: entry {wanted} is damaged", remedy=_REMEDY)
+            found.append(decoded[0])
+            offset = decoded[1]
+        return found
+
+    def _end_of(self, position: int) -> int:
+        following = position + 1
+        return self.offsets[following] if following < len(self.offsets) else self.size
+
+    def truncate_from(self, index: int) -> None:
+        """Durably drop `index` and everything behind it."""
+        self._disk.remove(self.index_path)
+        position = index - self.first_index
+        self.size = self.offsets[position]
+        del self.offsets[position:]
+        self.runs = [run for run in self.runs if run[0] < index]
+        self.marked = [marked for marked in self.marked if marked < index]
+        self.file.truncate(self.size)
+        self.file.sync()
+
+    def seal(self) -> None:
+        """Make the segment durable and write its index file; nothing is appended afterwards."""
+        self.file.sync()
+        body = SegmentIndex(self.first_index, self.previous_term, self.size,
+                            self.offsets.tobytes(), self.runs, self.marked)
+        self._disk.replace(self.index_path,
+                           encode_checked(INDEX_KIND, msgspec.msgpack.encode(body)))
+
+    def load_index(self) -> bool:
+        """Fill this segment from its index file; False when there is no usable one."""
+        try:
+            data = self._disk.read(self.index_path)
+            index = msgspec.msgpack.decode(decode_checked(INDEX_KIND, data, self.index_path),
+                                           type=SegmentIndex)
+        except (FileNotFoundError, JournalCorrupt, msgspec.MsgspecError):
+            return False
+        if (index.first_index, index.size) != (self.first_index, self.file.size()):
+            return False
+        self.offsets.frombytes(index.offsets)
+        self.runs = index.runs
+        self.marked = index.marked
+        self.size = index.size
+        return True
+
+    def scan(self, max_command_bytes: int, marked_kind: bytes) -> Tail:
+        """Read the records and note each; stops at the first that is not the next good one."""
+        end = self.file.size()
+        while self.size < end:
+            base = self.size
+            self._scan_window(self.file.pread(SCAN_BYTES, base), max_command_bytes, marked_kind)
+            if self.size == base:
+                window = self.file.pread(HEADER_BYTES + max_command_bytes, base)
+                self._scan_window(window, max_command_bytes, marked_kind)
+            if self.size == base:
+                return Tail(base, True)
+        return Tail(end, False)
+
+    def _scan_window(self, window: bytes, max_command_bytes: int, marked_kind: bytes) -> None:
+        """Note the records that begin `window`, which was read at the current end."""
+        offset = 0
+        while (found := records.decode_at(window, offset, max_command_bytes)) is not None:
+            record, offset = found
+            if record.index != self.last_index + 1 or record.term < self.last_term:
+                return
+            self.note(record.index, record.term, len(record.command),
+                      record.command[:1] == marked_kind)
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        self.file.close()
+
+    def remove(self) -> None:
+        """Close and delete the segment, its index first."""
+        self.close()
+        self._disk.remove(self.index_path)
+        self._disk.remove(self.path)

@@ -1,0 +1,46 @@
+"""Settings of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastickv.raft.engine import Member
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """One member's settings. Times are seconds unless the name says otherwise.
+
+    `members` is the initial configuration; a stored one takes precedence. `path` is the directory
+    for the journal and its records. `cluster_id` must be equal on all members.
+    """
+
+    node_id: str
+    members: Sequence[Member]
+    path: Path
+    client_address: str = ""
+    cluster_id: str = ""
+    tick_s: float = 0.020
+    heartbeat_s: float = 0.100
+    election_min_s: float = 0.5
+    election_max_s: float = 1.0
+    leader_fallback_s: float = 1.0
+    max_entry_bytes: int = 16 << 20
+    segment_bytes: int = 64 << 20
+    cache_bytes: int = 16 << 20
+    batch_bytes: int = 1 << 20
+    window_bytes: int = 16 << 20
+    apply_group_bytes: int = 4 << 20
+    apply_group_entries: int = 512
+    max_pending: int = 4096
+    inline_sync_bytes: int = 8 << 10
+    compact_bytes: int = 256 << 20
+    compact_entries: int = 1_000_000
+    keep_entries: int = 10_000
+
+    @property
+    def address(self) -> str:
+        """This node's own raft address, "" when it is no initial member."""
+        return next((m.address for m in self.members if m.node_id == self.node_id), "")

@@ -1,0 +1,356 @@
+"""Peer links over TCP: mutual TLS, or plain on loopback.
+
+The member with the lower id dials; the other dials too when it has heard nothing for a while (a
+joining node is not known to anybody yet). A new connection replaces the old one: the old one is
+closed, and bytes that it still delivers are ignored, before anything of the new one is passed on.
+
+Under TLS 1.3 a peer is its certificate: the id in its greeting must be one of the certificate's DNS
+or URI names. The common name does not count, because a client's certificate has one too. Anything
+unexpected ends that connection and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+
+from elastickv.errors import BindFailed, ConfigError, WireError
+from elastickv.raft.frames import (
+    PROTOCOL_VERSION,
+    SLACK_BYTES,
+    FrameDecoder,
+    Hello,
+    Ping,
+    decode_message,
+    encode_message,
+    frame,
+)
+from elastickv.raft.links import LinkEvents
+
+log = structlog.get_logger("elastickv.raft.links")
+
+REDIAL_S = 0.1
+FALLBACK_DIAL_S = 1.0
+DIAL_TIMEOUT_S = 2.0
+GREETING_TIMEOUT_S = 5.0
+PING_S = 0.5
+SILENT_PINGS = 6
+"""A link on which nothing arrived during this many pings is closed."""
+QUEUE_BYTES = 64 << 20
+_PING = frame(encode_message(Ping(reply=True)))
+_PONG = frame(encode_message(Ping(reply=False)))
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: this node's certificate and key, and the CA that every peer's chain ends in."""
+
+    certificate: Path
+    key: Path = field(repr=False)
+    ca: Path = field()
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        """A TLS 1.3 context that requires a certificate of the CA. Raises `ConfigError`."""
+        protocol = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # A peer is known by the node id in its certificate, whatever address it answers at.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            context.load_verify_locations(self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"the TLS files cannot be used ({error})",
+                              remedy="check --tls-cert, --tls-key and --tls-ca") from None
+        return context
+
+
+def certificate_names(certificate: Mapping[str, Any]) -> set[str]:
+    """The node ids that a peer's certificate (as `getpeercert()` gives it) may speak for."""
+    return {value for kind, value in certificate.get("subjectAltName", ())
+            if kind in ("DNS", "URI")} - {"localhost"}
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection: greeting, then frames both ways."""
+
+    def __init__(self, owner: TlsLinks, peer_id: str) -> None:
+        self._owner = owner
+        self.peer_id = peer_id
+        self.dialled = bool(peer_id)
+        self.ready = False
+        self.closed = False
+        self.silent_pings = 0
+        self.queue: list[bytes] = []
+        self._decoder = FrameDecoder(owner.max_frame_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._greeting_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self.closed:
+            self.abort()
+            return
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._greeting_timer = asyncio.get_running_loop().call_later(GREETING_TIMEOUT_S,
+                                                                     self.abort)
+        self._owner.opened(self)
+        if self.dialled:
+            self._greet()
+
+    def _greet(self) -> None:
+        self.write(frame(encode_message(self._owner.events.make_hello(self.peer_id))))
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the socket."""
+        if self._transport is not None and not self.closed:
+            self._transport.write(data)
+
+    def backlog(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def data_received(self, data: bytes) -> None:
+        self.silent_pings = 0
+        try:
+            for body in self._decoder.feed(data):
+                if self.closed:
+                    return
+                if self.ready:
+                    self._owner.deliver(self, body)
+                else:
+                    self._receive_greeting(body)
+        except WireError as error:
+            log.warning("link refused", peer=self.peer_id, error=str(error))
+            self.abort()
+
+    def _receive_greeting(self, body: bytes) -> None:
+        hello = decode_message(body)
+        if not isinstance(hello, Hello):
+            raise WireError("the peer did not greet first")
+        self._check(hello)
+        if not self.dialled:
+            self.peer_id = hello.node_id
+            self._greet()
+        if self._greeting_timer is not None:
+            self._greeting_timer.cancel()
+        self._owner.greeted(self, hello)
+
+    def _check(self, hello: Hello) -> None:
+        if hello.version != PROTOCOL_VERSION:
+            raise WireError(f"the peer speaks protocol version {hello.version}")
+        if hello.node_id == self._owner.node_id:
+            raise WireError("the peer has this node's own id")
+        if self.dialled and hello.node_id != self.peer_id:
+            raise WireError(f"the peer is {hello.node_id!r}, not {self.peer_id!r}")
+        own = self._owner.events.make_hello(hello.node_id)
+        if hello.cluster_id != own.cluster_id:
+            raise WireError("the peer belongs to another cluster")
+        if self._transport is not None and self._owner.secure:
+            certificate = self._transport.get_extra_info("peercert") or {}
+            if hello.node_id not in certificate_names(certificate):
+                raise WireError(f"the peer's certificate is not for {hello.node_id!r}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._greeting_timer is not None:
+            self._greeting_timer.cancel()
+        self.closed = True
+        self._owner.lost(self)
+
+    def abort(self) -> None:
+        """Close without waiting; nothing more is delivered."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class TlsLinks:
+    """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that)."""
+
+    def __init__(self, node_id: str, listen_address: str, *, tls: TlsFiles | None,
+                 max_entry_bytes: int, generator: random.Random | None = None) -> None:
+        self.node_id = node_id
+        self.secure = tls is not None
+        self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
+        self._listen_address = listen_address
+        self._server_context = tls.context(server=True) if tls else None
+        self._client_context = tls.context(server=False) if tls else None
+        self._generator = generator or random.Random()
+        self._addresses: dict[str, str] = {}
+        self._current: dict[str, _Connection] = {}
+        self._open: set[_Connection] = set()
+        self._dirty: set[_Connection] = set()
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._silent_since: dict[str, float] = {}
+        self._server: asyncio.Server | None = None
+        self._flush_scheduled = False
+        self._stopped = False
+        self.port = 0
+
+    # --- Links --------------------------------------------------------------------------------
+
+    async def start(self, events: LinkEvents) -> None:
+        self.events = events
+        self._loop = asyncio.get_running_loop()
+        host, port = split_address(self._listen_address)
+        try:
+            self._server = await self._loop.create_server(
+                lambda: _Connection(self, ""), host, port, ssl=self._server_context,
+                ssl_handshake_timeout=GREETING_TIMEOUT_S if self.secure else None)
+        except OSError as error:
+            raise BindFailed(f"cannot listen on {self._listen_address} ({error.strerror})",
+                             remedy="check --raftAddress") from None
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._repeat(REDIAL_S, self._redial)
+        self._repeat(PING_S, self._ping)
+
+    def _repeat(self, period_s: float, work: Callable[[], None]) -> None:
+        def run() -> None:
+            if not self._stopped:
+                work()
+                self._loop.call_later(period_s * (0.9 + 0.2 * self._generator.random()), run)
+
+        self._loop.call_soon(run)
+
+    async def stop(self) -> None:
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._dialling.values()):
+            task.cancel()
+        self.flush()
+        for connection in list(self._open):
+            connection.abort()
+        await asyncio.gather(*self._dialling.values(), return_exceptions=True)
+
+    def set_peers(self, addresses: Mapping[str, str]) -> None:
+        self._addresses = {peer: address for peer, address in addresses.items()
+                           if peer != self.node_id}
+        now = self._loop.time()
+        for peer_id in self._addresses:
+            self._silent_since.setdefault(peer_id, now)
+
+    def send(self, peer_id: str, body: bytes) -> bool:
+        connection = self._current.get(peer_id)
+        if connection is None:
+            return False
+        if connection.backlog() > QUEUE_BYTES:
+            log.warning("link dropped", peer=peer_id, error="the peer does not read")
+            self._loop.call_soon(connection.abort)
+            return False
+        connection.queue.append(frame(body))
+        self._dirty.add(connection)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+        return True
+
+    def flush(self) -> None:
+        self._flush_scheduled = False
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, set()
+        for connection in dirty:
+            queue, connection.queue = connection.queue, []
+            connection.write(queue[0] if len(queue) == 1 else b"".join(queue))
+
+    def drop(self, peer_id: str) -> None:
+        connection = self._current.get(peer_id)
+        if connection is not None:
+            connection.closed = True
+            self._loop.call_soon(connection.abort)
+
+    # --- connections --------------------------------------------------------------------------
+
+    def opened(self, connection: _Connection) -> None:
+        """A TCP (and TLS) connection stands; it has not greeted yet."""
+        self._open.add(connection)
+        if self._stopped:
+            connection.abort()
+
+    def greeted(self, connection: _Connection, hello: Hello) -> None:
+        """The newest connection of a peer wins; the old one ends before it is announced."""
+        old = self._current.get(connection.peer_id)
+        if old is not None:
+            old.abort()
+            self._forget(old)
+        connection.ready = True
+        self._current[connection.peer_id] = connection
+        self.events.connected(connection.peer_id, hello)
+
+    def deliver(self, connection: _Connection, body: bytes) -> None:
+        """One body from a current connection."""
+        if body == _PING[4:]:
+            connection.write(_PONG)
+        elif body != _PONG[4:]:
+            self.events.received(connection.peer_id, body)
+
+    def lost(self, connection: _Connection) -> None:
+        """The connection is gone."""
+        self._open.discard(connection)
+        self._dirty.discard(connection)
+        if self._current.get(connection.peer_id) is connection:
+            self._forget(connection)
+
+    def _forget(self, connection: _Connection) -> None:
+        del self._current[connection.peer_id]
+        self._dirty.discard(connection)
+        self._silent_since[connection.peer_id] = self._loop.time()
+        self.events.disconnected(connection.peer_id)
+
+    # --- dialling and pinging -----------------------------------------------------------------
+
+    def _redial(self) -> None:
+        now = self._loop.time()
+        for peer_id, address in self._addresses.items():
+            if peer_id in self._current or peer_id in self._dialling:
+                continue
+            if self.node_id < peer_id \
+                    or now - self._silent_since.get(peer_id, 0.0) > FALLBACK_DIAL_S:
+                self._dialling[peer_id] = self._loop.create_task(self._dial(peer_id, address))
+
+    async def _dial(self, peer_id: str, address: str) -> None:
+        host, port = split_address(address)
+        connection = _Connection(self, peer_id)
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._loop.create_connection(lambda: connection, host, port,
+                                                   ssl=self._client_context)
+                self._silent_since[peer_id] = self._loop.time()
+                # A greeting that is not answered frees the place for the next attempt.
+                while not connection.ready and not connection.closed:
+                    await asyncio.sleep(REDIAL_S / 10)
+        except (OSError, TimeoutError, ssl.SSLError, asyncio.CancelledError):
+            connection.abort()
+        finally:
+            self._dialling.pop(peer_id, None)
+
+    def _ping(self) -> None:
+        """Counts pings, not seconds: a process that was stopped must not blame its peers."""
+        for connection in list(self._current.values()):
+            connection.silent_pings += 1
+            if connection.silent_pings > SILENT_PINGS:
+                connection.abort()
+            else:
+                connection.write(_PING)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`host:port` as a pair. Raises `ConfigError`."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal():
+        raise ConfigError(f"{address!r} is not host:port")
+    return host.strip("[]"), int(port)
