@@ -118,4 +118,4 @@ def configure(level: str = "info", log_format: str = "json", *,
 
 def get_logger(name: str) -> Any:
     """A logger whose events carry `logger=name`. Use: `log.info("event", field=value)`."""
-    return structlog.get_logger().bind(logger=name)
+    return structlog.get_logger(logger=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
@@ -14,7 +14,7 @@ from elastickv.server.errors import unary
 MAX_SCAN_LIMIT = 100_000
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
 
-Handlers = dict[str, grpc.RpcMethodHandler[Any, Any]]
+Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
 def check_scan_limit(limit: int) -> int:
