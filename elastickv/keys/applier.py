@@ -79,9 +79,11 @@ class Applier:
             self._state = KeyState(sidecar, self._unwrap_all(sidecar))
 
     def validate(self, index: int, entry: EncryptionEntry) -> None:
-        """Run every check of `apply` for an entry about to be proposed at `index` (any index above
-        the log's last will do), with no effect. Raises as `apply` does."""
-        self._plan(index, entry)
+        """Run every check of `apply` for an entry about to be proposed at about `index`, with no
+        effect. Raises as `apply` does."""
+        # A proposal is never a replay, and the checks of a replay are weaker.
+        sidecar = self._state.sidecar
+        self._plan(max(index, sidecar.raft_applied_index + 1) if sidecar else index, entry)
 
     def apply(self, index: int, entry: EncryptionEntry) -> list[tuple[bytes, bytes]]:
         """Apply a committed entry; the registry rows `(key, value)` to store with the index.
@@ -123,7 +125,6 @@ class Applier:
         keys = {dek_id: replace(key, local_epoch=own[dek_id].local_epoch if dek_id in own else 0)
                 for dek_id, key in foreign.keys.items()}
         adopted = replace(foreign, keys=MappingProxyType(keys))
-        adopted.validate()
         keystore = self._unwrap_all(adopted)
         for dek_id in keystore.ids():
             held, new = self._state.keystore.get(dek_id), keystore.get(dek_id)

@@ -81,7 +81,7 @@ class Sidecar:
 
     def active(self, purpose: Purpose) -> int:
         """The DEK id that new ciphertext of `purpose` uses; 0 before the bootstrap."""
-        return self.active_storage if purpose is Purpose.STORAGE else self.active_raft
+        return self.active_storage if purpose == Purpose.STORAGE else self.active_raft
 
     def with_key(self, dek_id: int, key: SidecarKey) -> Sidecar:
         """A copy in which `dek_id` stands for `key`."""

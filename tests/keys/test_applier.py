@@ -34,6 +34,7 @@ from elastickv.errors import (
     DiskFull,
     EncryptionConflict,
     EntryNotApplicable,
+    EntryRejected,
     EpochRollback,
     InvalidArgument,
     KekError,
@@ -274,6 +275,14 @@ def test_a_replay_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for index, entry in SEQUENCE:
         node.apply(index, entry)
     assert recorder.calls == []
+
+
+def test_validation_never_takes_a_proposal_for_a_replay(tmp_path: Path) -> None:
+    node = KeyNode(tmp_path)
+    node.apply(10, bootstrap())
+    for index in (0, 1, 10):
+        with pytest.raises(EntryRejected):
+            node.applier.validate(index, bootstrap(raft_id=THIRD))
 
 
 def test_a_sidecar_that_claims_an_entry_without_its_key_is_refused(tmp_path: Path) -> None:

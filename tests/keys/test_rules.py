@@ -16,6 +16,7 @@ from key_nodes import (
     NODE_B,
     OTHER_KEK,
     RAFT,
+    RAFT_DEK,
     STORAGE,
     STORAGE_DEK,
     THIRD,
@@ -99,8 +100,10 @@ REFUSED: dict[str, tuple[EncryptionEntry, type[ApplyHalted]]] = {
     "bootstrap: second with another storage key": (
         bootstrap(wrapped_storage=W_THIRD), EntryRejected),
     "bootstrap: second with another raft key": (bootstrap(wrapped_raft=W_THIRD), EntryRejected),
-    "bootstrap: second with the same key wrapped anew": (
+    "bootstrap: second with the same storage key wrapped anew": (
         bootstrap(wrapped_storage=W_STORAGE_AGAIN), EntryRejected),
+    "bootstrap: second with the same raft key wrapped anew": (
+        bootstrap(wrapped_raft=KEK.wrap(RAFT_DEK)), EntryRejected),
     "bootstrap: repeated, epoch rollback in the batch": (
         bootstrap(RegistryRow(STORAGE, NODE_B, 5), RegistryRow(RAFT, NODE_A, 1)), EpochRollback),
     "bootstrap: repeated, rollback against an earlier row of the batch": (
@@ -168,6 +171,27 @@ def test_a_refused_entry_leaves_no_trace(name: str, node: KeyNode) -> None:
     entry, error = REFUSED[name]
     assert decode_entry(encode_entry(entry)) == entry
     assert_refused(node, 20, entry, error)
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("bootstrap: identical DEK ids", "names DEK 5 for both purposes"),
+    ("bootstrap: foreign dek_id in the batch", "registers a writer of DEK 99"),
+    ("bootstrap: second with another storage id", "already bootstrapped: DEK 1"),
+    ("bootstrap: second with another storage key", "other key material under the same ids"),
+    ("bootstrap: second with another raft key", "other key material under the same ids"),
+    ("rotate: the proposer's dek_id differs", "registers its proposer for DEK 1"),
+    ("rotate: unknown purpose 0xfe", "unknown purpose 0xfe"),
+    ("rotate: id taken by another key", "key id 1 already stands for another key"),
+    ("rotate: key already held under another id", "is the same key as DEK 1"),
+    ("rotate: active storage key becomes a raft key", "contradictory sidecar"),
+    ("storage cutover: one byte wrapped", "carries 1 bytes of key material"),
+    ("raft cutover: purpose storage", "has purpose storage"),
+    ("retire-dek: not supported", "not supported by this build"),
+])
+def test_the_reason_is_named(name: str, reason: str, node: KeyNode) -> None:
+    entry, error = REFUSED[name]
+    with pytest.raises(error, match=reason):
+        node.apply(20, entry)
 
 
 @pytest.mark.parametrize("tag", [0x00, 0x06, 0x7F, 0xFF])

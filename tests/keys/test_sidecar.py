@@ -180,6 +180,8 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "wrapped long": change_key(wrapped=base64.b64encode(WRAPPED + b"x").decode()),
     "wrapped not base64": change_key(wrapped="*" * 80),
     "wrapped with a line end": change_key(wrapped=base64.b64encode(WRAPPED).decode() + "\n"),
+    "wrapped with needless padding": change_key(
+        wrapped=base64.b64encode(WRAPPED).decode() + "=="),
     "wrapped null": change_key(wrapped=None),
     "epoch over 16 bits": change_key(local_epoch=0x1_0000),
     "epoch negative": change_key(local_epoch=-1),
