@@ -117,5 +117,8 @@ def configure(level: str = "info", log_format: str = "json", *,
 
 
 def get_logger(name: str) -> Any:
-    """A logger whose events carry `logger=name`. Use: `log.info("event", field=value)`."""
-    return structlog.get_logger(logger=name)
+    """A logger whose events carry `module=name`. Use: `log.info("event", field=value)`.
+
+    It may be made at import time: the configuration is looked up when it is used.
+    """
+    return structlog.get_logger(module=name)

@@ -72,8 +72,19 @@ def test_a_json_line_holds_the_fields(lines: io.StringIO) -> None:
     logs.get_logger("elastickv.x").warning("disk is slow", milliseconds=12)
     event = json.loads(lines.getvalue())
     assert event.pop("timestamp").endswith("Z")
-    assert event == {"logger": "elastickv.x", "event": "disk is slow", "level": "warning",
+    assert event == {"module": "elastickv.x", "event": "disk is slow", "level": "warning",
                      "milliseconds": 12}
+
+
+def test_a_logger_made_before_the_configuration_follows_it() -> None:
+    early = logs.get_logger("early")
+    for log_format in ("text", "json"):
+        stream = io.StringIO()
+        logs.configure("info", log_format, stream=stream)
+        early.info("event")
+        early.debug("hidden")
+        assert stream.getvalue().count("\n") == 1
+        assert stream.getvalue().startswith("{") is (log_format == "json")
 
 
 def test_a_newline_cannot_forge_a_second_event(lines: io.StringIO) -> None:
