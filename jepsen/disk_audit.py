@@ -1,0 +1,267 @@
+"""What is on the disks: no plaintext of any value, no nonce used twice, replicas equal.
+
+Reads stopped nodes' data directories, the journal tap's spool (`tap.py`: what compaction and wiped
+disks took away), and log files. Stores are opened as copies, so that an audit changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mmap
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Keystore
+from elastickv.durable import OsDisk
+from elastickv.errors import ElasticKVError
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
+from elastickv.raft import records
+from elastickv.raft.segment import HEADER_SIZE
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc import decode_store_key
+from elastickv.store.tables import Table
+from jepsen.nonces import NonceLedger, PayloadReader, record_envelopes
+from jepsen.verdict import Verdict, judge
+
+MAX_COMMAND_BYTES = 128 << 20
+REGULAR_KIND = b"\x00"
+"""The first byte of a journal command that carries a state machine payload."""
+
+
+# --- plaintext -------------------------------------------------------------------------------
+
+
+def disguises(marker: bytes) -> dict[str, bytes]:
+    """The forms in which a marker's bytes could lie in a file: as they are, as hexadecimal digits,
+    and in base64 at each of its three alignments (without the characters that depend on the
+    neighbouring bytes)."""
+    forms = {"bytes": marker, "hex": marker.hex().encode()}
+    for shift in range(3):
+        text = base64.b64encode(b"\0" * shift + marker)
+        end = (shift + len(marker)) * 8 // 6
+        forms[f"base64+{shift}"] = text[-(-shift * 8 // 6):end]
+    return forms
+
+
+def files_below(roots: Iterable[Path]) -> Iterator[Path]:
+    """Every regular file below `roots`."""
+    for root in roots:
+        yield from (path for path in sorted(root.rglob("*"))
+                    if path.is_file() and not path.is_symlink())
+
+
+def audit_plaintext(roots: Sequence[Path], markers: Sequence[bytes]) -> Verdict:
+    """Search every file below `roots` for every marker in every form.
+
+    Unknown when there was nothing to search.
+    """
+    needles = [(name, form) for marker in markers for name, form in disguises(marker).items()]
+    problems: list[str] = []
+    file_count = byte_count = 0
+    for path in files_below(roots):
+        size = path.stat().st_size
+        if not size:
+            continue
+        file_count += 1
+        byte_count += size
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for name, needle in needles:
+                at = data.find(needle)
+                if at >= 0:
+                    problems.append(f"plaintext ({name}) in {path} at byte {at}")
+                    break
+    unknown = [] if file_count and needles else ["there was nothing to search"]
+    return judge("plaintext", problems, {"files": file_count, "bytes": byte_count,
+                                         "markers": len(markers)}, unknown)
+
+
+# --- reading disks ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDisk:
+    """A data directory of a node that does not run; `name` is for reports."""
+
+    name: str
+    directory: Path
+
+
+def read_records(path: Path) -> Iterator[records.Record]:
+    """The records of a journal segment, or of a spool, up to the first that is not whole."""
+    data = path.read_bytes()
+    offset = HEADER_SIZE if path.suffix == ".log" else 0
+    while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES)) is not None:
+        record, offset = found
+        yield record
+
+
+def load_sidecar(disk: NodeDisk) -> Sidecar | None:
+    """The node's sidecar; None when it has none."""
+    return sidecar_file.load(OsDisk(), disk.directory / RELATIVE_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreContent:
+    """A store's applied index, its versions, and its registry rows."""
+
+    applied_index: int
+    versions: list[tuple[bytes, bytes]]
+    rows: list[tuple[bytes, bytes]]
+
+    def newest(self) -> dict[bytes, tuple[int, bytes]]:
+        """The newest version of each user key. Old versions are no part of the logical state: each
+        node drops them by its own clock."""
+        state: dict[bytes, tuple[int, bytes]] = {}
+        for store_key, record in self.versions:
+            user_key, commit_ts = decode_store_key(store_key)
+            state.setdefault(user_key, (commit_ts, record))
+        return state
+
+
+def read_store(disk: NodeDisk) -> StoreContent | None:
+    """Everything in a copy of the node's store; None when it has none. Raises `StoreCorrupt`."""
+    source = disk.directory / "store"
+    if not (source / "CURRENT").exists():
+        return None
+    with tempfile.TemporaryDirectory(prefix="jepsen-store-") as scratch:
+        copy = Path(scratch) / "store"
+        shutil.copytree(source, copy)
+        backend = LmdbBackend.open(copy)
+        try:
+            view = backend.view()
+            meta = dict(view.iterate(Table.META))
+            return StoreContent(int.from_bytes(meta.get(b"applied_index", b""), "big"),
+                                list(view.iterate(Table.MVCC)), list(view.iterate(Table.ROWS)))
+        finally:
+            backend.close()
+
+
+def build_keystore(sidecars: Iterable[Sidecar], kek: Kek) -> Keystore:
+    """Every DEK that any of the sidecars holds."""
+    keystore = Keystore()
+    for sidecar in sidecars:
+        for dek_id, key in sidecar.keys.items():
+            keystore = keystore.with_key(kek.unwrap_handle(key.wrapped, dek_id, key.purpose))
+    return keystore
+
+
+# --- nonces ----------------------------------------------------------------------------------
+
+
+def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek) -> Verdict:
+    """Enter every envelope of every store, journal and spool into one ledger.
+
+    Unknown when a payload could not be opened, a store could not be read, or there was no envelope.
+    """
+    unknown: list[str] = []
+    sidecars = []
+    for disk in disks:
+        try:
+            sidecars.append(load_sidecar(disk))
+        except ElasticKVError as error:
+            unknown.append(f"{disk.name}: {error}")
+    present = [sidecar for sidecar in sidecars if sidecar is not None]
+    cutover = max((sidecar.raft_envelope_cutover_index for sidecar in present), default=0)
+    reader = PayloadReader(build_keystore(present, kek), cutover)
+    ledger = NonceLedger()
+    entries = 0
+    for name, path in _journal_files(disks, spools):
+        for record in read_records(path):
+            entries += 1
+            if record.command[:1] == REGULAR_KIND:
+                for envelope in reader.envelopes(record.index, record.command[1:]):
+                    ledger.add(envelope, f"{name} entry {record.index} of term {record.term}")
+    for disk in disks:
+        unknown += _enter_store(disk, ledger)
+    if reader.unopened:
+        unknown.append(f"{reader.unopened} log payloads could not be opened")
+    if not ledger.envelopes:
+        unknown.append("there was no envelope")
+    facts = {"envelopes": ledger.envelopes, "distinct_nonces": ledger.distinct,
+             "reused_nonces": ledger.reused, "log_entries": entries,
+             "disks": len(disks), "spools": len(spools)}
+    return judge("nonces", ledger.problems, facts, unknown)
+
+
+def _journal_files(disks: Sequence[NodeDisk],
+                   spools: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    for disk in disks:
+        for path in sorted((disk.directory / "raft").rglob("*.log")):
+            yield f"{disk.name} {path.name}", path
+    for path in spools:
+        yield path.name, path
+
+
+def _enter_store(disk: NodeDisk, ledger: NonceLedger) -> list[str]:
+    try:
+        content = read_store(disk)
+        if content is not None:
+            for store_key, record in content.versions:
+                for envelope in record_envelopes(record):
+                    user_key, commit_ts = decode_store_key(store_key)
+                    ledger.add(envelope, f"{disk.name} store {user_key!r} at {commit_ts}")
+    except ElasticKVError as error:
+        return [f"{disk.name}: {error}"]
+    return []
+
+
+# --- replicas --------------------------------------------------------------------------------
+
+
+def audit_replicas(disks: Sequence[NodeDisk]) -> Verdict:
+    """Stopped members that had applied everything hold the same newest versions, the same writer
+    registry and the same keys. Unknown with fewer than two readable stores."""
+    problems: list[str] = []
+    unknown: list[str] = []
+    contents: dict[str, StoreContent] = {}
+    keys: dict[str, object] = {}
+    for disk in disks:
+        try:
+            content = read_store(disk)
+            if content is not None:
+                contents[disk.name] = content
+            keys[disk.name] = _replicated_part(load_sidecar(disk))
+        except ElasticKVError as error:
+            problems.append(f"{disk.name} cannot be read: {error}")
+    if len(contents) < 2:
+        unknown.append(f"{len(contents)} stores cannot be compared")
+    states = {name: content.newest() for name, content in contents.items()}
+    reference = max(contents, key=lambda name: contents[name].applied_index, default="")
+    for name in contents:
+        problems += _differences(reference, states[reference], name, states[name])
+        if contents[name].rows != contents[reference].rows:
+            problems.append(f"the writer registries of {reference} and {name} differ")
+        if keys.get(name) != keys.get(reference):
+            problems.append(f"the sidecars of {reference} and {name} differ")
+    digests = {name: hashlib.blake2b(repr(sorted(state.items())).encode(),
+                                     digest_size=8).hexdigest()
+               for name, state in states.items()}
+    facts = {"digests": digests, "keys": {name: len(state) for name, state in states.items()},
+             "applied_index": {name: content.applied_index for name, content in contents.items()}}
+    return judge("replicas", problems, facts, unknown)
+
+
+def _replicated_part(sidecar: Sidecar | None) -> object:
+    """What a sidecar shares with the other members': not the epochs, times and applied index."""
+    if sidecar is None:
+        return None
+    return (sidecar.storage_envelope_active, sidecar.storage_envelope_cutover_index,
+            sidecar.raft_envelope_cutover_index, sidecar.active_storage, sidecar.active_raft,
+            sorted((dek_id, key.purpose, key.wrapped) for dek_id, key in sidecar.keys.items()))
+
+
+def _differences(reference: str, expected: dict[bytes, tuple[int, bytes]], name: str,
+                 state: dict[bytes, tuple[int, bytes]]) -> list[str]:
+    wrong = sorted(key for key in expected.keys() | state.keys()
+                   if expected.get(key) != state.get(key))
+    if not wrong:
+        return []
+    key = wrong[0]
+    return [f"{len(wrong)} keys differ between {reference} and {name}, first {key!r}: timestamps "
+            f"{expected.get(key, (None,))[0]} and {state.get(key, (None,))[0]}"]
