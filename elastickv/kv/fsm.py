@@ -143,7 +143,10 @@ class KvStateMachine:
 
     def _apply_writes(self, index: int, requests: Sequence[WriteRequest],
                       sidecar: Sidecar | None) -> list[WriteOutcome]:
-        storage_active = sidecar is not None and sidecar.storage_envelope_active
+        # Compared by index: after a crash the sidecar may be ahead of the store, and what was
+        # plaintext below the cutover must be replayed as it was.
+        storage_active = (sidecar is not None and sidecar.storage_envelope_active
+                          and index > sidecar.storage_envelope_cutover_index)
         writes: list[tuple[bytes, int, bytes]] = []
         outcomes: list[WriteOutcome] = []
         # Latest timestamps written by earlier requests of this same entry, for their conditions.

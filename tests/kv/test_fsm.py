@@ -268,3 +268,20 @@ def test_replay_after_a_crash_between_sidecar_and_store_ends_in_the_same_state(
     for entry in entries:
         again.apply(entry)
     assert again.fingerprint() == expected
+
+
+def test_plaintext_below_the_cutover_is_replayed_although_the_sidecar_is_ahead(
+        tmp_path: Path) -> None:
+    first = Machine(tmp_path)
+    first.bootstrap()
+    first.store.flush_now()
+    write = encode_writes([plain(b"k", ts(1), b"clear")])
+    first.apply(write)
+    first.enable_storage()
+    first.store.close()  # write and cutover reached the sidecar, not the store
+
+    again = Machine(tmp_path)
+    assert again.applier.sidecar is not None and again.applier.sidecar.storage_envelope_active
+    assert again.store.applied_index == 1
+    assert again.apply(write) == [WriteResult(2, ts(1))]
+    assert again.value(b"k") == b"clear"
