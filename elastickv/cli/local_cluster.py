@@ -55,7 +55,9 @@ def local_cluster(nodes: int, data: Path, client_port: int, raft_port: int) -> i
 
     For trying things out: all nodes share one machine and one KEK file.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell starts background jobs with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     layout, made = prepare(data, Shape(nodes, client_port, raft_port))
     for line in made:
         progress(f"made {line}")
