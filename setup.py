@@ -8,9 +8,17 @@ from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "scripts"))
 
+STUBS = "elastickv.pb"
+
 
 class BuildWithStubs(build_py):
     """`build_py`, preceded by `scripts/generate_stubs.py`."""
+
+    def finalize_options(self) -> None:
+        # Packages were searched for before the stubs existed.
+        if STUBS not in self.distribution.packages:
+            self.distribution.packages.append(STUBS)
+        super().finalize_options()
 
     def run(self) -> None:
         from generate_stubs import generate
