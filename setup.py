@@ -15,16 +15,13 @@ class BuildWithStubs(build_py):
     """`build_py`, preceded by `scripts/generate_stubs.py`."""
 
     def finalize_options(self) -> None:
-        # Packages were searched for before the stubs existed.
-        if STUBS not in self.distribution.packages:
-            self.distribution.packages.append(STUBS)
-        super().finalize_options()
-
-    def run(self) -> None:
         from generate_stubs import generate
 
         generate()
-        super().run()
+        # The search for packages came before the stubs.
+        if STUBS not in self.distribution.packages:
+            self.distribution.packages.append(STUBS)
+        super().finalize_options()
 
 
 setup(cmdclass={"build_py": BuildWithStubs})
