@@ -30,7 +30,8 @@ from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
-from elastickv.raft.engine import Member, Role
+from elastickv.kv.snapshots import state_snapshots
+from elastickv.raft.engine import Member, Role, SnapshotSource
 from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -41,7 +42,6 @@ from elastickv.store.flusher import Flusher
 from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
-from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.values import open_record, tombstone_record
 
 log = logs.get_logger(__name__)
@@ -114,7 +114,10 @@ class Node:
                                  ceiling=decode_u64(store.meta(META_HLC_CEILING)))
         machine = KvStateMachine(store, applier, hlc,
                                  on_keys_changed=lambda index: self._encryption.keys_changed(index))
-        self._engine = self._build_engine(disk, machine, store)
+        snapshots = state_snapshots(
+            store, applier, hlc,
+            on_keys_changed=lambda index: self._encryption.keys_changed(index))
+        self._engine = self._build_engine(disk, machine, snapshots)
         self._engine.on_fatal(self._fail)
         self._engine.on_role_change(self._log_role)
         self._encryption = EncryptionController(
@@ -151,7 +154,7 @@ class Node:
         return applier
 
     def _build_engine(self, disk: OsDisk, machine: KvStateMachine,
-                      store: Store) -> PySyncObjEngine:
+                      snapshots: SnapshotSource) -> PySyncObjEngine:
         settings = self._settings
         tls = settings.tls
         max_entry_bytes = settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES
@@ -167,7 +170,7 @@ class Node:
             client_address=str(settings.address), max_entry_bytes=max_entry_bytes,
             compact_entries=settings.snapshot_entries)
         return PySyncObjEngine(engine_settings, machine, disk, links, offload=offload,
-                               snapshots=StoreSnapshots(store))
+                               snapshots=snapshots)
 
     def _server_tls(self) -> ServerTls | None:
         tls = self._settings.tls

@@ -199,8 +199,10 @@ class StoreExport:
 class StoreImport:
     """A `raft.engine.SnapshotImport`. After any error it is aborted and refuses more."""
 
-    def __init__(self, store: Store, on_installed: Callable[[int], None] | None) -> None:
+    def __init__(self, store: Store, before_install: Callable[[SnapshotHeader], None] | None,
+                 on_installed: Callable[[int], None] | None) -> None:
         self._store = store
+        self._before_install = before_install
         self._on_installed = on_installed
         self._sink: ImportSink | None = store.backend.begin_import()
         self._buffer = bytearray()
@@ -297,6 +299,8 @@ class StoreImport:
             if header.horizon_ts:
                 facts[HORIZON_TS] = encode_number(header.horizon_ts)
             sink.append(Table.META, sorted({**header.meta, **facts}.items()))
+            if self._before_install is not None:
+                self._before_install(header)
             self._store.install(sink)
         except BaseException:
             self.abort()
@@ -317,13 +321,17 @@ class StoreImport:
 class StoreSnapshots:
     """A `raft.engine.SnapshotSource` over a store. Loop thread only.
 
-    `on_installed(applied_index)` is called after an import replaced the store's content: what was
-    derived from the old content (sidecar, clock, keys) has to be derived again.
+    `before_install(header)` is called with a complete and verified stream, before its content
+    replaces the store's: what has to be durable first (the sidecar) is made so there, and an
+    error from it leaves the store as it was. `on_installed(applied_index)` is called afterwards: what
+    was derived from the old content has to be derived again.
     """
 
     def __init__(self, store: Store, *,
+                 before_install: Callable[[SnapshotHeader], None] | None = None,
                  on_installed: Callable[[int], None] | None = None) -> None:
         self._store = store
+        self._before_install = before_install
         self._on_installed = on_installed
 
     def open_export(self) -> StoreExport:
@@ -332,4 +340,4 @@ class StoreSnapshots:
 
     def open_import(self) -> StoreImport:
         """Receives a snapshot. One import at a time."""
-        return StoreImport(self._store, self._on_installed)
+        return StoreImport(self._store, self._before_install, self._on_installed)

@@ -1,0 +1,43 @@
+"""Snapshots of the whole state machine: the store's stream, and the key state that it carries.
+
+The store's meta table holds a copy of the sidecar (wrapped keys only), so the stream that brings a
+lagging follower its data brings it the keys for that data too. Order of an installation: verify the
+stream, adopt the sidecar durably, swap the store, derive clock and writers again. A crash after the
+second step leaves the sidecar ahead of the store, which replay and a repeated installation accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from elastickv.clock import HybridLogicalClock
+from elastickv.keys.applier import Applier
+from elastickv.keys.sidecar import parse
+from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR, decode_u64
+from elastickv.store.mvcc_store import Store
+from elastickv.store.snapshot import SnapshotHeader, StoreSnapshots
+
+
+def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
+                    on_keys_changed: Callable[[int], None]) -> StoreSnapshots:
+    """The node's `raft.engine.SnapshotSource`.
+
+    Installing raises `KekError` when this node's KEK does not unwrap the snapshot's keys; then
+    nothing has changed and the node must stop.
+    """
+
+    def adopt_keys(header: SnapshotHeader) -> None:
+        encoded = header.meta.get(META_SIDECAR)
+        if encoded is None:
+            return
+        foreign = parse(encoded)
+        own = applier.sidecar
+        if own is None or own.raft_applied_index < foreign.raft_applied_index:
+            applier.adopt(foreign)
+
+    def installed(applied_index: int) -> None:
+        hlc.observe(store.max_commit_ts)
+        hlc.observe_ceiling(decode_u64(store.meta(META_HLC_CEILING)))
+        on_keys_changed(applied_index)
+
+    return StoreSnapshots(store, before_install=adopt_keys, on_installed=installed)

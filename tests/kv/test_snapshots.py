@@ -1,0 +1,90 @@
+"""A snapshot carries keys and data together; snapshot plus tail is the same state as replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Keystore, Purpose
+from elastickv.durable import OsDisk
+from elastickv.errors import KekError
+from elastickv.keys.applier import Applier
+from elastickv.kv.snapshots import state_snapshots
+from elastickv.wire import RegistryRow, Rotation, RotationTag, encode_entry
+from tests.kv.machine import KEK, NODE, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
+
+
+def stream(machine: Machine) -> bytes:
+    machine.store.flush_now()
+    source = state_snapshots(machine.store, machine.applier, machine.hlc,
+                             on_keys_changed=machine.changed.append)
+    export = source.open_export()
+    chunks = []
+    while chunk := export.read(64):
+        chunks.append(chunk)
+    export.close()
+    return b"".join(chunks)
+
+
+def install(machine: Machine, data: bytes) -> int:
+    source = state_snapshots(machine.store, machine.applier, machine.hlc,
+                             on_keys_changed=machine.changed.append)
+    receiving = source.open_import()
+    receiving.write(data)
+    return receiving.finish()
+
+
+def populated(directory: Path) -> Machine:
+    machine = Machine(directory)
+    machine.write(plain(b"k", ts(1), b"clear"))
+    machine.bootstrap()
+    machine.enable_storage()
+    machine.write(machine.sealed(b"s", ts(2), b"hidden"))
+    return machine
+
+
+def test_a_new_member_gets_data_and_keys(tmp_path: Path) -> None:
+    leader, follower = populated(tmp_path / "leader"), Machine(tmp_path / "follower")
+    assert install(follower, stream(leader)) == leader.store.applied_index
+    assert follower.value(b"s") == b"hidden"
+    assert follower.value(b"k") == b"clear"
+    assert follower.applier.keystore.ids() == (STORAGE_DEK, RAFT_DEK)
+    assert follower.hlc.last == ts(2)
+    assert follower.changed == [leader.store.applied_index]
+
+
+def test_snapshot_and_tail_equal_replay(tmp_path: Path) -> None:
+    leader, follower = populated(tmp_path / "leader"), Machine(tmp_path / "follower")
+    install(follower, stream(leader))
+    rotation = encode_entry(Rotation(
+        RotationTag.ROTATE_DEK, 33, Purpose.STORAGE, KEK.generate_wrapped_dek(),
+        RegistryRow(33, NODE, 1)))
+    for machine in (leader, follower):
+        machine.apply(rotation)
+    assert follower.store.rows() == leader.store.rows()
+    assert follower.store.applied_index == leader.store.applied_index
+    assert follower.applier.keystore.ids() == leader.applier.keystore.ids()
+    assert follower.applier.sidecar is not None and leader.applier.sidecar is not None
+    assert follower.applier.sidecar.active_storage == leader.applier.sidecar.active_storage == 33
+
+
+def test_epochs_of_the_receiver_are_its_own(tmp_path: Path) -> None:
+    leader = populated(tmp_path / "leader")
+    leader.applier.set_local_epoch(STORAGE_DEK, 9)
+    follower = Machine(tmp_path / "follower")
+    install(follower, stream(leader))
+    assert follower.applier.sidecar is not None
+    assert follower.applier.sidecar.keys[STORAGE_DEK].local_epoch == 0
+
+
+def test_another_kek_refuses_the_snapshot_and_changes_nothing(tmp_path: Path) -> None:
+    data = stream(populated(tmp_path / "leader"))
+    follower = Machine(tmp_path / "follower")
+    follower.applier = Applier(disk=OsDisk(), read_row=follower.store.row, kek=Kek(b"x" * 32),
+                               keystore=Keystore(), sidecar_path=tmp_path / "follower/keys.json")
+    with pytest.raises(KekError):
+        install(follower, data)
+    assert follower.store.applied_index == 0
+    assert follower.applier.sidecar is None
