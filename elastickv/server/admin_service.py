@@ -122,6 +122,7 @@ class EncryptionAdmin:
                                            pb.EnableStorageEnvelopeResponse),
             "EnableRaftEnvelope": unary(self.enable_raft, pb.EnableRaftEnvelopeRequest,
                                         pb.EnableRaftEnvelopeResponse),
+            "GetMemberStatus": unary(self.member_status, pb.Empty, pb.MemberStatusReport),
         }
 
     def _require_gate(self) -> None:
@@ -130,21 +131,10 @@ class EncryptionAdmin:
                           remedy="start every node with --kekFile and --encryption-enabled")
 
     async def capability(self, request: pb.Empty, timeout_s: float) -> pb.CapabilityReport:
-        found = await self._api.capability()
-        return pb.CapabilityReport(
-            encryption_capable=found.encryption_capable, build_sha=found.build_sha,
-            sidecar_present=found.sidecar_present, full_node_id=found.full_node_id,
-            local_epoch=found.local_epoch)
+        return _report(await self._api.capability())
 
     async def sidecar_state(self, request: pb.Empty, timeout_s: float) -> pb.SidecarStateReport:
-        state = await self._api.sidecar_state()
-        return pb.SidecarStateReport(
-            wrapped_deks_by_id=state.wrapped_deks_by_id,
-            active_storage_id=state.active_storage_id, active_raft_id=state.active_raft_id,
-            storage_envelope_active=state.storage_envelope_active,
-            raft_envelope_cutover_index=state.raft_envelope_cutover_index,
-            latest_applied_index=state.latest_applied_index,
-            writer_registry_for_caller=state.writer_registry_for_caller)
+        return _sidecar_report(await self._api.sidecar_state())
 
     async def bootstrap(self, request: pb.BootstrapEncryptionRequest,
                         timeout_s: float) -> pb.BootstrapEncryptionResponse:
@@ -215,6 +205,31 @@ class EncryptionAdmin:
             applied_index=result.applied_index,
             capability_summary=[_verdict(c) for c in result.capabilities],
             was_already_active=result.was_already_active)
+
+    async def member_status(self, request: pb.Empty, timeout_s: float) -> pb.MemberStatusReport:
+        return pb.MemberStatusReport(members=[
+            pb.MemberStatus(
+                node_id=member.node_id, reachable=member.reachable, problem=member.problem,
+                capability=_report(member.capability) if member.capability else None,
+                sidecar=_sidecar_report(member.sidecar) if member.sidecar else None)
+            for member in await self._api.member_status(timeout_s=timeout_s)])
+
+
+def _report(capability: Capability) -> pb.CapabilityReport:
+    return pb.CapabilityReport(
+        encryption_capable=capability.encryption_capable, build_sha=capability.build_sha,
+        sidecar_present=capability.sidecar_present, full_node_id=capability.full_node_id,
+        local_epoch=capability.local_epoch)
+
+
+def _sidecar_report(state: SidecarState) -> pb.SidecarStateReport:
+    return pb.SidecarStateReport(
+        wrapped_deks_by_id=state.wrapped_deks_by_id,
+        active_storage_id=state.active_storage_id, active_raft_id=state.active_raft_id,
+        storage_envelope_active=state.storage_envelope_active,
+        raft_envelope_cutover_index=state.raft_envelope_cutover_index,
+        latest_applied_index=state.latest_applied_index,
+        writer_registry_for_caller=state.writer_registry_for_caller)
 
 
 def _verdict(capability: Capability) -> pb.CapabilityVerdict:

@@ -1,7 +1,7 @@
 """The one place where errors become gRPC statuses.
 
-A status carries the error's message and remedy as its detail and three trailers, so that a client can
-rebuild the typed error:
+A status carries the error's message and remedy as its detail and three trailers, so that a client
+can rebuild the typed error:
 
     elastickv-error     class name in `elastickv.errors`
     elastickv-outcome   "not-applied" or "unknown": what is known of a write that failed
@@ -57,7 +57,7 @@ def status_of(error: BaseException) -> Status:
 def timeout_of(context: grpc.aio.ServicerContext[Any, Any]) -> float:
     """Seconds that the call may take, less a margin in which a typed error still reaches the
     caller before its own deadline."""
-    remaining_s = context.time_remaining()
+    remaining_s: float | None = context.time_remaining()
     if remaining_s is None:
         return DEFAULT_TIMEOUT_S
     return remaining_s - min(_REPLY_MARGIN, remaining_s * _REPLY_MARGIN)

@@ -2,8 +2,8 @@
 
 `grpc.aio` accepts one call per completion-queue round trip, so one server object tops out well
 below what the rest of the node can do; several of them share the port through SO_REUSEPORT and the
-kernel spreads connections over them (docs/internals/engine.md has the numbers). Handlers are registered
-as generic ones: `add_registered_method_handlers` would make every accept wait on one future per method.
+kernel spreads connections over them. Handlers are registered as generic ones:
+`add_registered_method_handlers` would make every accept wait on one future per method.
 """
 
 from __future__ import annotations

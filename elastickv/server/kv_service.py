@@ -26,7 +26,7 @@ def check_scan_limit(limit: int) -> int:
 
 
 def op_of(message: pb.RawBatchOp) -> Op:
-    """One batch operation. Raises `InvalidArgument` for an unknown kind or a delete with a value."""
+    """One operation. Raises `InvalidArgument` for an unknown kind or a delete with a value."""
     kind = _OP_KINDS.get(message.kind)
     if kind is None:
         raise InvalidArgument(f"batch operation kind {message.kind} is unknown",
@@ -67,8 +67,8 @@ class RawKv:
 
     async def delete(self, request: pb.RawDeleteRequest,
                      timeout_s: float) -> pb.RawDeleteResponse:
-        index, _ = await self._kv.delete(request.key, timeout_s=timeout_s)
-        return pb.RawDeleteResponse(commit_index=index, success=True)
+        index, commit_ts = await self._kv.delete(request.key, timeout_s=timeout_s)
+        return pb.RawDeleteResponse(commit_index=index, success=True, commit_ts=commit_ts)
 
     async def latest_commit_ts(self, request: pb.RawLatestCommitTSRequest,
                                timeout_s: float) -> pb.RawLatestCommitTSResponse:

@@ -41,13 +41,14 @@ class RaftAdmin:
             fsm_pending=max(0, status.commit_index - status.applied_index),
             num_peers=status.peers, last_contact_nanos=status.last_contact_ns,
             configuration_index=status.configuration_index,
-            pending_conf_change=status.pending_configuration)
+            pending_conf_change=status.pending_configuration, node_id=status.node_id)
 
     async def configuration(self, request: pb.RaftAdminConfigurationRequest,
                             timeout_s: float) -> pb.RaftAdminConfigurationResponse:
         return pb.RaftAdminConfigurationResponse(servers=[
             pb.RaftAdminMember(id=member.node_id, address=member.address,
-                               suffrage=member.suffrage.value)
+                               suffrage=member.suffrage.value,
+                               client_address=member.client_address)
             for member in self._engine.members()])
 
     async def add_voter(self, request: pb.RaftAdminAddVoterRequest,

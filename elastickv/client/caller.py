@@ -1,0 +1,76 @@
+"""One call over any number of members: rotation, leader following, safe retries, one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import grpc
+
+from elastickv.client import failures
+from elastickv.client.pool import Endpoint, Pool
+from elastickv.client.rpcs import RequestT, ResponseT, Rpc
+from elastickv.config import TlsFiles
+from elastickv.errors import ConfigError, ElasticKVError, NotLeader, Unreachable
+
+CONNECT_TIMEOUT_S = 1.0
+
+
+class Caller:
+    """Makes calls. Belongs to the event loop it was created on."""
+
+    def __init__(self, endpoints: Sequence[str], tls: TlsFiles | None, timeout_s: float) -> None:
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s is {timeout_s}", remedy="give a time above 0 seconds")
+        self._pool = Pool(endpoints, tls)
+        self._timeout_s = timeout_s
+
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+                   timeout_s: float | None = None) -> ResponseT:
+        """The response, within `timeout_s` (default: the client's). Raises `elastickv.errors`."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + (self._timeout_s if timeout_s is None else timeout_s)
+        attempt = 0
+        while True:
+            endpoint = self._pool.current()
+            try:
+                return await self._attempt(endpoint, rpc, request, deadline - now())
+            except ElasticKVError as error:
+                attempt += 1
+                if not failures.may_retry(error, write=rpc.write):
+                    raise
+                pause_s = self._next_endpoint(endpoint, error, attempt)
+                if now() + pause_s >= deadline:
+                    if isinstance(error, Unreachable):
+                        raise await self._pool.unreachable() from None
+                    raise
+            if pause_s:
+                await asyncio.sleep(pause_s)
+
+    async def _attempt(self, endpoint: Endpoint, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+                       remaining_s: float) -> ResponseT:
+        now = asyncio.get_running_loop().time
+        started = now()
+        await endpoint.connect(min(remaining_s, CONNECT_TIMEOUT_S))
+        limit_s = failures.attempt_timeout_s(remaining_s - (now() - started), len(self._pool),
+                                             write=rpc.write)
+        if limit_s <= 0:
+            raise Unreachable(f"{endpoint.address}: no time was left to ask it")
+        try:
+            return await endpoint.call(rpc, request, limit_s)
+        except grpc.aio.AioRpcError as error:
+            failure = failures.failure_of(error, endpoint.address)
+            raise failures.error_of(failure, write=rpc.write) from None
+
+    def _next_endpoint(self, failed: Endpoint, error: ElasticKVError, attempt: int) -> float:
+        """Choose whom to ask next; the pause before it in seconds."""
+        known = len(self._pool)
+        if not (isinstance(error, NotLeader) and error.leader_address != failed.address
+                and self._pool.prefer(error.leader_address)):
+            self._pool.advance(failed)
+        return failures.backoff_s(attempt, known, random.random())
+
+    async def close(self) -> None:
+        """Cancel what is under way and disconnect."""
+        await self._pool.close()

@@ -1,0 +1,154 @@
+"""Connections to the members: one channel per endpoint, and which one to ask next."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from elastickv.client.rpcs import RAFT_STATUS, RequestT, ResponseT, Rpc
+from elastickv.config import TlsFiles, parse_address
+from elastickv.errors import ConfigError, Unreachable
+
+MAX_LEARNED_ENDPOINTS = 16
+PROBE_TIMEOUT_S = 0.2
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.use_local_subchannel_pool", 1),  # endpoints fail and recover apart
+    ("grpc.enable_retries", 0),  # what may be retried is decided here, not by the transport
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
+
+
+def credentials_of(tls: TlsFiles) -> grpc.ChannelCredentials:
+    """Mutual TLS from PEM files. Raises `ConfigError` that says what is wrong with them."""
+    try:
+        # gRPC accepts anything here and fails later without a reason.
+        check = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        check.load_cert_chain(tls.cert, tls.key)
+        check.load_verify_locations(tls.ca)
+        return grpc.ssl_channel_credentials(
+            tls.ca.read_bytes(), tls.key.read_bytes(), tls.cert.read_bytes())
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror or str(error)
+        raise ConfigError(f"the TLS files {tls.ca}, {tls.cert}, {tls.key} cannot be used: {reason}",
+                          remedy="make them with `elastickv certs client`") from None
+
+
+class Endpoint:
+    """One member's client address and the channel to it."""
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self.address = address
+        self._channel = (grpc.aio.insecure_channel(address, options=OPTIONS)
+                         if credentials is None
+                         else grpc.aio.secure_channel(address, credentials, options=OPTIONS))
+        self._methods: dict[str, Any] = {}
+
+    async def connect(self, timeout_s: float) -> None:
+        """Return once connected. Raises `Unreachable`: then certainly nothing was sent."""
+        state = self._channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                while state is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        raise Unreachable(f"{self.address}: cannot connect")
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            raise Unreachable(f"{self.address}: no connection within {timeout_s:.1f} s") from None
+
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+                   timeout_s: float) -> ResponseT:
+        """One attempt. Raises `grpc.aio.AioRpcError`."""
+        method = self._methods.get(rpc.path)
+        if method is None:
+            method = self._channel.unary_unary(
+                rpc.path, request_serializer=rpc.request.SerializeToString,
+                response_deserializer=rpc.parse)
+            self._methods[rpc.path] = method
+        response: ResponseT = await method(request, timeout=timeout_s)
+        return response
+
+    async def why_unreachable(self) -> str:
+        """The transport's reason (refused, wrong certificate), asked for with a harmless read."""
+        try:
+            await self.call(RAFT_STATUS, RAFT_STATUS.request(), PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return f"{self.address}: {error.details()}"
+        return f"{self.address}: answers again"
+
+    async def close(self) -> None:
+        """Cancel what is under way and disconnect."""
+        await self._channel.close(None)
+
+
+class Pool:
+    """The endpoints, and the one that is asked first: the last that answered."""
+
+    def __init__(self, addresses: Sequence[str], tls: TlsFiles | None) -> None:
+        unique = list(dict.fromkeys(addresses))
+        if not unique:
+            raise ConfigError("no endpoint is given",
+                              remedy="give at least one host:port of a member")
+        for address in unique:
+            parse_address(address, "endpoints")
+        self._credentials = credentials_of(tls) if tls is not None else None
+        self._endpoints = [Endpoint(address, self._credentials) for address in unique]
+        self._learned = 0
+        self._current = 0
+
+    def __len__(self) -> int:
+        return len(self._endpoints)
+
+    def current(self) -> Endpoint:
+        """The endpoint to ask now."""
+        return self._endpoints[self._current]
+
+    def advance(self, failed: Endpoint) -> None:
+        """Ask the one after `failed` next, unless a concurrent call has moved on already."""
+        if self.current() is failed:
+            self._current = (self._current + 1) % len(self._endpoints)
+
+    def prefer(self, address: str) -> bool:
+        """Ask `address`, the leader, next; False when it cannot be used.
+
+        A leader outside the given list is added to it, so that a partial list is enough.
+        """
+        for index, endpoint in enumerate(self._endpoints):
+            if endpoint.address == address:
+                self._current = index
+                return True
+        try:
+            parse_address(address, "leader hint")
+        except ConfigError:
+            return False
+        if self._learned >= MAX_LEARNED_ENDPOINTS:
+            return False
+        self._learned += 1
+        self._endpoints.append(Endpoint(address, self._credentials))
+        self._current = len(self._endpoints) - 1
+        return True
+
+    async def unreachable(self) -> Unreachable:
+        """The error that says why no endpoint could be reached."""
+        reasons = await asyncio.gather(*(endpoint.why_unreachable()
+                                         for endpoint in self._endpoints))
+        return Unreachable("no member could be reached: " + "; ".join(reasons),
+                           remedy="check the endpoints, that nodes run there, and the certificates")
+
+    async def close(self) -> None:
+        """Close every channel."""
+        await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints))
