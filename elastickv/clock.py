@@ -107,7 +107,8 @@ class HybridLogicalClock:
             self.ceiling = ceiling
 
     def lead(self) -> None:
-        """Called on becoming leader: an earlier leader may have issued anything below the ceiling."""
+        """Called on becoming leader: an earlier leader may have issued anything below the
+        ceiling."""
         self.observe(self.ceiling)
 
     def needs_raise(self, window_ms: int) -> bool:

@@ -1,7 +1,7 @@
 """The disk seam: every durable byte goes through a `Disk`.
 
-`OsDisk` is the machine's; the simulator has one that loses what was not fsynced. The durability rules
-are kept here once:
+`OsDisk` is the machine's; the simulator has one that loses what was not fsynced. The durability
+rules are kept here once:
 
 * A whole-file write is tmp, write, fsync, rename, fsync of the directory, in that order
   (`Disk.replace`); after it returns, either the old or the new content survives a power cut, and
@@ -211,8 +211,9 @@ def probe_file_system(disk: Disk, directory: Path) -> None:
     try:
         disk.replace(probe, b"elastickv durability probe\n")
         if disk.read(probe) != b"elastickv durability probe\n":
-            raise UnsupportedFileSystem(f"{directory} does not read back what was written",
-                                        remedy="put --raftDataDir on a local ext4 or xfs file system")
+            raise UnsupportedFileSystem(
+                f"{directory} does not read back what was written",
+                remedy="put --raftDataDir on a local ext4 or xfs file system")
         disk.remove(probe)
     except OSError as error:
         raise UnsupportedFileSystem(

@@ -1,8 +1,9 @@
 """The composition root: builds one node from its settings and runs it until it is told to stop.
 
-Start: guards, keys, store, engine, servers; each step can refuse with a typed error and an exit code.
-Stop: servers drain, leadership is handed over, the overlay is flushed, files are closed. A fatal
-error (fail-stop apply, a failed fsync, corruption) stops the node the same way, with its exit code.
+Start: guards, keys, store, engine, servers; each step can refuse with a typed error and an exit
+code. Stop: servers drain, leadership is handed over, the overlay is flushed, files are closed. A
+fatal error (fail-stop apply, a failed fsync, corruption) stops the node the same way, with its
+exit code.
 """
 
 from __future__ import annotations
@@ -138,9 +139,10 @@ class Node:
         await self._engine.start()
         self._encryption.ensure_writers()
         self._server = GrpcServer(
-            settings.address.host, settings.address.port, kv=self._coordinator, encryption=self._encryption,
-            engine=self._engine, tls=self._server_tls(), accept_loops=settings.accept_loops,
-            reflection=settings.grpc_reflection, max_value_bytes=settings.max_value_bytes)
+            settings.address.host, settings.address.port, kv=self._coordinator,
+            encryption=self._encryption, engine=self._engine, tls=self._server_tls(),
+            accept_loops=settings.accept_loops, reflection=settings.grpc_reflection,
+            max_value_bytes=settings.max_value_bytes)
         await self._server.start()
         log.info("node started", node=settings.raft_id, address=str(settings.address),
                  raft_address=str(settings.raft_address), applied_index=store.applied_index,

@@ -1,4 +1,5 @@
-"""Gathers the facts that the start-up guards judge. Reads only, apart from the file-system probe."""
+"""Gathers the facts that the start-up guards judge. Reads only, apart from the file-system
+probe."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Start-up guards: when a node must not run, why, and what to do (DESIGN section 5).
 
 Pure: facts in, verdicts out. `node.py` gathers the facts and refuses to start on the first failure;
-`elastickv doctor` shows every verdict. The order of `GUARDS` is the order in which a person would mend
-things: the machine first, then the KEK, then what the files say about each other.
+`elastickv doctor` shows every verdict. The order of `GUARDS` is the order in which a person would
+mend things: the machine first, then the KEK, then what the files say about each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GuardFailed(StartupRefused):
 class Status(enum.StrEnum):
     """What a guard came to."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105
     FAIL = "fail"
     NOT_APPLICABLE = "not applicable"
 
@@ -49,8 +49,8 @@ class Verdict:
 class Facts:
     """What is known before the node runs. Problem texts are "" when there is none.
 
-    `registry` holds this node's own copy of the writer rows, key to value. `last_encryption_index` and
-    `store_cutover_index` are what the store (or the snapshot it came from) recorded.
+    `registry` holds this node's own copy of the writer rows, key to value. `last_encryption_index`
+    and `store_cutover_index` are what the store (or the snapshot it came from) recorded.
     """
 
     full_node_id: int
@@ -124,7 +124,8 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
         key = facts.sidecar.keys.get(row_dek_id)
         if node == facts.full_node_id and key is not None and key.local_epoch < last_seen:
             return (f"the sidecar's epoch {key.local_epoch} for DEK {row_dek_id} is below"
-                    f" {last_seen}, which the registry has seen: the sidecar is an old copy", _RESYNC)
+                    f" {last_seen}, which the registry has seen: the sidecar is an old copy",
+                    _RESYNC)
     return None
 
 

@@ -147,7 +147,8 @@ class CutoverResult:
 
 @dataclass(frozen=True, slots=True)
 class MemberEncryptionStatus:
-    """One row of `elastickv admin encryption status`; `problem` is "" or one line with its remedy."""
+    """One row of `elastickv admin encryption status`; `problem` is "" or one line with its
+    remedy."""
 
     node_id: str
     reachable: bool

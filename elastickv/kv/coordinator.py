@@ -1,14 +1,15 @@
 """Group commit and forwarding: many concurrent writes, few log entries.
 
-Theory of operation. A write enters a queue with a future. A *pump* takes what has gathered and makes
-one log entry of it, sealed and stamped at that moment, while at most `MAX_IN_FLIGHT` earlier entries
-are under way; the wait for a slot is what lets groups form, so there is no timer and a lone caller never
-waits for company. On a follower the same pump sends the group to the leader instead. Each request of
-a group has its own outcome and its own deadline: a caller that gives up delays nobody.
+Theory of operation. A write enters a queue with a future. A *pump* takes what has gathered and
+makes one log entry of it, sealed and stamped at that moment, while at most `MAX_IN_FLIGHT` earlier
+entries are under way; the wait for a slot is what lets groups form, so there is no timer and a
+lone caller never waits for company. On a follower the same pump sends the group to the leader
+instead. Each request of a group has its own outcome and its own deadline: a caller that gives up
+delays nobody.
 
-A request ends in exactly one of: a position; a deterministic rejection; a typed error that says nothing
-was proposed; `OutcomeUnknown`. Requests that certainly were not proposed (no leader yet, leader moved,
-plaintext refused by the storage cutover) go back into the queue until their deadline.
+A request ends in exactly one of: a position; a deterministic rejection; a typed error that says
+nothing was proposed; `OutcomeUnknown`. Requests that certainly were not proposed (no leader yet,
+leader moved, plaintext refused by the storage cutover) go back into the queue until their deadline.
 """
 
 from __future__ import annotations

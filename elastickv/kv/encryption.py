@@ -451,7 +451,8 @@ class EncryptionController:
     # --- members --------------------------------------------------------------------------------
 
     async def _require_all_capable(self) -> list[Capability]:
-        """Every member's capability; raises `NotCapable` naming each member that stands in the way."""
+        """Every member's capability; raises `NotCapable` naming each member that stands in the
+        way."""
         statuses = await self._ask_members(MEMBER_TIMEOUT_S, with_sidecar=False)
         problems = [f"{status.node_id}: {status.problem}" for status in statuses if status.problem]
         if problems:

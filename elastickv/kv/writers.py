@@ -11,7 +11,8 @@ count under the same (node, epoch). For each DEK a node walks this life cycle:
 * The epoch is written to the sidecar before it is asked for, so a crash never asks for it again.
 * The leader accepts only an epoch strictly above the registry's, so the registry is the judge even
   when this node's whole disk is an old copy.
-* Only this process's own accepted registration confirms. A doubtful one may have been committed, hence
+* Only this process's own accepted registration confirms. A doubtful one may have been committed,
+hence
   its epoch is abandoned and the next one asked for.
 """
 
@@ -174,7 +175,8 @@ class WriterRegistrar:
                 last_seen = outcome.last_seen
 
     async def _ask(self, dek_id: int, epoch: int) -> Registration | None:
-        """None when doubtful. What certainly was not proposed is asked again with the same epoch."""
+        """None when doubtful. What certainly was not proposed is asked again with the same
+        epoch."""
         while True:
             try:
                 return await self._register(dek_id, epoch)
