@@ -1,0 +1,155 @@
+"""A network namespace per node: veth pairs into one bridge, routes and `tc netem` for faults.
+
+    root namespace            namespace jp<run>n1          namespace jp<run>n2
+    bridge 10.<x>.0.254/24 -- veth 10.<x>.0.1/24           veth 10.<x>.0.2/24
+
+A cut link is a blackhole route in the sender's namespace, so it works in one direction, for every
+kind of packet, and for connections that stand. Shaping is one `netem` queue per destination behind
+a `prio` queue, chosen by a `u32` filter. Needs root; shaping needs `sch_netem` in the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Iterable, Sequence
+
+from jepsen.network.api import Link, LinkShape, Unsupported
+
+CLIENT_PORT = 7050
+RAFT_PORT = 7150
+DEVICE = "eth0"
+MAX_NODES = 9
+"""One band of the `prio` queue (at most 16) per destination, besides the default ones."""
+
+
+def shape_commands(destinations: Sequence[tuple[str, LinkShape]]) -> list[list[str]]:
+    """The `tc` commands, to be run in the sender's namespace, that shape what it sends to each
+    address. An existing set-up must have been deleted."""
+    bands = len(destinations) + 3
+    commands = [["tc", "qdisc", "add", "dev", DEVICE, "root", "handle", "1:", "prio", "bands",
+                 str(bands)]]
+    for band, (address, shape) in enumerate(destinations, start=4):
+        commands.append(["tc", "qdisc", "add", "dev", DEVICE, "parent", f"1:{band}", "netem",
+                         "delay", f"{shape.latency_ms:g}ms", f"{shape.jitter_ms:g}ms",
+                         "loss", f"{shape.loss * 100:g}%"])
+        commands.append(["tc", "filter", "add", "dev", DEVICE, "parent", "1:", "protocol", "ip",
+                         "u32", "match", "ip", "dst", f"{address}/32", "flowid", f"1:{band}"])
+    return commands
+
+
+async def run_command(*command: str, check: bool = True) -> str:
+    """Run a command; its output. Raises `Unsupported` with what it said when it fails."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    except FileNotFoundError:
+        raise Unsupported(f"{command[0]} is not installed (run jepsen/install.sh)") from None
+    output = (await process.communicate())[0].decode(errors="replace").strip()
+    if check and process.returncode:
+        raise Unsupported(f"`{' '.join(command)}`: {output}")
+    return output
+
+
+class NamespaceNetwork:
+    """Real interfaces and real packet loss. `seed` only picks a free subnet."""
+
+    name = "namespaces"
+
+    def __init__(self, seed: int = 0) -> None:
+        self._subnet = random.Random(f"{seed} {os.getpid()}").randrange(16, 240)
+        self._bridge = f"jpbr{self._subnet}"
+        self._numbers: dict[str, int] = {}
+        self._shapes: dict[Link, LinkShape] = {}
+
+    def _namespace(self, node: str) -> str:
+        return f"jp{self._subnet}{node}"
+
+    def _address(self, node: str) -> str:
+        return f"10.{self._subnet}.0.{self._numbers[node]}"
+
+    async def start(self, nodes: Sequence[str]) -> None:
+        if os.geteuid() != 0:
+            raise Unsupported("network namespaces need root")
+        if len(nodes) > MAX_NODES:
+            raise Unsupported(f"at most {MAX_NODES} nodes")
+        self._numbers = {node: number for number, node in enumerate(nodes, start=1)}
+        try:
+            await run_command("ip", "link", "add", self._bridge, "type", "bridge")
+            await run_command("ip", "addr", "add", f"10.{self._subnet}.0.254/24", "dev",
+                              self._bridge)
+            await run_command("ip", "link", "set", self._bridge, "up")
+            for node in nodes:
+                await self._add_namespace(node)
+        except Unsupported:
+            await self.stop()
+            raise
+
+    async def _add_namespace(self, node: str) -> None:
+        namespace = self._namespace(node)
+        outside = f"jpv{self._subnet}x{self._numbers[node]}"
+        await run_command("ip", "netns", "add", namespace)
+        await run_command("ip", "link", "add", outside, "type", "veth", "peer", "name", DEVICE,
+                          "netns", namespace)
+        await run_command("ip", "link", "set", outside, "master", self._bridge, "up")
+        await self._inside(node, "ip", "addr", "add", f"{self._address(node)}/24", "dev", DEVICE)
+        await self._inside(node, "ip", "link", "set", DEVICE, "up")
+        await self._inside(node, "ip", "link", "set", "lo", "up")
+
+    async def _inside(self, node: str, *command: str, check: bool = True) -> str:
+        return await run_command(*self.launch_prefix(node), *command, check=check)
+
+    def client_address(self, node: str) -> str:
+        return f"{self._address(node)}:{CLIENT_PORT}"
+
+    def raft_address(self, node: str) -> str:
+        return f"{self._address(node)}:{RAFT_PORT}"
+
+    def raft_address_seen_by(self, node: str, peer: str) -> str:
+        return self.raft_address(peer)
+
+    def launch_prefix(self, node: str) -> list[str]:
+        return ["ip", "netns", "exec", self._namespace(node)]
+
+    async def cut(self, links: Iterable[Link]) -> None:
+        for link in links:
+            await self._inside(link.source, "ip", "route", "replace", "blackhole",
+                               f"{self._address(link.target)}/32")
+
+    async def shape(self, links: Iterable[Link], shape: LinkShape) -> None:
+        changed = list(links)
+        self._shapes.update(dict.fromkeys(changed, shape))
+        for node in {link.source for link in changed}:
+            await self._inside(node, "tc", "qdisc", "del", "dev", DEVICE, "root", check=False)
+            for command in shape_commands(
+                    [(self._address(link.target), known) for link, known in self._shapes.items()
+                     if link.source == node]):
+                await self._inside(node, *command)
+
+    async def heal(self) -> None:
+        shaped = {link.source for link in self._shapes}
+        self._shapes.clear()
+        for node in self._numbers:
+            await self._inside(node, "ip", "route", "flush", "type", "blackhole", check=False)
+            if node in shaped:
+                await self._inside(node, "tc", "qdisc", "del", "dev", DEVICE, "root", check=False)
+
+    async def stop(self) -> None:
+        for node in self._numbers:
+            await run_command("ip", "netns", "del", self._namespace(node), check=False)
+        await run_command("ip", "link", "del", self._bridge, check=False)
+        self._numbers.clear()
+
+
+async def namespaces_work() -> str:
+    """"" when this machine supports namespaces with shaping, else what is missing."""
+    network = NamespaceNetwork(seed=os.getpid())
+    try:
+        await network.start(["a", "b"])
+        await network.shape([Link("a", "b")], LinkShape(latency_ms=1.0))
+    except Unsupported as error:
+        return str(error)
+    finally:
+        await network.stop()
+    return ""
