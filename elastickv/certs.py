@@ -16,13 +16,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from elastickv.config import parse_node_id
+from elastickv.config import TlsFiles, parse_node_id
 from elastickv.errors import ConfigError
 
 CA_NAME = "ca"
@@ -192,3 +195,71 @@ def _create_file(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+# --- checking what a node was given ----------------------------------------------------------
+
+
+def check_node_files(files: TlsFiles, node_id: str, *,
+                     now: datetime.datetime | None = None) -> None:
+    """Refuse TLS files that cannot work, before anything is started with them.
+
+    Raises `ConfigError` that names the flag and the file: unreadable or no PEM, a key of another
+    certificate, a certificate that is not (or no longer) valid, that --tls-ca did not sign, or that
+    other members would not accept for `node_id`.
+    """
+    certificate = _parse_certificate("--tls-cert", files.cert)
+    authority = _parse_certificate("--tls-ca", files.ca)
+    key = _parse_key(files.key)
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(f"--tls-key {files.key} is not the private key of {files.cert}",
+                          remedy="give the pair that was made together")
+    moment = now or datetime.datetime.now(datetime.UTC)
+    for flag, path, checked in (("--tls-cert", files.cert, certificate),
+                                ("--tls-ca", files.ca, authority)):
+        if not checked.not_valid_before_utc <= moment <= checked.not_valid_after_utc:
+            raise ConfigError(
+                f"{flag} {path} is valid from {checked.not_valid_before_utc:%Y-%m-%d} to "
+                f"{checked.not_valid_after_utc:%Y-%m-%d} only",
+                remedy="make a new certificate, or set this machine's clock")
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise ConfigError(f"--tls-cert {files.cert} was not signed by --tls-ca {files.ca}",
+                          remedy="give the authority that signed it") from None
+    if node_id not in _dns_names(certificate):
+        raise ConfigError(f"--tls-cert {files.cert} is not a certificate of node {node_id}",
+                          remedy=f"make one with `elastickv certs node {node_id}`")
+
+
+def _dns_names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return names.value.get_values_for_type(x509.DNSName)
+
+
+def _parse_certificate(flag: str, path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(_read(flag, path))
+    except ValueError:
+        raise ConfigError(f"{flag} {path} holds no certificate in PEM form",
+                          remedy="name a PEM file with a certificate") from None
+
+
+def _parse_key(path: Path) -> CertificateIssuerPrivateKeyTypes:
+    try:
+        key = serialization.load_pem_private_key(_read("--tls-key", path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigError(f"--tls-key {path} holds no unencrypted private key in PEM form",
+                          remedy="name a PEM file with the certificate's private key") from None
+    return cast("CertificateIssuerPrivateKeyTypes", key)
+
+
+def _read(flag: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag}: cannot read {path}: {error.strerror}",
+                          remedy="name a readable file") from None

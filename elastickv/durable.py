@@ -73,7 +73,10 @@ class Disk(Protocol):
         ...
 
     def make_directory(self, path: Path) -> None:
-        """Create with parents, owner-only, and fsync the parent."""
+        """Create with parents, owner-only, and fsync the parent.
+
+        Raises `DiskFull` or `UnsupportedFileSystem`.
+        """
         ...
 
     def replace(self, path: Path, data: bytes) -> None:
@@ -164,10 +167,18 @@ class OsDisk:
 
     def make_directory(self, path: Path) -> None:
         missing = [p for p in (path, *path.parents) if not p.exists()]
-        for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir(mode=OWNER_ONLY_DIRECTORY)
-            self.sync_directory(directory.parent)
+        try:
+            for directory in reversed(missing):
+                with contextlib.suppress(FileExistsError):
+                    directory.mkdir(mode=OWNER_ONLY_DIRECTORY)
+                self.sync_directory(directory.parent)
+            if not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        except OSError as error:
+            _raise_if_full(error, path)
+            raise UnsupportedFileSystem(
+                f"cannot make the directory {path}: {error.strerror}",
+                remedy="name a directory on a local, writable file system") from None
 
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ipaddress
 import os
@@ -18,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from elastickv import certs
 from elastickv.certs import CertificatePair
+from elastickv.config import TlsFiles
 from elastickv.errors import ConfigError
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -141,6 +143,56 @@ def test_validity_starts_in_the_past(authority: Path) -> None:
     certificate = load(certs.create_node(authority, "n1", days=10, now=now))
     assert certificate.not_valid_before_utc == now - certs.BACKDATE
     assert certificate.not_valid_after_utc == now + datetime.timedelta(days=10)
+
+
+def files_of(directory: Path, name: str) -> TlsFiles:
+    pair = certs.pair_paths(directory, name)
+    return TlsFiles(pair.cert, pair.key, directory / "ca.crt")
+
+
+def test_own_files_are_accepted(authority: Path) -> None:
+    certs.create_node(authority, "n1")
+    certs.check_node_files(files_of(authority, "n1"), "n1")
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    ("missing", "cannot read"), ("empty", "PEM"), ("garbage", "PEM"), ("directory", "cannot read")])
+@pytest.mark.parametrize("flag", ["cert", "key", "ca"])
+def test_unusable_files_are_named(authority: Path, flag: str, damage: str, words: str) -> None:
+    certs.create_node(authority, "n1")
+    bad = authority / "bad.pem"
+    if damage == "directory":
+        bad.mkdir()
+    elif damage != "missing":
+        bad.write_text("" if damage == "empty" else "-----BEGIN nothing")
+    files = dataclasses.replace(files_of(authority, "n1"), **{flag: bad})
+    with pytest.raises(ConfigError, match=rf"--tls-{flag}.*bad\.pem.*{words}|"
+                                          rf"--tls-{flag}: {words} .*bad\.pem"):
+        certs.check_node_files(files, "n1")
+
+
+def test_files_that_do_not_belong_together(authority: Path, tmp_path: Path) -> None:
+    certs.create_node(authority, "n1")
+    certs.create_node(authority, "n2")
+    certs.create_client(authority, "n3")
+    certs.create_ca(tmp_path / "other")
+    n1, n2 = files_of(authority, "n1"), files_of(authority, "n2")
+    with pytest.raises(ConfigError, match="not the private key"):
+        certs.check_node_files(dataclasses.replace(n1, key=n2.key), "n1")
+    with pytest.raises(ConfigError, match="not signed by"):
+        certs.check_node_files(dataclasses.replace(n1, ca=tmp_path / "other" / "ca.crt"), "n1")
+    with pytest.raises(ConfigError, match="not a certificate of node n2"):
+        certs.check_node_files(n1, "n2")
+    with pytest.raises(ConfigError, match="not a certificate of node n3"):
+        certs.check_node_files(files_of(authority, "n3"), "n3")
+
+
+@pytest.mark.parametrize("days_from_now", [-1, 826, 4000])
+def test_a_certificate_out_of_its_time_is_refused(authority: Path, days_from_now: int) -> None:
+    certs.create_node(authority, "n1")
+    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days_from_now)
+    with pytest.raises(ConfigError, match="is valid from"):
+        certs.check_node_files(files_of(authority, "n1"), "n1", now=now)
 
 
 def handshake(server_pair: CertificatePair, client_pair: CertificatePair, ca: Path,

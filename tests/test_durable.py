@@ -206,6 +206,13 @@ def test_make_directory_syncs_every_new_parent(tmp_path: Path, recording: Record
     assert [o.path for o in recording.operations] == [str(tmp_path), str(tmp_path / "a")]
 
 
+@pytest.mark.parametrize("path", ["file", "file/below", "/proc/elastickv"])
+def test_make_directory_refuses_where_none_can_be(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").write_bytes(OLD)
+    with pytest.raises(UnsupportedFileSystem, match=str(tmp_path / path)):
+        OsDisk().make_directory(tmp_path / path)
+
+
 def test_rename_and_remove_sync_the_directory(tmp_path: Path, recording: RecordingOs) -> None:
     (tmp_path / "x").write_bytes(OLD)
     disk = OsDisk()

@@ -55,6 +55,10 @@ def node(config_path: str, **options: str | None) -> int:
     """Run one node. A flag wins over its ELASTICKV_ variable, a variable over the file."""
     flags = {name: text for name, text in options.items() if text is not None}
     settings = config.load(flags, os.environ, config_path)
+    if settings.tls is not None:
+        from elastickv.certs import check_node_files
+
+        check_node_files(settings.tls, settings.raft_id)
     from elastickv.node import run_node
 
     return run_node(settings)

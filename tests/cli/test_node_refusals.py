@@ -1,0 +1,127 @@
+"""A node that cannot run safely does not run: real processes, one per mistake, each with the file
+and the remedy on stderr and its exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elastickv import certs
+from elastickv.errors import ExitCode
+
+
+def run_node(directory: Path, *flags: str, timeout_s: float = 60) -> tuple[int, str]:
+    """Exit code and stderr of a node that is expected to end by itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
+         "--raftDataDir", str(directory / "data"), *flags],
+        capture_output=True, text=True, timeout=timeout_s, check=False)
+    return done.returncode, done.stderr
+
+
+def short(path: Path) -> None:
+    path.write_bytes(bytes(31))
+    path.chmod(0o600)
+
+
+def long(path: Path) -> None:
+    path.write_bytes(bytes(33))
+    path.chmod(0o600)
+
+
+def readable_by_others(path: Path) -> None:
+    path.write_bytes(bytes(32))
+    path.chmod(0o644)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def directory(path: Path) -> None:
+    path.mkdir(mode=0o700)
+
+
+def missing(path: Path) -> None:
+    return
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("make", [missing, short, long, readable_by_others, fifo, directory,
+                                  dangling_link], ids=lambda make: make.__name__)
+def test_kek_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    kek = tmp_path / "kek.key"
+    make(kek)
+    code, errors = run_node(tmp_path, "--insecure", "--encryption-enabled", "--kekFile", str(kek))
+    assert code == ExitCode.STARTUP_REFUSED
+    assert str(kek) in errors
+    assert "Remedy:" in errors
+    assert "Traceback" not in errors
+
+
+def test_encryption_without_a_kek(tmp_path: Path) -> None:
+    code, errors = run_node(tmp_path, "--insecure", "--encryption-enabled")
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "--kekFile" in errors
+    assert "Traceback" not in errors
+
+
+def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("/proc")
+    code, errors = run_node(tmp_path, "--insecure")
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "Remedy:" in errors
+    assert "Traceback" not in errors
+
+
+def test_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a directory")
+    code, errors = run_node(tmp_path, "--insecure")
+    assert code == ExitCode.STARTUP_REFUSED
+    assert str(tmp_path / "data") in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("flag", ["--address", "--raftAddress"])
+def test_address_in_use(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        code, errors = run_node(tmp_path, "--insecure", flag, address)
+    assert code == ExitCode.BIND_FAILED
+    assert address in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage"])
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-ca"])
+def test_tls_file(tmp_path: Path, flag: str, damage: str) -> None:
+    certs.create_ca(tmp_path)
+    certs.create_node(tmp_path, "n1")
+    files = {"--tls-cert": tmp_path / "n1.crt", "--tls-key": tmp_path / "n1.key",
+             "--tls-ca": tmp_path / "ca.crt"}
+    bad = files[flag] = tmp_path / "bad.pem"
+    if damage != "missing":
+        bad.write_text("" if damage == "empty" else "-----BEGIN nothing")
+        bad.chmod(0o600)
+    flags = [text for name, path in files.items() for text in (name, str(path))]
+    code, errors = run_node(tmp_path, *flags)
+    assert code == ExitCode.USAGE
+    assert flag in errors
+    assert str(bad) in errors
+    assert "Traceback" not in errors
+
+
+def test_insecure_on_a_real_address(tmp_path: Path) -> None:
+    code, errors = run_node(tmp_path, "--insecure", "--address", "192.0.2.1:50051")
+    assert code == ExitCode.USAGE
+    assert "--insecure is refused" in errors
+    assert not (tmp_path / "data").exists()
