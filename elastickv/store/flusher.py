@@ -21,6 +21,7 @@ from elastickv.store.tables import MapFull
 DEFAULT_FLUSH_BYTES = 8 << 20
 DEFAULT_INTERVAL_MS = 100
 DISK_FULL_RETRY_S = 0.5
+AUDIT_POLL_S = 0.2
 
 
 class Offload(Protocol):
@@ -54,6 +55,7 @@ class Flusher:
         self._stopping = False
         self._due_at: float | None = None
         self._compact_at: float | None = None
+        self._audit_pending = True
         self.error: DiskFull | None = None
         store.on_dirty(self._notice)
 
@@ -99,12 +101,15 @@ class Flusher:
         """Whatever is due first: a flush, a compaction step, or waiting for either."""
         now = asyncio.get_running_loop().time()
         self._wake.clear()
+        self._audit_pending = self._audit_pending and self._store.backend.poll_audit()
         if self._flush_due(now):
             await self._flush()
         elif self._compaction_due(now):
             await self._compact()
         else:
-            deadlines = [at for at in (self._due_at, self._compact_at) if at is not None]
+            audit_at = now + AUDIT_POLL_S if self._audit_pending else None
+            deadlines = [at for at in (self._due_at, self._compact_at, audit_at)
+                         if at is not None]
             await _wait(self._wake, min(deadlines) - now if deadlines else None)
 
     def _flush_due(self, now: float) -> bool:

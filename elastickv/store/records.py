@@ -91,6 +91,12 @@ def protect_all(table: Table, items: Iterable[Item], totals: Totals) -> Iterator
         yield key, value + checksum.to_bytes(CRC_BYTES, "little")
 
 
+def checksum_fits(table: Table, key: bytes, stored: bytes) -> bool:
+    """Whether `stored` is the stored form of some value under `key`."""
+    residue: int = _extend(_extend(_SEEDS[table], key), stored)
+    return residue == _RESIDUE and len(stored) >= CRC_BYTES
+
+
 def reveal(table: Table, key: bytes, stored: bytes) -> bytes:
     """The value in its stored form. Raises `StoreCorrupt` when the checksum does not fit."""
     if _extend(_extend(_SEEDS[table], key), stored) != _RESIDUE or len(stored) < CRC_BYTES:

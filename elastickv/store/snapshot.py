@@ -322,9 +322,9 @@ class StoreSnapshots:
     """A `raft.engine.SnapshotSource` over a store. Loop thread only.
 
     `before_install(header)` is called with a complete and verified stream, before its content
-    replaces the store's: what has to be durable first (the sidecar) is made so there, and an
-    error from it leaves the store as it was. `on_installed(applied_index)` is called afterwards: what
-    was derived from the old content has to be derived again.
+    replaces the store's: what has to be durable first (the sidecar) is made so there, and an error
+    from it leaves the store as it was. `on_installed(applied_index)` is called afterwards: what was
+    derived from the old content has to be derived again.
     """
 
     def __init__(self, store: Store, *,

@@ -117,6 +117,13 @@ class Backend(Protocol):
         """Current sizes."""
         ...
 
+    def poll_audit(self) -> bool:
+        """Whether a check of the stored data is still under way.
+
+        Raises `StoreCorrupt` when it found damage: what was read so far may have been incomplete.
+        """
+        ...
+
     def begin_import(self) -> ImportSink:
         """Start a replacement of the content; leftovers of an earlier one are dropped."""
         ...

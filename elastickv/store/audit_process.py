@@ -1,0 +1,87 @@
+"""The audit of a large file beside a running node, in a process of its own.
+
+The child opens a read transaction first, which keeps the audited state from being overwritten, says
+so, and only then does the node start to write. Run as `python -m elastickv.store.audit_process
+FILE`:
+
+    stdout: "pinned\\n", then "ok\\n" or one line with what is damaged
+    exit status: 0 sound, 5 damaged, anything else: the audit itself failed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+
+from elastickv.errors import ExitCode, StoreCorrupt
+from elastickv.store.audit import audit_file
+
+_PINNED = b"pinned\n"
+
+
+class BackgroundAudit:
+    """A child process that audits `path`. The constructor returns when the state is pinned."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `StoreCorrupt` when the child ends before it has pinned anything."""
+        self._path = path
+        # S603: a fixed argument list of this interpreter and this package.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(path)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE)
+        stdout = self._process.stdout
+        if stdout is None or stdout.readline() != _PINNED:
+            self.stop()
+            raise StoreCorrupt(f"the audit of {path} could not start",
+                               remedy="restore this node from a healthy member")
+
+    def poll(self) -> bool:
+        """Whether the audit is still under way. Raises `StoreCorrupt` when it found damage, or died
+        of it."""
+        status = self._process.poll()
+        if status is None:
+            return True
+        output = self._read()
+        if status != 0:
+            raise StoreCorrupt(f"the audit of {self._path} failed: {output or f'status {status}'}",
+                               remedy="restore this node from a healthy member")
+        return False
+
+    def _read(self) -> str:
+        stdout = self._process.stdout
+        if stdout is None or stdout.closed:
+            return ""
+        with stdout:
+            return stdout.read().decode(errors="replace").strip()
+
+    def stop(self) -> None:
+        """End the child. Idempotent."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def main(path: Path) -> int:
+    """The child. Prints as the module says; the exit status."""
+    try:
+        with contextlib.closing(lmdb.open(str(path), subdir=False, readonly=True, max_dbs=8,
+                                          create=False)) as environment, \
+                environment.begin() as txn:
+            sys.stdout.buffer.write(_PINNED)
+            sys.stdout.buffer.flush()
+            audit_file(path, txn.id())
+    except (StoreCorrupt, lmdb.Error) as error:
+        print(error.message if isinstance(error, StoreCorrupt) else f"LMDB: {error}", flush=True)
+        return ExitCode.CORRUPTION
+    print("ok", flush=True)
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

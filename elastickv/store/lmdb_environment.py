@@ -1,0 +1,223 @@
+"""One open LMDB file: its databases, its totals, its read transactions."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lmdb
+
+from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
+from elastickv.store import records
+from elastickv.store.audit import TOTALS
+from elastickv.store.records import Totals
+from elastickv.store.tables import Item, MapFull, Table, WriteBatch
+
+PAGE_BYTES = 4096
+RESTORE = "restore this node from a healthy member: remove its data directory and let it rejoin"
+
+_MAX_READERS = 64
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CORRUPT_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError,
+                   lmdb.VersionMismatchError, lmdb.IncompatibleError, lmdb.BadTxnError,
+                   lmdb.BadValsizeError, lmdb.CursorFullError, lmdb.PageFullError,
+                   lmdb.BadDbiError, lmdb.NotFoundError)
+
+
+def raise_typed(error: lmdb.Error) -> NoReturn:
+    """Raise what `error` means: a full map or disk, a damaged file, or an `OSError` (stop)."""
+    code = getattr(error, "code", 0) or 0
+    if isinstance(error, lmdb.MapFullError):
+        raise MapFull("the store's memory map is full") from None
+    if code in _FULL_ERRNOS:
+        raise DiskFull("no space left to write the store",
+                       remedy="free space on the data directory's file system") from None
+    if isinstance(error, _CORRUPT_ERRORS):
+        raise StoreCorrupt(f"the store's file is damaged ({error})", remedy=RESTORE) from None
+    raise OSError(code, f"the store failed: {error}") from None
+
+
+class Environment:
+    """One open LMDB file with its databases and totals."""
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        self.path = path
+        self.env: Any = None
+        try:
+            self.env = lmdb.open(
+                str(path), subdir=False, mode=0o600, map_size=map_bytes, max_dbs=len(Table) + 1,
+                sync=True, metasync=True, readahead=False, max_readers=_MAX_READERS)
+            self.env.reader_check()
+            self.map_bytes: int = self.env.info()["map_size"]
+            self.databases: dict[Table, Any] = {
+                table: self.env.open_db(table.value.encode()) for table in Table}
+            self.totals_database: Any = self.env.open_db(TOTALS)
+            self.totals = self._read_totals()
+        except lmdb.Error as error:
+            self.close()
+            raise_typed(error)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_totals(self) -> dict[Table, Totals]:
+        totals = {}
+        with self.env.begin() as txn:
+            for table in Table:
+                name = table.value.encode()
+                stored = txn.get(name, db=self.totals_database)
+                entries = txn.stat(self.databases[table])["entries"]
+                found = Totals() if stored is None else Totals.decode(
+                    records.reveal(Table.META, name, stored))
+                if found.count != entries:
+                    raise StoreCorrupt(f"table {table} has {entries} entries instead of "
+                                       f"{found.count}", remedy=RESTORE)
+                totals[table] = found
+        return totals
+
+    def write(self, batch: WriteBatch) -> None:
+        totals = {table: total.copy() for table, total in self.totals.items()}
+        try:
+            with self.env.begin(write=True) as txn:
+                for table in Table:
+                    self._apply(txn, table, batch, totals[table])
+                    if totals[table] != self.totals[table]:
+                        name = table.value.encode()
+                        txn.put(name, records.protect(Table.META, name, totals[table].encode()),
+                                db=self.totals_database)
+        except lmdb.Error as error:
+            raise_typed(error)
+        self.totals = totals
+
+    def _apply(self, txn: Any, table: Table, batch: WriteBatch, totals: Totals) -> None:
+        database = self.databases[table]
+        for key in batch.deletes.get(table, ()):
+            old = txn.pop(key, db=database)
+            if old is not None:
+                totals.remove(old)
+        puts = batch.puts.get(table)
+        if puts is None:
+            return
+        if table is Table.MVCC:
+            # Versions are never rewritten, except that a log entry may repeat a timestamp.
+            self._insert(txn, database, table, puts, totals)
+            return
+        for key, value in puts:
+            stored = records.protect(table, key, value)
+            old = txn.replace(key, stored, db=database)
+            if old is not None:
+                totals.remove(old)
+            totals.add(stored)
+
+    def _insert(self, txn: Any, database: Any, table: Table, puts: Iterable[Item],
+                totals: Totals) -> None:
+        cursor = txn.cursor(database)
+        for key, stored in records.protect_all(table, puts, totals):
+            if cursor.put(key, stored, overwrite=False):
+                continue
+            totals.remove(cursor.value())
+            cursor.put(key, stored)
+
+    def grow(self, max_map_bytes: int) -> bool:
+        """Double the map, if it may still grow. No transaction may be open in this process."""
+        wanted = min(self.map_bytes * 2, max_map_bytes)
+        if wanted <= self.map_bytes:
+            return False
+        try:
+            self.env.set_mapsize(wanted)
+        except lmdb.Error:
+            # Address space was refused: a write that needs it then ends in `DiskFull`.
+            return False
+        self.map_bytes = wanted
+        return True
+
+    def used_bytes(self) -> int:
+        """How much of the map is, or was at some time, in use."""
+        return (int(self.env.info()["last_pgno"]) + 1) * PAGE_BYTES
+
+    def close(self) -> None:
+        """Close the file; no transaction may be open. Idempotent."""
+        if self.env is not None:
+            self.env.close()
+
+
+class LmdbView:
+    """A `ReadView` on an LMDB read transaction."""
+
+    def __init__(self, environment: Environment, on_close: Callable[[LmdbView], None]) -> None:
+        self._on_close = on_close
+        self._databases = environment.databases
+        try:
+            self._txn: Any = environment.env.begin()
+            self._cursors: dict[Table, Any] = {
+                table: self._txn.cursor(database) for table, database in self._databases.items()}
+        except lmdb.Error as error:
+            raise_typed(error)
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        if self._txn is None:
+            self._raise_closed()
+        try:
+            stored = self._txn.get(key, db=self._databases[table])
+        except lmdb.Error as error:
+            raise_typed(error)
+        return None if stored is None else records.reveal(table, key, stored)
+
+    def ceiling(self, table: Table, key: bytes) -> Item | None:
+        if self._txn is None:
+            self._raise_closed()
+        cursor = self._cursors[table]
+        try:
+            if not cursor.set_range(key):
+                return None
+            found, stored = cursor.item()
+        except lmdb.Error as error:
+            raise_typed(error)
+        return found, records.reveal(table, found, stored)
+
+    def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
+                reverse: bool = False) -> Iterator[Item]:
+        entries = self._backward(table, start, end) if reverse else self._forward(table, start, end)
+        return records.reveal_all(table, entries)
+
+    def _forward(self, table: Table, start: bytes, end: bytes) -> Iterator[Item]:
+        if self._txn is None:
+            self._raise_closed()
+        try:
+            cursor = self._txn.cursor(self._databases[table])
+            if not (cursor.set_range(start) if start else cursor.first()):
+                return
+            for entry in cursor.iternext():
+                if end and entry[0] >= end:
+                    return
+                yield entry
+        except lmdb.Error as error:
+            raise_typed(error)
+
+    def _backward(self, table: Table, start: bytes, end: bytes) -> Iterator[Item]:
+        if self._txn is None:
+            self._raise_closed()
+        try:
+            cursor = self._txn.cursor(self._databases[table])
+            found = cursor.prev() if end and cursor.set_range(end) else cursor.last()
+            if not found:
+                return
+            for entry in cursor.iterprev():
+                if entry[0] < start:
+                    return
+                yield entry
+        except lmdb.Error as error:
+            raise_typed(error)
+
+    def _raise_closed(self) -> NoReturn:
+        raise Overloaded("the read view was closed while the store's file was being resized",
+                         remedy="retry")
+
+    def close(self) -> None:
+        self._on_close(self)
+        if self._txn is not None:
+            self._cursors = {}
+            self._txn.abort()
+            self._txn = None
