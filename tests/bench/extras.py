@@ -1,0 +1,163 @@
+"""What is measured besides rates: fail-over, rotation under load, start-up, memory."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from bodies import key_of
+from points import measure_calls, point
+from processes import directory_bytes, wait_until
+from ratios import percentile
+from systems import NODES, Cluster, ElasticKVCluster
+
+ATTEMPT_TIMEOUT_S = 0.25
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of several measurements."""
+
+    median: float
+    minimum: float
+    maximum: float
+    count: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread:
+        return Spread(statistics.median(values), min(values), max(values), len(values))
+
+
+def fail_over_s(cluster: Cluster, kills: int) -> Spread:
+    """Seconds from kill -9 of the leader to the next acknowledged write, over several kills.
+
+    The two survivors are tried side by side, so the figure holds for a client that knows them all.
+    After each kill the member comes back and has caught up before the next one.
+    """
+    times = []
+    for number in range(kills):
+        leader = cluster.leader()
+        write = cluster.put_message(key_of(number), b"fail-over")
+        cluster.call(leader, cluster.put_path, write)
+        killed_at = time.monotonic()
+        cluster.processes[leader].kill()
+        times.append(_first_success(cluster, leader, write) - killed_at)
+        cluster.restart_node(leader)
+        wait_until(lambda node=leader: _answers(cluster, node), [cluster.processes[leader]],
+                   timeout_s=60, what=f"{cluster.name} member {leader} is back")
+    return Spread.of(times)
+
+
+def _first_success(cluster: Cluster, dead: int, write: bytes) -> float:
+    done = threading.Event()
+    succeeded_at: list[float] = []
+
+    def attempt(node: int) -> None:
+        while not done.is_set():
+            try:
+                cluster.call(node, cluster.put_path, write, timeout_s=ATTEMPT_TIMEOUT_S)
+                succeeded_at.append(time.monotonic())
+                done.set()
+            except grpc.RpcError:
+                done.wait(0.005)
+
+    threads = [threading.Thread(target=attempt, args=(node,), daemon=True)
+               for node in range(NODES) if node != dead]
+    for thread in threads:
+        thread.start()
+    if not done.wait(60):
+        done.set()
+        raise TimeoutError(f"{cluster.name}: no write within 60 s of the leader's death")
+    for thread in threads:
+        thread.join()
+    return min(succeeded_at)
+
+
+def _answers(cluster: Cluster, node: int) -> bool:
+    """A linearizable read through `node` needs it to have caught up with the leader."""
+    try:
+        cluster.call(node, cluster.get_path, cluster.get_message(key_of(0)), timeout_s=1.0)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class RotationEffect:
+    """Latency of puts at 128 outstanding before and while the storage DEK is rotated."""
+
+    rotations: int
+    before_p99_ms: float
+    during_p99_ms: float
+    before_p50_ms: float
+    during_p50_ms: float
+    slowest_rotation_ms: float
+
+
+def rotation_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *, rotations: int,
+                        quiet_s: float) -> RotationEffect:
+    """Put at 128 outstanding: for `quiet_s` alone, then while DEKs are rotated as often as every
+    half second, until all rotations are done. Raises when any put or any rotation failed."""
+    took: list[float] = []
+    started_us: list[int] = []
+    failures: list[BaseException] = []
+    duration_s = quiet_s + rotations * 0.5
+
+    def rotate() -> None:
+        try:
+            # h2load warms up for a second first.
+            time.sleep(1.0 + quiet_s)
+            started_us.append(time.time_ns() // 1000)
+            for _ in range(rotations):
+                began = time.monotonic()
+                cluster.rotate_dek()
+                took.append(time.monotonic() - began)
+                time.sleep(max(0.0, 0.5 - took[-1]))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=rotate)
+    thread.start()
+    _, calls = measure_calls(cluster, point("put-16x8"), keys, directory, duration_s=duration_s)
+    thread.join()
+    if failures:
+        raise failures[0]
+    before = sorted(latency for start, latency in calls if start < started_us[0])
+    during = sorted(latency for start, latency in calls if start >= started_us[0])
+    return RotationEffect(
+        rotations=rotations,
+        before_p99_ms=percentile(before, 0.99), during_p99_ms=percentile(during, 0.99),
+        before_p50_ms=percentile(before, 0.50), during_p50_ms=percentile(during, 0.50),
+        slowest_rotation_ms=max(took) * 1000)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """A cluster at rest with `keys` keys. Memory in bytes: the largest member's."""
+
+    keys: int
+    start_s: float
+    start_after_kill_s: float
+    rss_bytes: int
+    anonymous_bytes: int
+    disk_bytes: int
+
+
+def footprint(cluster: Cluster, keys: int) -> Footprint:
+    """Restart a running cluster twice (after SIGTERM, after kill -9 of all) and look at it."""
+    cluster.stop()
+    start_s = cluster.start()
+    for process in cluster.processes:
+        process.kill()
+    cluster.stop()
+    start_after_kill_s = cluster.start()
+    memory = [process.memory_bytes() for process in cluster.processes]
+    return Footprint(keys, start_s, start_after_kill_s,
+                     rss_bytes=max(each["rss"] for each in memory),
+                     anonymous_bytes=max(each["anonymous"] for each in memory),
+                     disk_bytes=directory_bytes(cluster.directory) // NODES)

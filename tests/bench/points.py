@@ -1,0 +1,215 @@
+"""What is measured: one table of load points, and how each becomes h2load instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bodies import Body, KeyRotator, key_of, random_value
+from h2load import Load, LoadFailed, LoadResult, run
+
+KIB = 1024
+BATCH_KEYS = 100
+SCAN_KEYS = 1000
+BIG_KEYS = 2000
+BIG_PREFIX = b"big-"
+BIG_VALUE_BYTES = 64 * KIB
+MIX_READS_PER_WRITE = 9
+# Numbers above every real key, to find the places where keys stand in a serialized message.
+_PLACEHOLDER = 900_000_000_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """One load. `target` is the ratio to the baseline to reach, 0 = none asked for."""
+
+    name: str
+    title: str
+    kind: str
+    connections: int
+    streams: int
+    value_bytes: int = KIB
+    target: float = 0.0
+    quick: bool = False
+
+    @property
+    def outstanding(self) -> int:
+        return self.connections * self.streams
+
+    @property
+    def instances(self) -> int:
+        """h2load processes: each posts its own keys."""
+        return min(4, self.connections)
+
+
+POINTS: tuple[Point, ...] = (
+    Point("put-1", "put, 1 outstanding", "put", 1, 1, target=1.0, quick=True),
+    Point("put-16x1", "put, 16 outstanding, 16 connections", "put", 16, 1),
+    Point("put-16x8", "put, 128 outstanding, 16 connections", "put", 16, 8, target=0.6, quick=True),
+    Point("put-1x128", "put, 128 outstanding, 1 connection", "put", 1, 128),
+    Point("put-16x64", "put, 1,024 outstanding, 16 connections", "put", 16, 64),
+    Point("put-1x1024", "put, 1,024 outstanding, 1 connection", "put", 1, 1024),
+    Point("get-1", "linearizable get, 1 outstanding", "get", 1, 1),
+    Point("get-16x1", "linearizable get, 16 outstanding, 16 connections", "get", 16, 1),
+    Point("get-16x8", "linearizable get, 128 outstanding, 16 connections", "get", 16, 8,
+          target=1.2, quick=True),
+    Point("get-1x128", "linearizable get, 128 outstanding, 1 connection", "get", 1, 128),
+    Point("get-16x64", "linearizable get, 1,024 outstanding, 16 connections", "get", 16, 64),
+    Point("get-1x1024", "linearizable get, 1,024 outstanding, 1 connection", "get", 1, 1024),
+    Point("batch-16x1", "atomic batch of 100 puts, 16 outstanding, 16 connections", "batch", 16, 1,
+          target=3.0, quick=True),
+    Point("scan-16x1", "scan of 1,000 pairs, 16 outstanding, 16 connections", "scan", 16, 1),
+    Point("mixed-16x8", "90 % get, 10 % put, 128 outstanding, 16 connections", "mixed", 16, 8),
+    Point("put-64k-16x8", "put of 64 KiB, 128 outstanding, 16 connections", "put", 16, 8,
+          value_bytes=BIG_VALUE_BYTES),
+    Point("get-64k-16x8", "linearizable get of 64 KiB, 128 outstanding, 16 connections", "get",
+          16, 8, value_bytes=BIG_VALUE_BYTES),
+)
+
+
+def point(name: str) -> Point:
+    """The point with this name."""
+    return next(each for each in POINTS if each.name == name)
+
+
+class Calls(Protocol):
+    """What a point needs of a cluster (`systems.Cluster`)."""
+
+    name: str
+    put_path: str
+    get_path: str
+    batch_path: str
+    scan_path: str
+
+    def put_message(self, key: bytes, value: bytes) -> bytes: ...
+    def get_message(self, key: bytes) -> bytes: ...
+    def batch_message(self, pairs: Sequence[tuple[bytes, bytes]]) -> bytes: ...
+    def scan_message(self, start: bytes, end: bytes, limit: int) -> bytes: ...
+    def values_in(self, path: str, response: bytes) -> list[bytes]: ...
+    def leader(self) -> int: ...
+    def load_url(self, node: int) -> str: ...
+    def call(self, node: int, path: str, message: bytes) -> bytes: ...
+    def cpu_s(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point on one system in one turn. Rates are calls per second; `server_us` is processor
+    time of all members per call, `generator_us` that of h2load."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    server_us: float
+    generator_us: float
+
+    @staticmethod
+    def of(result: LoadResult) -> Measured:
+        return Measured(result.rate, result.p50_ms, result.p99_ms,
+                        server_us=result.server_cpu_s / result.succeeded * 1e6,
+                        generator_us=result.generator_cpu_s / result.succeeded * 1e6)
+
+
+def paths_of(calls: Calls, load: Point) -> list[str]:
+    """The paths that one instance visits in turn."""
+    match load.kind:
+        case "put":
+            return [calls.put_path]
+        case "get":
+            return [calls.get_path]
+        case "batch":
+            return [calls.batch_path]
+        case "scan":
+            return [calls.scan_path]
+        case "mixed":
+            return [calls.get_path] * MIX_READS_PER_WRITE + [calls.put_path]
+    raise ValueError(f"no such kind of load: {load.kind}")
+
+
+def body_of(calls: Calls, load: Point, keys: int) -> Body:
+    """The body of one instance over a key space of `keys`.
+
+    The mixed body serves as a put and as a get: its value starts with its own key and a zero byte.
+    etcd reads field 2 of a get as the end of a range, and [key, key 0x00 ...) holds exactly that
+    key; elastickv has no field 2 in a get and skips it.
+    """
+    big = load.value_bytes == BIG_VALUE_BYTES
+    prefix = BIG_PREFIX if big else b"key-"
+    span = BIG_KEYS if big else keys
+    placeholder = key_of(_PLACEHOLDER, prefix)
+    value = random_value(load.value_bytes)
+    match load.kind:
+        case "put":
+            message = calls.put_message(placeholder, value)
+        case "get":
+            message = calls.get_message(placeholder)
+        case "scan":
+            message = calls.scan_message(placeholder, key_of(keys), SCAN_KEYS)
+            span = keys - SCAN_KEYS
+        case "mixed":
+            marked = placeholder + b"\0"
+            message = calls.put_message(placeholder, marked + value[len(marked):])
+        case "batch":
+            placeholders = [key_of(_PLACEHOLDER + slot) for slot in range(BATCH_KEYS)]
+            span = keys // BATCH_KEYS
+            message = calls.batch_message([(each, value) for each in placeholders])
+            return Body.with_keys(message, placeholders, span=span,
+                                  base=[slot * span for slot in range(BATCH_KEYS)])
+        case _:
+            raise ValueError(f"no such kind of load: {load.kind}")
+    return Body.with_keys(message, [placeholder], span=span, base=[0], prefix=prefix)
+
+
+def expected_bytes(calls: Calls, load: Point, keys: int) -> float:
+    """Make each call of the point once, check it as a client would, and return the mean size of
+    the responses in bytes, gRPC frame included.
+
+    Sizes only grow afterwards (indexes are varints), and a failed gRPC call has no response body,
+    so a run whose mean size reaches this had no failed calls to speak of.
+    """
+    leader = calls.leader()
+    sizes = []
+    for step, path in enumerate(paths_of(calls, load)):
+        message = body_of(calls, load, keys).at_step(step)[5:]
+        response = calls.call(leader, path, message)
+        values = calls.values_in(path, response)
+        wanted = {calls.get_path: 1, calls.scan_path: 1}.get(path, 0)
+        if load.kind == "scan":
+            wanted = SCAN_KEYS
+        if len(values) != wanted or any(len(value) != load.value_bytes for value in values):
+            raise LoadFailed(f"{calls.name}: {path} gave {len(values)} values, not {wanted} of "
+                             f"{load.value_bytes} bytes")
+        sizes.append(len(response) + 5)
+    return sum(sizes) / len(sizes)
+
+
+def measure(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
+            seed: int = 0) -> Measured:
+    """Run one point against the leader. Raises `LoadFailed` when calls failed at any level."""
+    return measure_calls(calls, load, keys, directory, duration_s=duration_s, seed=seed)[0]
+
+
+def measure_calls(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
+                  seed: int = 0) -> tuple[Measured, list[tuple[int, float]]]:
+    """As `measure`, with `(start in us since the epoch, latency in ms)` of every call."""
+    expected = expected_bytes(calls, load, keys)
+    url = calls.load_url(calls.leader())
+    share, rest = divmod(load.connections, load.instances)
+    bodies = [body_of(calls, load, keys) for _ in range(load.instances)]
+    with KeyRotator(bodies, directory, start=seed * 100_003):
+        loads = [Load(url, paths_of(calls, load), _path(body), share + (number < rest),
+                      load.streams) for number, body in enumerate(bodies)]
+        result, log = run(loads, directory, duration_s=duration_s, server_cpu_s=calls.cpu_s)
+    # Calls cut off by the end of the run count with a part of their body.
+    if result.bytes_per_call < expected * 0.995:
+        raise LoadFailed(f"{calls.name}, {load.title}: {result.bytes_per_call:.1f} bytes a "
+                         f"response, not {expected:.1f}: calls failed at the gRPC level")
+    return Measured.of(result), log
+
+
+def _path(body: Body) -> Path:
+    if body.path is None:
+        raise ValueError("the body is in no file")
+    return body.path

@@ -1,0 +1,300 @@
+"""Side by side with etcd, on this machine, in one run: `make bench`, or `make bench QUICK=1`.
+
+Servers of both systems run on loopback with fsync on; elastickv with storage and Raft encrypted.
+Turns alternate (etcd, elastickv, etcd, elastickv ...) and ratios are taken between neighbours, so
+that the machine's drift does not decide. Writes docs/benchmarks.json and docs/benchmarks.md with
+its plots; a quick run writes under runs/ instead. The last line names every ratio with a target;
+the exit code is 1 where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import extras  # noqa: E402
+import report  # noqa: E402
+from bodies import key_of, random_value  # noqa: E402
+from h2load import Load  # noqa: E402
+from h2load import run as run_load  # noqa: E402
+from points import (  # noqa: E402
+    BIG_KEYS,
+    BIG_PREFIX,
+    BIG_VALUE_BYTES,
+    KIB,
+    POINTS,
+    Point,
+    measure,
+    point,
+)
+from processes import ServerProcess, free_ports, listens, wait_until  # noqa: E402
+from ratios import neighbour_ratios, summarize  # noqa: E402
+from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
+
+ENCRYPTION_TARGET = 0.97
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long and how much."""
+
+    keys: int
+    turns: int
+    duration_s: float
+    points: Sequence[Point]
+    encryption_slices: int
+    encryption_keys: int
+    extras: bool
+    size_keys: Sequence[int] = ()
+
+
+QUICK = Plan(keys=1_000_000, turns=2, duration_s=4.0, extras=False, encryption_slices=6,
+             encryption_keys=100_000, points=[each for each in POINTS if each.quick])
+FULL = Plan(keys=1_000_000, turns=3, duration_s=8.0, extras=True, encryption_slices=16,
+            encryption_keys=1_000_000, points=POINTS, size_keys=(10_000, 1_000_000, 5_000_000))
+
+
+class Bench:
+    """One run; results gather in `document`, the content of the JSON file."""
+
+    def __init__(self, plan: Plan, work: Path, memory: Path, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.work = work
+        self.memory = memory
+        self.say = say
+        self.document: dict[str, Any] = {"environment": environment(), "plan": {
+            "keys": plan.keys, "turns": plan.turns, "duration_s": plan.duration_s}}
+
+    def preload(self, cluster: Cluster, keys: int, *, big: bool) -> None:
+        """Fill a running cluster."""
+        started = time.monotonic()
+        cluster.preload(keys, random_value(KIB))
+        if big:
+            value = random_value(BIG_VALUE_BYTES)
+            for first in range(0, BIG_KEYS, 10):
+                pairs = [(key_of(number, BIG_PREFIX), value) for number in range(first, first + 10)]
+                cluster.call(cluster.leader(), cluster.batch_path, cluster.batch_message(pairs))
+        self.say(f"{cluster.name}: {keys:,} keys written in {time.monotonic() - started:.0f} s")
+
+    def side_by_side(self, section: str, baseline: Cluster, other: Cluster) -> None:
+        """All points of the plan in turns; both clusters hold their data and are stopped."""
+        rates: dict[str, dict[str, list[dict[str, float]]]] = {
+            load.name: {"etcd": [], "elastickv": []} for load in self.plan.points}
+        for turn in range(self.plan.turns):
+            for side, cluster in (("etcd", baseline), ("elastickv", other)):
+                cluster.start()
+                for load in self.plan.points:
+                    found = measure(cluster, load, self.plan.keys, self.memory, seed=turn,
+                                    duration_s=self.plan.duration_s)
+                    rates[load.name][side].append(dataclasses.asdict(found))
+                    self.say(f"turn {turn + 1} {cluster.name:9} {load.name:14} "
+                             f"{found.rate:9.0f}/s  p99 {found.p99_ms:7.1f} ms  "
+                             f"{found.server_us:5.0f} us of CPU a call")
+                cluster.stop()
+        self.document[section] = {
+            load.name: {"title": load.title, "target": load.target, **rates[load.name],
+                        "ratio": _ratio(rates[load.name]["elastickv"], rates[load.name]["etcd"])}
+            for load in self.plan.points}
+
+    def encryption(self, encrypted: Cluster, plain: Cluster) -> None:
+        """Encrypted against not encrypted: both up, in short alternating slices, because a
+        difference of a few per cent drowns in the drift between long turns."""
+        loads = [point("put-16x8"), point("get-16x8")]
+        rates: dict[str, dict[str, list[dict[str, float]]]] = {
+            load.name: {"off": [], "on": []} for load in loads}
+        for cluster in (encrypted, plain):
+            cluster.start()
+        for load in loads:
+            for number in range(self.plan.encryption_slices):
+                for side, cluster in (("off", plain), ("on", encrypted)):
+                    found = measure(cluster, load, self.plan.encryption_keys, self.memory,
+                                    seed=number, duration_s=2.0)
+                    rates[load.name][side].append(dataclasses.asdict(found))
+        for cluster in (encrypted, plain):
+            cluster.stop()
+        self.document["encryption"] = {
+            load.name: {"title": load.title, "target": ENCRYPTION_TARGET, **rates[load.name],
+                        "ratio": _ratio(rates[load.name]["on"], rates[load.name]["off"])}
+            for load in loads}
+        for name, entry in self.document["encryption"].items():
+            self.say(f"encryption on / off, {name}: {entry['ratio']['median']:.2f}")
+
+    def sizes(self) -> None:
+        """Throughput of elastickv with few, many and very many keys."""
+        self.document["sizes"] = {}
+        for keys in self.plan.size_keys:
+            cluster = ElasticKVCluster(self.work / f"keys-{keys}")
+            try:
+                cluster.start()
+                self.preload(cluster, keys, big=False)
+                self.document["sizes"][str(keys)] = {
+                    name: dataclasses.asdict(measure(cluster, point(name), keys, self.memory,
+                                                     duration_s=self.plan.duration_s))
+                    for name in ("put-16x8", "get-16x8")}
+            finally:
+                cluster.remove()
+
+    def rest(self, baseline: Cluster, other: ElasticKVCluster) -> None:
+        """Start-up, memory, rotation and fail-over; both clusters hold their data."""
+        self.document["footprint"] = {}
+        self.document["fail_over"] = {}
+        for side, cluster in (("etcd", baseline), ("elastickv", other)):
+            cluster.start()
+            self.document["footprint"][side] = dataclasses.asdict(
+                extras.footprint(cluster, self.plan.keys))
+            if cluster is other:
+                self.document["rotation"] = dataclasses.asdict(extras.rotation_under_load(
+                    other, self.plan.keys, self.memory, rotations=20, quiet_s=10.0))
+            self.document["fail_over"][side] = dataclasses.asdict(
+                extras.fail_over_s(cluster, kills=20))
+            cluster.stop()
+            self.say(f"{cluster.name}: {self.document['footprint'][side]} "
+                     f"{self.document['fail_over'][side]}")
+
+    def generator(self) -> None:
+        """What the generator does against a server that does nothing, so that it is seen not to be
+        the limit."""
+        page = self.memory / "page"
+        page.write_bytes(random_value(20))
+        body = self.memory / "generator-body"
+        body.write_bytes(random_value(KIB))
+        port = free_ports(1)[0]
+        server = ServerProcess(["nghttpd", "--no-tls", "-d", str(self.memory), str(port)],
+                               self.work / "nghttpd.log")
+        try:
+            wait_until(lambda: listens(port), [server], timeout_s=10, what="nghttpd")
+            loads = [Load(f"http://127.0.0.1:{port}", ["/page"], body, 4, 8) for _ in range(4)]
+            result, _ = run_load(loads, self.memory, duration_s=3.0)
+        finally:
+            server.kill()
+        self.document["generator"] = {
+            "rate": result.rate, "generator_us": result.generator_cpu_s / result.succeeded * 1e6}
+        self.say(f"generator against nghttpd: {result.rate:.0f}/s")
+
+
+def _ratio(rates: Sequence[dict[str, float]], baseline: Sequence[dict[str, float]],
+           ) -> dict[str, float]:
+    pairs = neighbour_ratios([each["rate"] for each in rates], [each["rate"] for each in baseline])
+    return summarize(pairs)._asdict()
+
+
+def environment() -> dict[str, str | int]:
+    """What the figures depend on."""
+    def words(command: list[str]) -> list[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    model = next((line.partition(":")[2].strip() for line in
+                  Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())
+    return {"cores": os.cpu_count() or 0, "processor": model, "kernel": platform.release(),
+            "python": platform.python_version(), "etcd": words(["etcd", "--version"])[2],
+            "h2load": words(["h2load", "--version"])[1],
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def verdicts(document: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """`(name, median ratio, target)` of everything that has a target."""
+    found = [(name, entry["ratio"]["median"], entry["target"])
+             for name, entry in document.get("plain", {}).items() if entry["target"]]
+    return found + [(f"encryption on/off {name}", entry["ratio"]["median"], entry["target"])
+                    for name, entry in document.get("encryption", {}).items()]
+
+
+def last_line(found: Sequence[tuple[str, float, float]]) -> str:
+    """Every ratio with its target; those that fall short are marked."""
+    return "ratios: " + ", ".join(
+        f"{name} {ratio:.2f} (>= {target:g}{'' if ratio >= target else ', SHORT'})"
+        for name, ratio, target in found)
+
+
+def perform(plan: Plan, work: Path, memory: Path) -> dict[str, Any]:
+    """The whole run; the document."""
+    bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
+    bench.generator()
+    etcd = EtcdCluster(work / "etcd")
+    ours = ElasticKVCluster(work / "elastickv")
+    try:
+        for cluster in (etcd, ours):
+            cluster.start()
+            bench.preload(cluster, plan.keys, big=plan.extras)
+            cluster.stop()
+        bench.side_by_side("plain", etcd, ours)
+        if plan.extras:
+            bench.rest(etcd, ours)
+    finally:
+        etcd.remove()
+        ours.remove()
+    _encryption(bench)
+    if plan.extras:
+        _tls(bench)
+        bench.sizes()
+    return bench.document
+
+
+def _encryption(bench: Bench) -> None:
+    on = ElasticKVCluster(bench.work / "on")
+    off = ElasticKVCluster(bench.work / "off", encrypted=False)
+    try:
+        for cluster in (on, off):
+            cluster.start()
+            bench.preload(cluster, bench.plan.encryption_keys, big=False)
+            cluster.stop()
+        bench.encryption(on, off)
+    finally:
+        on.remove()
+        off.remove()
+
+
+def _tls(bench: Bench) -> None:
+    etcd = EtcdCluster(bench.work / "etcd-tls", tls=True)
+    ours = ElasticKVCluster(bench.work / "elastickv-tls", tls=True)
+    try:
+        for cluster in (etcd, ours):
+            cluster.start()
+            bench.preload(cluster, bench.plan.keys, big=True)
+            cluster.stop()
+        bench.side_by_side("tls", etcd, ours)
+    finally:
+        etcd.remove()
+        ours.remove()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="the main points, under six minutes")
+    parser.add_argument("--directory", type=Path, default=None,
+                        help="where servers keep their data (default: a temporary directory)")
+    arguments = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
+    memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
+    output = ROOT / ("runs/bench" if arguments.quick else "docs")
+    try:
+        document = perform(QUICK if arguments.quick else FULL, work, memory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
+    report.write(document, output)
+    found = verdicts(document)
+    print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
+    print(last_line(found))
+    return 0 if all(ratio >= target for _, ratio, target in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""The two systems under test behind one interface: their calls, and a cluster of each."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+from bodies import key_of
+from processes import HOST, ServerProcess, free_ports, wait_until
+from tls import Pki, TlsProxy
+
+NODES = 3
+MEMBERS = tuple(f"n{node}" for node in range(NODES))
+PRELOAD_BATCH = 250
+PRELOAD_PARALLEL = 16
+CALL_TIMEOUT_S = 30.0
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),
+                   ("grpc.initial_reconnect_backoff_ms", 50),
+                   ("grpc.min_reconnect_backoff_ms", 50),
+                   ("grpc.max_reconnect_backoff_ms", 200),
+                   ("grpc.use_local_subchannel_pool", 1))
+
+
+class Cluster(ABC):
+    """Three members on loopback under `directory`. Data survives `stop` and a new `start`."""
+
+    name: str
+    put_path: str
+    get_path: str
+    batch_path: str
+    scan_path: str
+
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        ports = free_ports(2 * NODES)
+        self.client_ports = ports[:NODES]
+        self.peer_ports = ports[NODES:]
+        self.processes: list[ServerProcess] = []
+        self._channels: dict[int, grpc.Channel] = {}
+        self.pki = Pki(directory / "certs", MEMBERS) if tls else None
+        self._proxy = TlsProxy(self.pki, directory, self.client_ports) if self.pki else None
+        self._proxy_process: ServerProcess | None = None
+
+    # --- what differs ---
+
+    @abstractmethod
+    def command(self, node: int) -> list[str]:
+        """The command line of member `node` (0, 1, 2)."""
+
+    @abstractmethod
+    def put_message(self, key: bytes, value: bytes) -> bytes:
+        """A serialized put."""
+
+    @abstractmethod
+    def get_message(self, key: bytes) -> bytes:
+        """A serialized linearizable read of one key."""
+
+    @abstractmethod
+    def batch_message(self, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """A serialized atomic write of all pairs."""
+
+    @abstractmethod
+    def scan_message(self, start: bytes, end: bytes, limit: int) -> bytes:
+        """A serialized linearizable range read."""
+
+    @abstractmethod
+    def values_in(self, path: str, response: bytes) -> list[bytes]:
+        """The values that a response of `get_path` or `scan_path` carries. Raises `ValueError` when
+        a response of `put_path` or `batch_path` does not report success."""
+
+    @abstractmethod
+    def is_leader(self, node: int) -> bool:
+        """Whether member `node` leads and can serve; False when it does not answer."""
+
+    def after_first_start(self) -> None:  # noqa: B027
+        """What a new cluster needs before it is measured; nothing unless a system says so."""
+
+    # --- what is common ---
+
+    def start(self) -> float:
+        """Start all members; the seconds until one leads and a read succeeds on it."""
+        first = not (self.directory / "started").exists()
+        self.processes = [self._spawn(node) for node in range(NODES)]
+        if self._proxy is not None:
+            self._proxy_process = ServerProcess(self._proxy.command(),
+                                                self.directory / "haproxy.log")
+        seconds = wait_until(self._serves, self.processes, timeout_s=120, what=f"{self.name} leads")
+        if first:
+            self.after_first_start()
+            (self.directory / "started").touch()
+        return seconds
+
+    def _spawn(self, node: int) -> ServerProcess:
+        return ServerProcess(self.command(node), self.directory / f"node{node}.log")
+
+    def restart_node(self, node: int) -> None:
+        """Start a member that was killed."""
+        self.processes[node] = self._spawn(node)
+
+    def stop(self) -> None:
+        """Stop all members; data stays."""
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+        for process in self.processes:
+            process.stop()
+        self.processes = []
+        if self._proxy_process is not None:
+            self._proxy_process.kill()
+
+    def remove(self) -> None:
+        """Stop, and delete the data."""
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _serves(self) -> bool:
+        leader = self.find_leader()
+        if leader is None:
+            return False
+        try:
+            self.call(leader, self.get_path, self.get_message(key_of(0)), timeout_s=2.0)
+        except grpc.RpcError:
+            return False
+        return True
+
+    def find_leader(self) -> int | None:
+        """The member that leads, or None."""
+        return next((node for node in range(NODES) if self.is_leader(node)), None)
+
+    def leader(self) -> int:
+        """The member that leads; waits for an election to end."""
+        wait_until(lambda: self.find_leader() is not None, [], timeout_s=30,
+                   what=f"{self.name} leads")
+        found = self.find_leader()
+        return found if found is not None else self.leader()
+
+    def channel(self, node: int) -> grpc.Channel:
+        if node not in self._channels:
+            address = f"{HOST}:{self.client_ports[node]}"
+            self._channels[node] = (
+                grpc.insecure_channel(address, options=CHANNEL_OPTIONS) if self.pki is None else
+                grpc.secure_channel(address, self.pki.channel_credentials(),
+                                    options=CHANNEL_OPTIONS))
+        return self._channels[node]
+
+    def call(self, node: int, path: str, message: bytes, *,
+             timeout_s: float = CALL_TIMEOUT_S) -> bytes:
+        """One call with a ready message. Raises `grpc.RpcError` unless its gRPC status is OK."""
+        method = self.channel(node).unary_unary(path, request_serializer=None,
+                                                response_deserializer=None)
+        response: bytes = method(message, timeout=timeout_s)
+        return response
+
+    def load_url(self, node: int) -> str:
+        """Where the load generator reaches member `node`."""
+        ports = self.client_ports if self._proxy is None else self._proxy.ports
+        return f"http://{HOST}:{ports[node]}"
+
+    def cpu_s(self) -> float:
+        """Processor time of all members so far."""
+        return sum(process.cpu_s() for process in self.processes)
+
+    def preload(self, keys: int, value: bytes) -> None:
+        """Write keys 0..keys-1 in atomic batches."""
+        leader = self.leader()
+
+        def write(first: int) -> None:
+            pairs = [(key_of(number), value)
+                     for number in range(first, min(first + PRELOAD_BATCH, keys))]
+            self.values_in(self.batch_path,
+                           self.call(leader, self.batch_path, self.batch_message(pairs),
+                                     timeout_s=60.0))
+
+        with ThreadPoolExecutor(PRELOAD_PARALLEL) as executor:
+            for _ in executor.map(write, range(0, keys, PRELOAD_BATCH)):
+                pass
+
+
+class EtcdCluster(Cluster):
+    """etcd with its defaults, and limits raised where the load would hit them."""
+
+    name = "etcd"
+    put_path = "/etcdserverpb.KV/Put"
+    get_path = "/etcdserverpb.KV/Range"
+    batch_path = "/etcdserverpb.KV/Txn"
+    scan_path = "/etcdserverpb.KV/Range"
+
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+        super().__init__(directory, tls=tls)
+        self._pb = grpc.protos("etcd.proto")
+
+    def command(self, node: int) -> list[str]:
+        scheme = "https" if self.pki else "http"
+        client = f"{scheme}://{HOST}:{self.client_ports[node]}"
+        peer = f"{scheme}://{HOST}:{self.peer_ports[node]}"
+        name = MEMBERS[node]
+        members = ",".join(f"{other}={scheme}://{HOST}:{port}"
+                           for other, port in zip(MEMBERS, self.peer_ports, strict=True))
+        return ["etcd", "--name", name, "--data-dir", str(self.directory / name),
+                "--listen-client-urls", client, "--advertise-client-urls", client,
+                "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                "--initial-cluster", members, "--initial-cluster-state", "new",
+                "--quota-backend-bytes", str(64 << 30), "--max-txn-ops", "1000",
+                "--logger", "zap", "--log-level", "error", *self._tls_flags(name)]
+
+    def _tls_flags(self, name: str) -> list[str]:
+        if self.pki is None:
+            return []
+        return [flag for side in ("", "peer-") for flag in (
+            f"--{side}cert-file", self.pki.cert(name), f"--{side}key-file", self.pki.key(name),
+            f"--{side}trusted-ca-file", self.pki.ca, f"--{side}client-cert-auth")]
+
+    def put_message(self, key: bytes, value: bytes) -> bytes:
+        return self._pb.PutRequest(key=key, value=value).SerializeToString()
+
+    def get_message(self, key: bytes) -> bytes:
+        return self._pb.RangeRequest(key=key).SerializeToString()
+
+    def batch_message(self, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+        request = self._pb.TxnRequest()
+        for key, value in pairs:
+            put = request.success.add().request_put
+            put.key = key
+            put.value = value
+        return request.SerializeToString()
+
+    def scan_message(self, start: bytes, end: bytes, limit: int) -> bytes:
+        return self._pb.RangeRequest(key=start, range_end=end, limit=limit).SerializeToString()
+
+    def values_in(self, path: str, response: bytes) -> list[bytes]:
+        if path == self.get_path:
+            return [pair.value for pair in self._pb.RangeResponse.FromString(response).kvs]
+        if path == self.batch_path:
+            if not self._pb.TxnResponse.FromString(response).succeeded:
+                raise ValueError("the transaction did not succeed")
+        elif self._pb.PutResponse.FromString(response).header.revision == 0:
+            raise ValueError("the put has no revision")
+        return []
+
+    def is_leader(self, node: int) -> bool:
+        try:
+            status = self._pb.StatusResponse.FromString(
+                self.call(node, "/etcdserverpb.Maintenance/Status", b"", timeout_s=1.0))
+        except grpc.RpcError:
+            return False
+        return bool(status.leader) and status.leader == status.header.member_id
+
+
+class ElasticKVCluster(Cluster):
+    """elastickv nodes; encrypted (storage and Raft cut over) or not at all."""
+
+    put_path = "/RawKV/RawPut"
+    get_path = "/RawKV/RawGet"
+    batch_path = "/RawKV/RawBatch"
+    scan_path = "/RawKV/RawScanAt"
+
+    def __init__(self, directory: Path, *, tls: bool = False, encrypted: bool = True,
+                 flags: Sequence[str] = ()) -> None:
+        super().__init__(directory, tls=tls)
+        from elastickv.crypto.kek_file import write_kek_file
+        from elastickv.pb import encryption_admin_pb2, service_pb2
+
+        self.name = "elastickv" if encrypted else "elastickv, not encrypted"
+        self._pb = service_pb2
+        self._admin_pb = encryption_admin_pb2
+        self._encrypted = encrypted
+        self._flags = list(flags)
+        self._kek = directory / "kek.key"
+        if encrypted and not self._kek.exists():
+            write_kek_file(self._kek)
+
+    def command(self, node: int) -> list[str]:
+        name = MEMBERS[node]
+        members = ",".join(f"{other}={HOST}:{port}"
+                           for other, port in zip(MEMBERS, self.peer_ports, strict=True))
+        transport = ["--insecure"] if self.pki is None else [
+            "--tls-cert", self.pki.cert(name), "--tls-key", self.pki.key(name),
+            "--tls-ca", self.pki.ca]
+        keys = ["--kekFile", str(self._kek), "--encryption-enabled"] if self._encrypted else []
+        return [sys.executable, "-m", "elastickv", "node", "--raftId", name,
+                "--address", f"{HOST}:{self.client_ports[node]}",
+                "--raftAddress", f"{HOST}:{self.peer_ports[node]}",
+                "--raftDataDir", str(self.directory / name),
+                "--raftBootstrapMembers", members, "--log-level", "warning", *transport, *keys,
+                *self._flags]
+
+    def after_first_start(self) -> None:
+        if not self._encrypted:
+            return
+        leader = self.leader()
+        for method in ("BootstrapEncryption", "EnableStorageEnvelope", "EnableRaftEnvelope"):
+            self.call(leader, f"/EncryptionAdmin/{method}", b"")
+
+    def rotate_dek(self) -> None:
+        """A new storage DEK."""
+        request = self._admin_pb.RotateDEKRequest(
+            purpose=self._admin_pb.RotateDEKRequest.PURPOSE_STORAGE)
+        self.call(self.leader(), "/EncryptionAdmin/RotateDEK", request.SerializeToString())
+
+    def put_message(self, key: bytes, value: bytes) -> bytes:
+        return self._pb.RawPutRequest(key=key, value=value).SerializeToString()
+
+    def get_message(self, key: bytes) -> bytes:
+        return self._pb.RawGetRequest(key=key).SerializeToString()
+
+    def batch_message(self, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+        request = self._pb.RawBatchRequest()
+        for key, value in pairs:
+            operation = request.ops.add()
+            operation.key = key
+            operation.value = value
+        return request.SerializeToString()
+
+    def scan_message(self, start: bytes, end: bytes, limit: int) -> bytes:
+        return self._pb.RawScanAtRequest(start_key=start, end_key=end,
+                                         limit=limit).SerializeToString()
+
+    def values_in(self, path: str, response: bytes) -> list[bytes]:
+        if path == self.get_path:
+            found = self._pb.RawGetResponse.FromString(response)
+            return [found.value] if found.exists else []
+        if path == self.scan_path:
+            return [pair.value for pair in self._pb.RawScanAtResponse.FromString(response).kv]
+        kind = self._pb.RawPutResponse if path == self.put_path else self._pb.RawBatchResponse
+        if kind.FromString(response).commit_index == 0:
+            raise ValueError("the write has no commit index")
+        return []
+
+    def is_leader(self, node: int) -> bool:
+        try:
+            status = self._pb.RaftAdminStatusResponse.FromString(
+                self.call(node, "/RaftAdmin/Status", b"", timeout_s=1.0))
+        except grpc.RpcError:
+            return False
+        return bool(status.state == self._pb.RAFT_ADMIN_STATE_LEADER)
+
+

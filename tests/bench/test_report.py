@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+from report import markdown_table, median_of, render, write
+from run import last_line, verdicts
+from tls import proxy_configuration
+
+
+def entry(target: float = 0.6) -> dict:
+    turn = {"rate": 1000.0, "p50_ms": 1.0, "p99_ms": 5.0, "server_us": 100.0, "generator_us": 4.0}
+    return {"title": "put", "target": target, "etcd": [turn],
+            "elastickv": [{**turn, "rate": 700.0}],
+            "ratio": {"median": 0.7, "minimum": 0.65, "maximum": 0.75, "pairs": 3}}
+
+
+def document() -> dict:
+    encryption = entry(0.97)
+    encryption["off"] = encryption.pop("etcd")
+    encryption["on"] = encryption.pop("elastickv")
+    return {
+        "environment": {"cores": 2, "processor": "P", "kernel": "6", "python": "3.11",
+                        "etcd": "3.4", "h2load": "1.52", "date": "2026-01-01"},
+        "plan": {"keys": 1000, "turns": 1, "duration_s": 4.0},
+        "generator": {"rate": 170000.0, "generator_us": 5.0},
+        "plain": {"put-16x8": entry(), "put-16x64": entry(0.0)},
+        "encryption": {"put-16x8": encryption},
+        "rotation": {"rotations": 20, "before_p99_ms": 10.0, "during_p99_ms": 12.0,
+                     "before_p50_ms": 5.0, "during_p50_ms": 5.0, "slowest_rotation_ms": 40.0},
+        "fail_over": {"etcd": {"median": 1.5, "minimum": 1.0, "maximum": 2.0, "count": 20}},
+        "footprint": {"etcd": {"keys": 1000, "start_s": 1.0, "start_after_kill_s": 2.0,
+                               "rss_bytes": 1 << 30, "anonymous_bytes": 1 << 29,
+                               "disk_bytes": 1 << 31}},
+        "sizes": {"10000": {"put-16x8": {"rate": 10.0}, "get-16x8": {"rate": 20.0}}},
+    }
+
+
+def test_the_page_has_every_section() -> None:
+    page = render(document())
+    for title in ("Side by side", "Encryption on against off", "Rotation under load", "Fail-over",
+                  "Start-up, memory and disk", "Throughput by number of keys"):
+        assert f"## {title}\n" in page
+    assert "| put | 1,000 | 700 | **0.70** | 0.65 to 0.75 | 0.6 | 5.0 | 5.0 | 100 | 100 |" in page
+    assert "170,000 calls/s" in page
+
+
+def test_the_page_leaves_out_what_was_not_measured() -> None:
+    page = render({key: value for key, value in document().items()
+                   if key in ("environment", "plan", "plain")})
+    assert "Fail-over" not in page
+    assert "mutual TLS" not in page
+
+
+def test_page_and_plots_are_written(tmp_path: Path) -> None:
+    write(document(), tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text().startswith("# Benchmarks")
+    for name in ("plain.png", "plain-latency.png"):
+        assert (tmp_path / "benchmarks" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_table() -> None:
+    assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
+
+
+@pytest.mark.parametrize(("values", "median"), [([3.0], 3.0), ([4.0, 2.0], 2.0),
+                                                ([5.0, 1.0, 3.0], 3.0)])
+def test_median_of_turns(values: list[float], median: float) -> None:
+    assert median_of([{"rate": value} for value in values], "rate") == median
+
+
+def test_only_points_with_a_target_are_judged() -> None:
+    found = verdicts(document())
+    assert found == [("put-16x8", 0.7, 0.6), ("encryption on/off put-16x8", 0.7, 0.97)]
+
+
+def test_the_last_line_names_each_ratio_and_marks_what_falls_short() -> None:
+    assert last_line([("a", 0.7, 0.6), ("b", 0.9, 0.97)]) == \
+        "ratios: a 0.70 (>= 0.6), b 0.90 (>= 0.97, SHORT)"
+
+
+def test_the_proxy_verifies_the_server_and_speaks_http2() -> None:
+    text = proxy_configuration([(1, 2)], pair="/p.pem", ca="/ca.crt")
+    assert "  bind 127.0.0.1:1\n" in text
+    assert ("  server member 127.0.0.1:2 ssl crt /p.pem ca-file /ca.crt verify required alpn h2\n"
+            in text)
