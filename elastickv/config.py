@@ -106,6 +106,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("grpc_reflection", Kind.BOOL, "Serve gRPC reflection.", default="false"),
     Setting("accept_loops", Kind.INT, "gRPC servers that share the client port; more accept more "
             "concurrent calls.", default="8", minimum=1, maximum=64),
+    Setting("metrics_address", Kind.ADDRESS, "Where /metrics, /livez and /readyz are served over "
+            "plain HTTP; not served when empty."),
     Setting("max_value_bytes", Kind.INT, "Largest value a write may carry.",
             default=str(8 * MIB), minimum=1, maximum=64 * MIB),
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
@@ -185,6 +187,7 @@ class NodeSettings:
     insecure: bool
     grpc_reflection: bool
     accept_loops: int
+    metrics_address: Address | None
     max_value_bytes: int
     flush_interval_ms: int
     snapshot_entries: int

@@ -144,6 +144,7 @@ class Node:
             accept_loops=settings.accept_loops, reflection=settings.grpc_reflection,
             max_value_bytes=settings.max_value_bytes)
         await self._server.start()
+        await self._start_http(store)
         log.info("node started", node=settings.raft_id, address=str(settings.address),
                  raft_address=str(settings.raft_address), applied_index=store.applied_index,
                  encryption=self._encryption.gate_open())
@@ -174,6 +175,27 @@ class Node:
         return PySyncObjEngine(engine_settings, machine, disk, links, offload=offload,
                                snapshots=snapshots)
 
+    async def _start_http(self, store: Store) -> None:
+        address = self._settings.metrics_address
+        if address is None:
+            return
+        # Imported here: a node that serves no metrics does not pay for the libraries.
+        from elastickv.metrics import Metrics
+        from elastickv.server.http import HttpServer
+        from elastickv.server.metric_sources import raft_source, store_source
+
+        metrics = Metrics()
+        metrics.add_source(raft_source(self._engine))
+        metrics.add_source(store_source(store))
+        self._http = HttpServer(address.host, address.port, metrics, self._engine,
+                                self._write_problem)
+        await self._http.start()
+
+    def _write_problem(self) -> str:
+        if self._stop_requested.is_set():
+            return "the node is stopping"
+        return str(self._flusher.error) if self._flusher.error is not None else ""
+
     def _server_tls(self) -> ServerTls | None:
         tls = self._settings.tls
         return ServerTls(tls.cert, tls.key, tls.ca) if tls is not None else None
@@ -202,6 +224,8 @@ class Node:
     async def stop(self) -> None:
         """Drain and close whatever was started, last first."""
         fatal = self._fatal is not None
+        if hasattr(self, "_http"):
+            await self._http.stop()
         if hasattr(self, "_server"):
             await self._server.stop(grace_s=0.0 if fatal else 2.0)
         if hasattr(self, "_encryption"):
