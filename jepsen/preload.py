@@ -1,0 +1,141 @@
+"""What happens below a node: clock steps, I/O errors, a full disk.
+
+* **Clock**: libfaketime, preloaded, reads an offset from a file, so that a step takes effect while
+  the node runs. Monotonic time is left alone, as when a real clock is set.
+* **I/O errors**: libfiu's POSIX preload, told at run time through a named pipe which calls fail.
+* **Full disk**: the data directory is a small tmpfs; a ballast file takes what is left of it.
+
+Each needs a Debian package (`jepsen/install.sh`) or root; what is missing is `Unsupported`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jepsen.network import Unsupported
+
+BALLAST = "ballast"
+_INSTALL = "run jepsen/install.sh"
+_LIBRARY_ROOTS = (Path("/usr/lib"), Path("/usr/local/lib"))
+
+
+class Preload(enum.StrEnum):
+    """A library to be preloaded into the nodes."""
+
+    FAKETIME = "faketime"
+    FIU = "fiu"
+
+
+_PATTERNS = {
+    Preload.FAKETIME: ("*/faketime/libfaketimeMT.so.1", "faketime/libfaketimeMT.so.1"),
+    Preload.FIU: ("fiu/fiu_run_preload.so", "fiu/fiu_posix_preload.so"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadFiles:
+    """Where one node's preloaded libraries are told what to do."""
+
+    directory: Path
+
+    @property
+    def clock(self) -> Path:
+        """libfaketime's offset file."""
+        return self.directory / "clock"
+
+    @property
+    def fiu_pipe_prefix(self) -> Path:
+        """libfiu appends `-<pid>.in` and `-<pid>.out`."""
+        return self.directory / "fiu"
+
+    def prepare(self) -> None:
+        """Make the directory, with the clock at real time."""
+        self.directory.mkdir()
+        self.set_clock(0.0)
+
+    def set_clock(self, offset_s: float) -> None:
+        """Step the node's wall clock to real time + `offset_s`, at once and atomically."""
+        temporary = self.clock.with_suffix(".new")
+        temporary.write_text(f"{offset_s:+.3f}s\n")
+        os.replace(temporary, self.clock)
+
+
+def find_libraries(library: Preload) -> list[Path]:
+    """The shared objects to preload. Raises `Unsupported` when they are not installed."""
+    found: list[Path] = []
+    for pattern in _PATTERNS[library]:
+        for root in _LIBRARY_ROOTS:
+            found += sorted(root.glob(pattern))
+    wanted = 2 if library is Preload.FIU else 1
+    if len(found) < wanted:
+        raise Unsupported(f"lib{library.value} is not installed ({_INSTALL})")
+    return found[:wanted]
+
+
+def environment(preloads: Iterable[Preload], files: PreloadFiles) -> dict[str, str]:
+    """The variables under which a node runs with `preloads`. Raises `Unsupported`."""
+    libraries: list[str] = []
+    variables: dict[str, str] = {}
+    for library in sorted(preloads):
+        libraries += map(str, find_libraries(library))
+        if library is Preload.FAKETIME:
+            variables.update(FAKETIME_TIMESTAMP_FILE=str(files.clock), FAKETIME_NO_CACHE="1",
+                             FAKETIME_DONT_FAKE_MONOTONIC="1", FAKETIME_DONT_RESET="1")
+        else:
+            variables["FIU_CTRL_FIFO"] = str(files.fiu_pipe_prefix)
+    if libraries:
+        variables["LD_PRELOAD"] = ":".join(libraries)
+    return variables
+
+
+def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
+    """Give the running process one libfiu command, for example
+    `enable_random name=posix/io/rw/write,probability=0.1,failinfo=5`. Raises `Unsupported`."""
+    program = shutil.which("fiu-ctrl")
+    if program is None:
+        raise Unsupported(f"fiu-ctrl is not installed ({_INSTALL})")
+    result = subprocess.run([program, "-f", str(files.fiu_pipe_prefix), "-c", command, str(pid)],
+                            capture_output=True, text=True, timeout=10, check=False)
+    if result.returncode:
+        raise Unsupported(f"fiu-ctrl: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def mount_small_disk(directory: Path, size_mib: int) -> None:
+    """Mount a tmpfs of `size_mib` on `directory`. Raises `Unsupported`."""
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=0700", "jepsen", str(directory)],
+        capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise Unsupported(f"a small disk cannot be mounted: {result.stderr.strip()}")
+
+
+def keep_and_unmount(directory: Path) -> None:
+    """Unmount, leaving a copy of the content in the directory itself."""
+    aside = directory.with_name(directory.name + ".kept")
+    shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+    directory.rmdir()
+    aside.rename(directory)
+
+
+def fill_disk(directory: Path) -> int:
+    """Write a ballast file until nothing more fits; its size in bytes."""
+    written = 0
+    with (directory / BALLAST).open("wb", buffering=0) as ballast:
+        for block in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    written += ballast.write(b"\0" * block)
+    return written
+
+
+def empty_disk(directory: Path) -> None:
+    """Remove the ballast."""
+    (directory / BALLAST).unlink(missing_ok=True)

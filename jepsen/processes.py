@@ -1,0 +1,127 @@
+"""One node as an operating system process: start, kill, freeze, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """A process that ended. `asked_for`: the harness ended it, or a fault was meant to."""
+
+    node: str
+    time_ns: int
+    code: int
+    asked_for: bool
+
+
+def die_with_parent() -> list[str]:
+    """A command prefix under which the child is killed when its parent dies, so that a killed
+    harness leaves no nodes behind; empty where `setpriv` is missing."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+class NodeProcess:
+    """The process of one node, across its restarts.
+
+    `command` and `environment` may be changed while it does not run. `now_ns` is the clock of the
+    run. While `expect_exit` is set the node may end by itself.
+    """
+
+    def __init__(self, node: str, command: Sequence[str], environment: Mapping[str, str],
+                 log_path: Path, now_ns: Callable[[], int]) -> None:
+        self.node = node
+        self.command = list(command)
+        self.environment = dict(environment)
+        self.log_path = log_path
+        self.exits: list[Exit] = []
+        self.starts = 0
+        self.is_frozen = False
+        self.expect_exit = False
+        self._now_ns = now_ns
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_ending = False
+
+    @property
+    def is_running(self) -> bool:
+        """True from `start` until the process has ended."""
+        return self._watcher is not None and not self._watcher.done()
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises `RuntimeError` when it does not run."""
+        if self._process is None or not self.is_running:
+            raise RuntimeError(f"{self.node} does not run")
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start it; its output is appended to the log file."""
+        if self.is_running:
+            raise RuntimeError(f"{self.node} runs already")
+        self._is_ending = False
+        self.is_frozen = False
+        self.starts += 1
+        with self.log_path.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
+                stdout=log, stderr=log)
+        self._watcher = asyncio.create_task(self._watch(self._process))
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        self.exits.append(Exit(self.node, self._now_ns(), code,
+                               self._is_ending or self.expect_exit))
+
+    async def wait(self, timeout_s: float) -> int | None:
+        """The exit code, or None when it still runs after `timeout_s`."""
+        if self._watcher is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._watcher), timeout_s)
+        if self.is_running or self._process is None:
+            return None
+        return self._process.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when the process has ended."""
+        if self._process is not None and self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """`kill -9`, and wait for the end."""
+        self._is_ending = True
+        self.send_signal(signal.SIGKILL)
+        await self.wait(STOP_TIMEOUT_S)
+
+    def freeze(self) -> None:
+        """SIGSTOP: the process keeps everything and does nothing."""
+        self.is_frozen = True
+        self.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.is_frozen = False
+        self.send_signal(signal.SIGCONT)
+
+    async def stop(self) -> int | None:
+        """SIGTERM and wait; killed when that takes too long. The exit code, None if it was killed
+        or did not run."""
+        if not self.is_running:
+            return None
+        self._is_ending = True
+        self.thaw()
+        self.send_signal(signal.SIGTERM)
+        code = await self.wait(STOP_TIMEOUT_S)
+        if code is None:
+            await self.kill()
+        return code
