@@ -1,0 +1,197 @@
+"""`elastickv client`: read and write keys."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from elastickv.cli import values
+from elastickv.cli.connection import Connection, connection_options
+from elastickv.cli.output import JSON, TABLE, emit, output_option, print_table, progress
+from elastickv.client import Client, Condition, Delete, Pair, Put, WriteResult
+from elastickv.errors import ConfigError, ExitCode
+
+SCAN_PAGE = 1000
+
+
+def command(group: click.Group, name: str, example: str) -> Callable[[Any], click.Command]:
+    """A command of `group` with the connection and output options, and an example in its help."""
+    def decorate(function: Any) -> click.Command:
+        decorated = connection_options(output_option(function))
+        return group.command(name, epilog=f"\b\nExample:\n  {example}")(decorated)
+
+    return decorate
+
+
+@click.group()
+def client() -> None:
+    """Read and write keys.
+
+    Keys and values are text, or base64:... for any bytes. Data goes to stdout.
+    """
+
+
+@command(client, "put", "elastickv client put greeting hello")
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--value-file", type=click.Path(path_type=Path), metavar="<path>",
+              help="Read the value from a file; - is stdin.")
+@click.option("--ttl-ms", default=0, metavar="<ms>", type=click.IntRange(0, (1 << 63) - 1),
+              help="Expire after this time; 0 = never.")
+def put(connection: Connection, key: str, value: str | None, value_file: Path | None, ttl_ms: int,
+        output: str) -> None:
+    """Write VALUE, or stdin if VALUE is -, under KEY."""
+    name = values.parse_bytes(key, "the key")
+    content = values.read_value(value, value_file)
+    result = connection.run(lambda api: api.put(name, content, ttl_ms=ttl_ms))
+    emit(result._asdict(), output)
+
+
+@command(client, "get", "elastickv client get greeting")
+@click.argument("key")
+@click.option("--raw", is_flag=True, help="Write the value's bytes and nothing else.")
+@click.option("--ts", default=0, metavar="<timestamp>", type=click.IntRange(0, (1 << 64) - 1),
+              help="Read as of this commit timestamp; 0 = latest.")
+@click.option("--stale", is_flag=True, help="Let the member answer without asking a quorum.")
+def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, output: str) -> int:
+    """Print the value of KEY. Exit code 1 if there is none."""
+    if raw and output == JSON:
+        raise ConfigError("--raw contradicts --output json", remedy="give one of them")
+    name = values.parse_bytes(key, "the key")
+    result = connection.run(lambda api: api.get(name, ts=ts, stale=stale))
+    if output == JSON:
+        emit({**values.described("key", name), "exists": result.exists,
+              **values.described("value", result.value), "commit_ts": result.commit_ts,
+              "read_at_index": result.read_at_index}, output)
+    elif not result.exists:
+        progress("not found")
+    elif raw:
+        sys.stdout.buffer.write(result.value)
+        sys.stdout.buffer.flush()
+    else:
+        emit(result.value, output)
+    return int(ExitCode.OK if result.exists else ExitCode.ERROR)
+
+
+@command(client, "delete", "elastickv client delete greeting")
+@click.argument("key")
+def delete(connection: Connection, key: str, output: str) -> None:
+    """Remove KEY. Removing an absent key succeeds."""
+    name = values.parse_bytes(key, "the key")
+    emit(connection.run(lambda api: api.delete(name))._asdict(), output)
+
+
+@command(client, "scan", "elastickv client scan --prefix user/ --limit 10")
+@click.option("--start", default="", metavar="<key>", help="First key; default: the first of all.")
+@click.option("--end", default="", metavar="<key>", help="Key to stop before; default: none.")
+@click.option("--prefix", default="", metavar="<text>", help="Only keys that start with this.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1),
+              help="Most pairs to print.")
+@click.option("--reverse", is_flag=True, help="From the end.")
+@click.option("--keys-only", is_flag=True, help="No values.")
+@click.option("--ts", default=0, metavar="<timestamp>", type=click.IntRange(0, (1 << 64) - 1),
+              help="Read as of this commit timestamp; 0 = latest.")
+def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, reverse: bool,
+         keys_only: bool, ts: int, output: str) -> None:
+    """Print keys and values in key order."""
+    if prefix and (start or end):
+        raise ConfigError("--prefix contradicts --start and --end", remedy="give one or the other")
+    first = values.parse_bytes(prefix or start, "--start")
+    last = values.prefix_end(first) if prefix else values.parse_bytes(end, "--end")
+
+    async def pages(api: Client) -> list[Pair]:
+        found: list[Pair] = []
+        with progress_bar(limit, "scanned", shown=limit > SCAN_PAGE) as advance:
+            async for page in api.scan_pages(first, last, page=min(limit, SCAN_PAGE), ts=ts,
+                                             reverse=reverse, keys_only=keys_only):
+                found += page[:limit - len(found)]
+                advance(len(page))
+                if len(found) == limit:
+                    break
+        return found
+
+    show_pairs(connection.run(pages), keys_only, output)
+
+
+def show_pairs(pairs: Sequence[Pair], keys_only: bool, output: str) -> None:
+    """Pairs as a table or as one JSON document."""
+    if output == JSON:
+        emit([{**values.described("key", pair.key),
+               **({} if keys_only else values.described("value", pair.value))}
+              for pair in pairs], output)
+        return
+    rows = [{"key": pair.key} if keys_only else pair._asdict() for pair in pairs]
+    emit(rows, TABLE, table=lambda: print_table(rows, ["key"] if keys_only else ["key", "value"]))
+
+
+@command(client, "batch", "elastickv client batch put a 1 put b 2 delete c --if a=0")
+@click.argument("operations", nargs=-1)
+@click.option("--file", "path", type=click.Path(path_type=Path), metavar="<path>",
+              help='JSON lines such as {"op": "put", "key": "a", "value": "1"}; - is stdin.')
+@click.option("--if", "conditions", multiple=True, metavar="<key>=<commit ts>",
+              help="Only if that is the key's latest commit timestamp (0 = absent). Repeatable.")
+@click.option("--chunk", default=0, metavar="<count>", type=click.IntRange(0, 10_000),
+              help="Apply this many operations at a time, each chunk atomic on its own; "
+                   "0 = all in one.")
+def batch(connection: Connection, operations: tuple[str, ...], path: Path | None,
+          conditions: tuple[str, ...], chunk: int, output: str) -> None:
+    """Apply OPERATIONS (put KEY VALUE, delete KEY) all together or not at all."""
+    ops = batch_operations(operations, path)
+    wanted = values.parse_conditions(conditions)
+    if chunk and wanted:
+        raise ConfigError("--chunk contradicts --if", remedy="a condition holds for one batch")
+    size = chunk or max(1, len(ops))
+    emit(connection.run(lambda api: apply_chunks(api, ops, wanted, size))._asdict()
+         | {"operations": len(ops)}, output)
+
+
+def batch_operations(words: Sequence[str], path: Path | None) -> list[Put | Delete]:
+    """The operations of the arguments or of the file, not of both."""
+    if bool(words) == (path is not None):
+        raise ConfigError("give operations either as arguments or with --file",
+                          remedy="for example: batch put a 1 put b 2 delete c")
+    if path is None:
+        return values.parse_operations(words)
+    try:
+        if str(path) == values.STDIN:
+            return list(values.parse_lines(sys.stdin))
+        with path.open(encoding="utf-8") as lines:
+            return list(values.parse_lines(lines))
+    except OSError as error:
+        raise ConfigError(f"--file: cannot read {path}: {error.strerror}",
+                          remedy="name a readable file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--file: {path} is not UTF-8",
+                          remedy="give unprintable bytes as base64:...") from None
+
+
+async def apply_chunks(api: Client, ops: Sequence[Put | Delete], conditions: Sequence[Condition],
+                       size: int) -> WriteResult:
+    """Apply `ops`, `size` at a time; the last result. A failure says how far it came."""
+    result = WriteResult(0, 0)
+    with progress_bar(len(ops), "written", shown=len(ops) > size) as advance:
+        for first in range(0, max(1, len(ops)), size):
+            part = ops[first:first + size]
+            try:
+                result = await api.batch(part, conditions=conditions)
+            except Exception:
+                if first:
+                    progress(f"the first {first} operations were applied")
+                raise
+            advance(len(part))
+    return result
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, verb: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while a long command runs; nothing where stderr is no terminal."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    with click.progressbar(length=total, label=verb, file=sys.stderr) as bar:
+        yield bar.update
