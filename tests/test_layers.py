@@ -37,6 +37,8 @@ ONLY_IMPORTERS: dict[str, tuple[str, ...]] = {
     "rich": ("cli/",),
     "uvloop": ("node.py", "server/", "cli/"),
     "cryptography": ("crypto/", "certs.py"),
+    "structlog": ("logs.py",),
+    "prometheus_client": ("metrics.py",),
 }
 
 
