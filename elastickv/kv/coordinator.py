@@ -41,7 +41,7 @@ from elastickv.raft.engine import RaftEngine, Role
 from elastickv.store.mvcc_store import Store
 from elastickv.wire import HlcCeiling, encode_entry, encode_writes
 
-MAX_IN_FLIGHT = 4
+MAX_IN_FLIGHT = 1
 MAX_GROUP_BYTES = 1 << 20
 MAX_GROUP_REQUESTS = 512
 MAX_QUEUE_BYTES = 256 << 20
