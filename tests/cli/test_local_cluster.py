@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,15 @@ def cluster(data: Path, nodes: int, ports: int) -> Iterator[Running]:
             process.wait(60)
 
 
+def node_pid(data: Path, node_id: str) -> int:
+    """The process that runs on `node_id`'s data directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(data / node_id).encode() in path.read_bytes().split(b"\0"):
+                return int(path.parent.name)
+    raise LookupError(node_id)
+
+
 def stop(running: Running, number: signal.Signals) -> int:
     running.process.send_signal(number)
     return running.process.wait(60)
@@ -115,6 +124,15 @@ def test_first_run_commands_and_second_run(tmp_path: Path, nodes: int) -> None:
         assert stop(running, signal.SIGTERM) == 0
 
 
+def test_an_idle_node_uses_less_than_90_mb(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with cluster(data, 3, free_block(6)) as running:
+        for row in running.table():
+            status = Path("/proc", str(node_pid(data, row["member"])), "status").read_text()
+            resident_kib = int(status.split("VmRSS:")[1].split()[0])
+            assert resident_kib < 90 * 1000
+
+
 def test_no_value_is_on_any_disk_even_after_a_clean_stop(tmp_path: Path) -> None:
     """The overlay is flushed and the log trimmed on a stop: the files differ from those of a
     running node."""
@@ -133,9 +151,7 @@ def test_a_killed_node_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
     with cluster(data, 3, free_block(6)) as running:
         source, put, get = running.commands()[:3]
         victim = next(row for row in running.table() if row["role"] == "leader")["member"]
-        found = subprocess.run(["pgrep", "-f", f"raftDataDir {data}/{victim} "], text=True,
-                               capture_output=True, check=True)
-        os.kill(int(found.stdout), signal.SIGKILL)
+        os.kill(node_pid(data, victim), signal.SIGKILL)
         running.shell(f"{source}\n{put}")
         assert VALUE in running.shell(f"{source}\n{get}")
         assert stop(running, signal.SIGINT) == 0
