@@ -74,6 +74,10 @@ class InvalidArgument(CallerError):
     """A field is out of its range; the message names the field and the limit."""
 
 
+class ResultTooLarge(InvalidArgument):
+    """A scan's result is larger than one response may be; fewer pairs fit."""
+
+
 class Unimplemented(CallerError):
     """The method exists on the wire and is not served."""
 
@@ -88,6 +92,12 @@ class ConditionFailed(CallerError):
 
 class EncryptionConflict(CallerError):
     """An encryption operation contradicts the committed state (a second bootstrap, a taken id)."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class MembershipConflict(CallerError):
+    """A membership change contradicts the configuration, or another change is under way."""
 
     grpc_status = "FAILED_PRECONDITION"
 

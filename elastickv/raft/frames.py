@@ -58,23 +58,28 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class PeerRecord(Message, frozen=True):
-    """What one node remembers of another: its last boot epoch and the highest index it acked."""
+    """What one node remembers of another: its last boot (number and random id), the highest term
+    in which it spoke, and the entry that it acknowledged last."""
 
     boot_epoch: int
+    boot_id: int
+    term: int
     acked_index: int
+    acked_term: int
 
 
 class Hello(Message, frozen=True, tag=1):
-    """First on every connection, from both ends. `boot_epoch` and `last_index` say what this node
-    has; `remembered` is what it knows of the receiver, None when nothing."""
+    """First on every connection, from both ends. `remembered` is what the sender knows of the
+    receiver, None when nothing; `suspect` says that the sender knows itself to have lost data."""
 
     version: int
     cluster_id: str
     node_id: str
     client_address: str
-    raft_address: str
     boot_epoch: int
-    last_index: int
+    boot_id: int
+    term: int
+    suspect: bool
     remembered: PeerRecord | None
 
 
@@ -92,12 +97,14 @@ class AppendEntries(Message, frozen=True, tag=2):
 
 class Ack(Message, frozen=True, tag=3):
     """Answer to `AppendEntries` of `term`. Accepted: everything below `next_index` equals the
-    leader's log and is durable here. Otherwise the leader must go back to `next_index`."""
+    leader's log and is durable here. Otherwise the leader must go back to `next_index`. Not
+    `counted`: the sender has lost data and may not help to commit."""
 
     term: int
     sequence: int
     next_index: int
     accepted: bool
+    counted: bool
 
 
 class StaleTerm(Message, frozen=True, tag=4):
@@ -190,13 +197,14 @@ class Response(Message, frozen=True, tag=15):
 
 
 class SnapshotOffer(Message, frozen=True, tag=16):
-    """The leader begins to stream a snapshot at (`index`, `last_term`). `members` is the encoded
-    configuration at that index; `stream` names this attempt."""
+    """The leader begins to stream a snapshot at (`index`, `last_term`), where the configuration of
+    entry `members_index` was in force. `stream` names this attempt."""
 
     term: int
     stream: int
     index: int
     last_term: int
+    members_index: int
     members: bytes
 
 
@@ -211,7 +219,8 @@ class SnapshotChunk(Message, frozen=True, tag=17):
 
 
 class SnapshotAck(Message, frozen=True, tag=18):
-    """`offset` bytes of the stream have been taken. `done` True: installed. `offset` -1: refused."""
+    """`offset` bytes of the stream have been taken; -1: the receiver refuses it. `done`: the
+    snapshot is installed, the receiver's log begins behind it."""
 
     term: int
     stream: int
@@ -225,10 +234,16 @@ class Ping(Message, frozen=True, tag=19):
     reply: bool
 
 
+class Removed(Message, frozen=True, tag=20):
+    """The receiver is not in the committed configuration of entry `index`."""
+
+    index: int
+
+
 AnyMessage = (
     Hello | AppendEntries | Ack | StaleTerm | RequestVote | Vote | PreVote | PreVoteReply | Probe
     | ProbeAck | ReadRequest | ReadReply | TimeoutNow | Request | Response | SnapshotOffer
-    | SnapshotChunk | SnapshotAck | Ping
+    | SnapshotChunk | SnapshotAck | Ping | Removed
 )
 
 _ENCODER = msgspec.msgpack.Encoder()

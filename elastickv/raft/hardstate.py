@@ -59,11 +59,13 @@ def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T |
 
 
 class HardState(msgspec.Struct, frozen=True, array_like=True):
-    """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1."""
+    """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1;
+    `suspect`: this node has lost data and has not yet caught up with a leader."""
 
     term: int
     vote: str
     boot_epoch: int
+    suspect: bool = False
 
 
 class HardStateFile:
@@ -89,4 +91,14 @@ class HardStateFile:
     def set_term(self, term: int, vote: str) -> None:
         """Durably adopt `term` and `vote`; a no-op when they are what is stored."""
         if (term, vote) != (self.state.term, self.state.vote):
-            self._save(HardState(term, vote, self.state.boot_epoch))
+            self._save(msgspec.structs.replace(self.state, term=term, vote=vote))
+
+    def set_suspect(self, suspect: bool) -> None:
+        """Durably remember that this node must not be trusted, or that it may be again."""
+        if suspect != self.state.suspect:
+            self._save(msgspec.structs.replace(self.state, suspect=suspect))
+
+    def raise_boot(self, boot_epoch: int) -> None:
+        """Durably count on from at least `boot_epoch`: a peer saw higher boots than this disk."""
+        if boot_epoch > self.state.boot_epoch:
+            self._save(msgspec.structs.replace(self.state, boot_epoch=boot_epoch))

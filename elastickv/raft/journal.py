@@ -38,7 +38,7 @@ _REMEDY = "restore this node from a backup, or remove it and join it anew"
 
 
 class Journal:
-    """An append-only log over a `Disk`. Not thread-safe, except that a sync job may run elsewhere."""
+    """An append-only log over a `Disk`. Not thread-safe, but a sync job may run in any thread."""
 
     def __init__(self, disk: Disk, directory: Path, *, segment_bytes: int = 64 << 20,
                  max_command_bytes: int = 16 << 20, cache_bytes: int = 16 << 20,

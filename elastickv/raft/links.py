@@ -2,9 +2,9 @@
 
 `tls_links.py` is the real one; the simulator has its own. A `Links` promises:
 
-* `frame` callbacks of one peer come in the order in which that peer sent them, none twice, and none of
-  an earlier connection after `connected` for a later one: the old connection is closed and what it
-  had not delivered is dropped first.
+* `received` callbacks of one peer come in the order in which that peer sent them, none twice, and
+  none of an earlier connection after `connected` for a later one: the old connection is closed and
+  what it had not delivered is dropped first.
 * Callbacks never come from within a call of `send`, `set_peers` or `drop`.
 * Nothing blocks. A peer that does not read is dropped, not waited for.
 """

@@ -31,8 +31,8 @@ class Proposals:
         self._by_index[index] = _Proposal(term, future, deadline)
 
     def applied(self, entries: Sequence[Entry], results: Sequence[object]) -> None:
-        """Resolve the proposals of `entries`: a proposal whose index was taken by an entry of another
-        term was certainly not applied, but its bytes may yet be; it ends as unknown."""
+        """Resolve the proposals of `entries`. One whose index was taken by an entry of another term
+        ends as unknown."""
         for entry, result in zip(entries, results, strict=True):
             proposal = self._by_index.pop(entry.index, None)
             if proposal is None or proposal.future.done():

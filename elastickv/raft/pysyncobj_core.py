@@ -1,7 +1,7 @@
 """PySyncObj's state machine with its unsafe parts replaced, behind plain methods.
 
-PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, counting of matches, the
-step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked
+PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, counting of matches,
+the step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked
 up on the instance, hence overridable): when entries are sent, how commits are counted, how entries
 are applied, membership parsing, compaction.
 
@@ -18,6 +18,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.transport import Transport
 
 from elastickv.raft import rules
+from elastickv.raft.core import FOLLOWER, LEADER
 from elastickv.raft.frames import AppendEntries
 from elastickv.raft.journal import Journal
 from elastickv.raft.pysyncobj_journal import JournalAdapter
@@ -25,7 +26,6 @@ from elastickv.raft.pysyncobj_seams import Now, PeerNode, install, use_clock
 from elastickv.raft.rules import AppendPlan
 from elastickv.raft.settings import EngineSettings
 
-FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 _ELECT_NOW = -1.0
 
 
@@ -92,8 +92,8 @@ def _library_configuration(settings: EngineSettings, adapter: JournalAdapter,
 class RaftCore(SyncObj):  # type: ignore[misc]
     """One member's Raft state. Every public method names the clock before it enters PySyncObj."""
 
-    def __init__(self, settings: EngineSettings, *, voters: Sequence[str], journal: Journal,
-                 adapter: JournalAdapter, applied_index: int, hooks: CoreHooks,
+    def __init__(self, settings: EngineSettings, *, voters: Sequence[str], learners: Sequence[str],
+                 journal: Journal, adapter: JournalAdapter, applied_index: int, hooks: CoreHooks,
                  generator: random.Random, now: Now) -> None:
         install()
         use_clock(now)
@@ -104,12 +104,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._hooks = hooks
         self._settled_commit = applied_index
         self._voters_heard: set[str] = set()
-        others = [PeerNode(voter) for voter in sorted(voters) if voter != settings.node_id]
-        super().__init__(PeerNode(settings.node_id), others,
+        super().__init__(PeerNode(settings.node_id), [],
                          conf=_library_configuration(settings, adapter, hooks),
                          transport=CoreTransport(hooks))
-        if settings.node_id not in set(voters):
-            self._SyncObj__selfNode: Any = None
+        self._own_node = PeerNode(settings.node_id)
+        self._SyncObj__selfNode: PeerNode | None = self._own_node
+        self._SyncObj__otherNodes: set[PeerNode] = set()
+        self._SyncObj__readonlyNodes: set[PeerNode] = set()
+        self.set_members(voters, learners)
         self._SyncObj__raftLastApplied = applied_index
         self._SyncObj__raftCommitIndex = applied_index
 
@@ -133,6 +135,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._settled_commit = rules.committed_index(
                 self._settled_commit, proposed, self._journal.durable_index,
                 [matches[node] for node in self._SyncObj__otherNodes],
+                self._SyncObj__selfNode is not None,
                 self._journal.term_at, self._SyncObj__raftCurrentTerm)
             self._SyncObj__raftCommitIndex = self._settled_commit
         self._hooks.apply_committed()
@@ -257,6 +260,46 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self.postpone_election()
         self._SyncObj__setState(FOLLOWER)
 
+    def follow_nobody(self) -> None:
+        """Give up the leadership within the term."""
+        use_clock(self._now)
+        self._SyncObj__raftLeader = None
+        self.postpone_election()
+        self._SyncObj__setState(FOLLOWER)
+
+    def spend_vote(self, term: int) -> None:
+        """Adopt `term` with this node's own vote spent, without standing for election."""
+        self.step_down(term)
+        self._SyncObj__setCurrentTerm(term, self._settings.node_id)
+
+    def heard_from(self, peer_id: str) -> None:
+        self._SyncObj__lastResponseTime[PeerNode(peer_id)] = self._now()
+
+    def install(self, index: int) -> None:
+        """The log was reset behind `index`, which is applied."""
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = index
+        self._settled_commit = index
+
+    def set_members(self, voters: Sequence[str], learners: Sequence[str]) -> None:
+        """The configuration in force changed. A learner is what PySyncObj calls a read-only node:
+        it gets entries and counts for nothing."""
+        own_id = self._settings.node_id
+        others = {PeerNode(node_id) for node_id in voters if node_id != own_id}
+        readers = {PeerNode(node_id) for node_id in learners if node_id != own_id}
+        known = self._SyncObj__otherNodes | self._SyncObj__readonlyNodes
+        for node in known - others - readers:
+            self._SyncObj__raftNextIndex.pop(node, None)
+            self._SyncObj__raftMatchIndex.pop(node, None)
+            self._SyncObj__lastResponseTime.pop(node, None)
+        for node in others | readers:
+            self._SyncObj__raftNextIndex.setdefault(node, self._journal.last_index + 1)
+            self._SyncObj__raftMatchIndex.setdefault(node, 0)
+            self._SyncObj__lastResponseTime.setdefault(node, self._now())
+        self._SyncObj__otherNodes = others
+        self._SyncObj__readonlyNodes = readers
+        self._SyncObj__selfNode = self._own_node if own_id in voters else None
+
     # --- messages -----------------------------------------------------------------------------
 
     def receive_append(self, peer_id: str, message: AppendEntries, plan: AppendPlan) -> None:
@@ -315,5 +358,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__onMessageReceived(PeerNode(peer_id), {"type": "timeout_now", "term": term})
 
     def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
+        """Durable before it is believed: a disk that refuses leaves the old term in force."""
+        self._SyncObj__raftLog.setCurrentTerm(term, voted_for)
+        self._SyncObj__raftCurrentTerm = term
+        self._SyncObj__votedForNodeId = voted_for
         self._voters_heard.clear()
-        super()._SyncObj__setCurrentTerm(term, voted_for)

@@ -1,8 +1,8 @@
-"""`RaftEngine` on PySyncObj: the event-driven shell around `RaftCore`.
+"""`RaftEngine` on PySyncObj: the event-driven shell around the core and its helpers.
 
 Everything runs in one event loop. Whatever happens (a message, a proposal, a finished fsync, the
-20 ms timer) asks for one `_pump`, which runs PySyncObj's tick, sends, syncs and flushes once for
-all that happened since. The fsync runs inline while little waits for it and in a thread otherwise.
+20 ms timer) asks for one `_pump`, which runs the core's tick, sends, syncs and flushes once for all
+that happened since. The fsync runs inline while little waits for it and in a thread otherwise.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-import structlog
-
 from elastickv.durable import Disk
 from elastickv.errors import (
     ApplyHalted,
     DeadlineExceeded,
     DiskFull,
     InvalidArgument,
-    JournalCorrupt,
     NoLeader,
     NotLeader,
     Overloaded,
+    RemovedFromCluster,
     WireError,
 )
-from elastickv.raft import frames, records, rules
+from elastickv.logs import get_logger
+from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
+from elastickv.raft.compaction import LogSize, compaction_target
+from elastickv.raft.core import CANDIDATE, FOLLOWER, LEADER, Context
+from elastickv.raft.elections import Elections
 from elastickv.raft.engine import (
     EngineStatus,
     Entry,
@@ -38,24 +40,34 @@ from elastickv.raft.engine import (
     StateMachine,
     Suffrage,
 )
+from elastickv.raft.follower import Follower
 from elastickv.raft.frames import encode_message
-from elastickv.raft.hardstate import HardStateFile
-from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.links import Links
+from elastickv.raft.members import Members
+from elastickv.raft.membership import (
+    CONFIGURATION_KIND,
+    ChangeContext,
+    MembershipChange,
+    encode_members,
+    plan_change,
+)
 from elastickv.raft.offload import InlineOffload, Offload
-from elastickv.raft.prevote import PreVoteRound
 from elastickv.raft.proposals import AppliedWaiters, Proposals
-from elastickv.raft.pysyncobj_core import CANDIDATE, FOLLOWER, LEADER, RaftCore
+from elastickv.raft.pysyncobj_core import RaftCore
 from elastickv.raft.pysyncobj_journal import JournalAdapter
-from elastickv.raft.readindex import ReadForwarder, ReadRounds
+from elastickv.raft.reads import Reads
 from elastickv.raft.replication import Replication
 from elastickv.raft.settings import EngineSettings
+from elastickv.raft.snapshots import InstallMarker, SnapshotReceiver, SnapshotSender
+from elastickv.raft.storage import RaftStorage
+from elastickv.raft.transfer import Transfer
+from elastickv.raft.trust import Trust
 
-log = structlog.get_logger("elastickv.raft")
+log = get_logger("elastickv.raft")
 
 REGULAR_KIND = b"\x00"
 _ROLES = {FOLLOWER: Role.FOLLOWER, CANDIDATE: Role.CANDIDATE, LEADER: Role.LEADER}
-_REBUILD = "restore this node from a backup, or remove it and join it anew"
+_HOUSEKEEPING_TICKS = 50
 
 
 class PySyncObjEngine:
@@ -65,7 +77,8 @@ class PySyncObjEngine:
                  links: Links, *, offload: Offload | None = None,
                  generator: random.Random | None = None,
                  snapshots: SnapshotSource | None = None) -> None:
-        """`offload` runs fsyncs under load (default: inline); `generator` draws election timeouts."""
+        """`offload` runs fsyncs under load (default: inline), `generator` draws timeouts. Without
+        `snapshots` the log is never compacted."""
         self.node_id = settings.node_id
         self._settings = settings
         self._machine = state_machine
@@ -74,7 +87,6 @@ class PySyncObjEngine:
         self._offload = offload or InlineOffload()
         self._generator = generator or random.Random()
         self._snapshots = snapshots
-        self._members: dict[str, Member] = {m.node_id: m for m in settings.members}
         self._client_addresses: dict[str, str] = {settings.node_id: settings.client_address}
         self._connected: set[str] = set()
         self._role_callbacks: list[Callable[[Role, int], None]] = []
@@ -84,90 +96,93 @@ class PySyncObjEngine:
         self._running = False
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
         self._sync_running = False
         self._disk_full = False
         self._proposals = Proposals()
         self._waiters = AppliedWaiters()
-        self._rounds = ReadRounds()
-        self._forwarder = ReadForwarder()
-        self._forwarded_at = 0.0
-        self._round_at = 0.0
-        self._prevote = PreVoteRound()
-        self._election_cleared = False
-        self._transfer_election = False
-        self._leader_contact = float("-inf")
-        self._leader_known = ""
-        self._match_index = 0
-        self._match_sequence = 0
-        self._acked_index = 0
-        self._held_votes: list[tuple[int, int, str]] = []
-        self._transferring = False
         self._calls = PeerCalls(self.node_id, self._send, settings.max_entry_bytes)
-        self._dispatch: dict[type, Callable[..., None]] = {}
-        self._register_messages()
 
     # --- life ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        self._open_log()
-        await self._links.start(self)
+        self._loop = asyncio.get_running_loop()
+        self._storage = RaftStorage(self._settings, self._disk, self._machine.applied_index,
+                                    self._generator)
+        self._journal = self._storage.journal
+        self._refuse_if_removed()
+        self._build()
         self._running = True
-        self._links.set_peers(self._peer_addresses())
-        self._waiters.advance(self._machine.applied_index)
+        await self._links.start(self)
+        self._members.changed()
+        self._trust.started(self._loop.time())
         self._on_timer()
 
-    def _open_log(self) -> None:
-        settings = self._settings
-        self._disk.make_directory(settings.path)
-        self._hard_state = HardStateFile(self._disk, settings.path / "hardstate")
-        self._journal = Journal(self._disk, settings.path / "log",
-                                segment_bytes=settings.segment_bytes,
-                                max_command_bytes=settings.max_entry_bytes + 1,
-                                cache_bytes=settings.cache_bytes)
-        if not self._hard_state.existed and self._journal.last_index > FIRST_ANCHOR_INDEX:
-            raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
-                                 remedy=_REBUILD)
-        applied = max(self._machine.applied_index, FIRST_ANCHOR_INDEX)
-        if not self._journal.anchor_index <= applied <= self._journal.last_index:
-            raise JournalCorrupt(
-                f"the state is at entry {applied}, the log holds {self._journal.anchor_index + 1} "
-                f"to {self._journal.last_index}", remedy=_REBUILD)
-        self._hard_state.begin_boot()
-        adapter = JournalAdapter(self._journal, self._hard_state, applied)
-        voters = [m.node_id for m in self._members.values() if m.suffrage is Suffrage.VOTER]
-        self._core = RaftCore(settings, voters=voters, journal=self._journal, adapter=adapter,
-                              applied_index=applied, hooks=self, generator=self._generator,
-                              now=self._loop.time)
-        self._replication = Replication(settings, self._journal, self._core, self._send,
-                                        self._peer_needs_snapshot)
+    def _refuse_if_removed(self) -> None:
+        current = self._storage.membership.current
+        if not self._settings.joining and current.find(self.node_id) is None \
+                and current.index <= self._storage.applied_index:
+            self._storage.close(sync=False)
+            raise RemovedFromCluster(
+                f"member {self.node_id} was removed from the cluster",
+                remedy="it may join again with an empty data directory")
+
+    def _build(self) -> None:
+        storage, settings = self._storage, self._settings
+        configuration = storage.membership.current
+        self._core = RaftCore(
+            settings, voters=configuration.ids(Suffrage.VOTER),
+            learners=configuration.ids(Suffrage.LEARNER), journal=self._journal,
+            adapter=JournalAdapter(self._journal, storage.hard_state, storage.applied_index),
+            applied_index=storage.applied_index, hooks=self, generator=self._generator,
+            now=self._loop.time)
+        self._trust = Trust(settings, storage, self._core)
+        self._context = Context(settings, self._journal, self._core, storage.membership,
+                                self._loop.time, self._send_message, self._send,
+                                self._links.drop, self._schedule, self._is_trusted,
+                                self._connected)
+        self._elections = Elections(self._context)
+        self._transfer = Transfer(self._context)
+        self._members = Members(self._context, storage, self._calls, self._transfer,
+                                self._links.set_peers, self._fail)
+        self._follower = Follower(self._context, self._elections, self._members.changed,
+                                  self._trust.caught_up)
+        self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)
+        self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
+                                          self._install_snapshot)
+        self._replication = Replication(self._context, self._sender.begin, storage.memory)
+        self._reads = Reads(self._context)
+        self._dispatch = self._message_table()
 
     async def stop(self) -> None:
         if not self._running:
             return
-        if self._fatal_error is None and self._core.is_leading():
-            await self._hand_over(self._settings.election_min_s)
+        if self._active and self._core.is_leading() and len(self._core.voters()) > 1:
+            try:
+                await self.transfer_leadership("", timeout_s=self._settings.election_min_s)
+            except (DeadlineExceeded, NoLeader, NotLeader):
+                log.info("stopping while leading", node=self.node_id)
         self._running = False
         if self._timer is not None:
             self._timer.cancel()
+        self._members.close()
         self._end_waits("this node is stopping")
         await self._calls.close()
         await self._links.stop()
         self._offload.close()
-        if self._fatal_error is None and self._journal.needs_sync:
-            self._journal.sync()
-        self._journal.close()
+        self._storage.close(sync=self._fatal_error is None)
         self._announce(Role.SHUTDOWN)
 
     def _end_waits(self, message: str) -> None:
         self._proposals.fail_all(message)
         self._waiters.fail_all(NoLeader(message))
-        self._rounds.lose()
-        self._forwarder.lose()
+        self._reads.close()
+        self._sender.cancel_all()
+        self._receiver.abort()
+        self._transfer.end()
 
     def _fail(self, error: BaseException) -> None:
-        """Stop taking part, tell the owner once. Nothing is retried."""
+        """Stop taking part and tell the owner, once. Nothing is retried."""
         if self._fatal_error is not None:
             return
         self._fatal_error = error
@@ -197,120 +212,124 @@ class PySyncObjEngine:
         self._proposals.expire(now)
         self._waiters.expire(now)
         self._calls.expire(now)
-        self._repeat_reads(now)
+        self._reads.repeat()
+        self._ticks += 1
+        if self._ticks % _HOUSEKEEPING_TICKS == 0:
+            self._keep_house()
         self._schedule()
+
+    def _keep_house(self) -> None:
+        """Once a second: remember peers durably, compact, ask for the configuration."""
+        try:
+            self._storage.memory.flush()
+            self._compact()
+        except DiskFull as error:
+            self._note_full_disk(error)
+        except Exception as error:
+            self._fail(error)
+        self._members.ask()
 
     def _pump(self) -> None:
         self._pump_scheduled = False
         if not self._active:
             return
         try:
-            self._hold_back_election()
+            self._elections.before_tick()
             self._core.tick()
-            self._election_cleared = self._transfer_election = False
+            self._elections.after_tick()
             if self._core.is_leading():
-                self._replication.replicate(self._connected_members(), heartbeat=False)
-            self._advance_reads()
+                self._replication.replicate(heartbeat=False)
+                self._transfer.advance()
+            self._reads.advance()
             self._links.flush()
             self._start_sync()
             self._links.flush()
             self._announce_role()
+        except DiskFull as error:
+            # A leader without its first entry cannot lead; anything else is tried again.
+            self._note_full_disk(error)
+            if self._core.is_leading() and self._journal.last_term < self._core.term():
+                self._core.follow_nobody()
         except Exception as error:
             self._fail(error)
 
-    def _connected_members(self) -> list[str]:
-        return [peer_id for peer_id in self._members if peer_id in self._connected]
+    def _note_full_disk(self, error: DiskFull) -> None:
+        if not self._disk_full:
+            self._disk_full = True
+            log.error("disk full", node=self.node_id, error=str(error))
 
     # --- durability ---------------------------------------------------------------------------
 
     def _start_sync(self) -> None:
         if self._sync_running or not self._journal.needs_sync:
             return
-        job, ticket = self._journal.begin_sync()
         self._sync_running = True
-        if self._journal.unsynced_bytes <= self._settings.inline_sync_bytes:
-            InlineOffload().submit(job, partial(self._synced, ticket))
-        else:
-            self._offload.submit(job, partial(self._synced, ticket))
+        job, ticket = self._journal.begin_sync()
+        little = self._journal.unsynced_bytes <= self._settings.inline_sync_bytes
+        offload = InlineOffload() if little else self._offload
+        offload.submit(job, partial(self._synced, ticket))
 
     def _synced(self, ticket: tuple[int, int], error: BaseException | None) -> None:
         self._sync_running = False
-        if self._fatal_error is not None:
+        if not self._active:
             return
         if error is not None:
             # After a failed fsync the kernel may have dropped the pages: never retried.
             self._fail(error)
             return
+        self._disk_full = False
         self._journal.finish_sync(ticket)
-        self._acknowledge()
-        self._release_votes()
+        self._follower.acknowledge()
+        self._elections.release_votes()
         self._schedule()
-
-    def _acknowledge(self, *, always: bool = False) -> None:
-        """Tell the leader how far its log is durable here."""
-        leader_id = self._core.leader_id()
-        if self._match_index == 0 or leader_id in ("", self.node_id):
-            return
-        index = rules.acknowledged_index(self._match_index, self._journal.durable_index)
-        if always or index > self._acked_index:
-            self._acked_index = max(index, self._acked_index)
-            self._send(leader_id, encode_message(frames.Ack(
-                self._core.term(), self._match_sequence, index + 1, True)))
-
-    def _release_votes(self) -> None:
-        ready = [vote for vote in self._held_votes if vote[0] <= self._journal.durable_index]
-        if ready:
-            self._held_votes = [vote for vote in self._held_votes if vote not in ready]
-        for _, term, peer_id in ready:
-            if term == self._core.term():
-                self._send(peer_id, encode_message(frames.Vote(term)))
 
     # --- hooks of the core --------------------------------------------------------------------
 
     def apply_committed(self) -> None:
         """Pass committed, durable entries to the state machine, one bounded group at a time."""
         low = self._core.applied_index() + 1
-        high = min(self._core.commit_index(), self._journal.durable_index,
-                   low + self._settings.apply_group_entries - 1)
+        limit = min(self._core.commit_index(), self._journal.durable_index)
+        high = min(limit, low + self._settings.apply_group_entries - 1)
         if high < low:
             return
+        stored = self._journal.entries(low, high, self._settings.apply_group_bytes)
         group = [Entry(index, term, command[1:] if command[:1] == REGULAR_KIND else b"")
-                 for command, index, term in
-                 self._journal.entries(low, high, self._settings.apply_group_bytes)]
+                 for command, index, term in stored]
         try:
             results = self._machine.apply(group)
+        except ApplyHalted:
+            raise
         except Exception as error:
-            if isinstance(error, ApplyHalted):
-                raise
             raise ApplyHalted(f"entries {low} to {group[-1].index} cannot be applied: {error}",
                               remedy="see the log of this node") from error
         self._core.advance_applied(group[-1].index)
         self._proposals.applied(group, results)
         self._waiters.advance(group[-1].index)
-        if group[-1].index < self._core.commit_index():
+        for command, index, _ in stored:
+            if command[:1] == CONFIGURATION_KIND:
+                self._members.committed(index)
+        if group[-1].index < limit:
             self._schedule()
 
     def heartbeat(self) -> None:
-        self._replication.replicate(self._connected_members(), heartbeat=True)
+        self._replication.replicate(heartbeat=True)
 
     def state_changed(self, old: int, new: int) -> None:
         if old == LEADER:
             self._proposals.fail_all("this node lost the leadership before it was applied")
-            self._rounds.lose()
+            self._reads.lost_leadership()
+            self._sender.cancel_all()
+            self._transfer.end()
         if new == LEADER:
             self._replication.lead()
-            self._forwarder.retry()
-            self._transferring = False
+            self._reads.gained_leadership()
         self._schedule()
 
     def ask_vote(self, peer_id: str, term: int, last_index: int, last_term: int) -> None:
-        self._send(peer_id, encode_message(frames.RequestVote(term, last_index, last_term,
-                                                              self._transfer_election)))
+        self._elections.ask_vote(peer_id, term, last_index, last_term)
 
     def give_vote(self, peer_id: str, term: int) -> None:
-        self._held_votes.append((self._journal.last_index, term, peer_id))
-        self._release_votes()
-        self._schedule()
+        self._elections.give_vote(peer_id, term)
 
     def _announce_role(self) -> None:
         """Tell the owner of a change; LEADER only once it is safe to serve."""
@@ -319,294 +338,141 @@ class PySyncObjEngine:
 
     def _announce(self, role: Role) -> None:
         announcement = (role, self._core.term())
-        if announcement == self._announced:
-            return
-        self._announced = announcement
-        for callback in self._role_callbacks:
-            callback(*announcement)
+        if announcement != self._announced:
+            self._announced = announcement
+            for callback in self._role_callbacks:
+                callback(*announcement)
 
-    # --- elections ----------------------------------------------------------------------------
-
-    def _hold_back_election(self) -> None:
-        """Let an election deadline pass to PySyncObj only after a majority granted a pre-vote."""
-        core = self._core
-        if core.is_leading() or not core.may_vote():
-            return
-        if core.election_deadline() >= self._loop.time() or self._election_cleared:
-            return
-        if core.transfer_requested():
-            self._transfer_election = True
-            return
-        core.postpone_election()
-        self._prevote.begin(self.node_id, core.term(), core.voters())
-        if self._prevote.won:
-            core.elect_now()
-            self._election_cleared = True
-            return
-        body = encode_message(frames.PreVote(core.term() + 1, self._prevote.number,
-                                             self._journal.last_index, self._journal.last_term))
-        for peer_id in core.voters():
-            self._send(peer_id, body)
-
-    def _standing(self) -> rules.Standing:
-        now = self._loop.time()
-        settings = self._settings
-        core = self._core
-        answering = 1 + sum(
-            1 for peer_id in core.voters()
-            if peer_id != self.node_id and now - core.last_response(peer_id)
-            < settings.election_min_s)
-        return rules.Standing(
-            term=core.term(), last_index=self._journal.last_index,
-            last_term=self._journal.last_term,
-            leads_with_quorum=core.is_leading()
-            and rules.has_majority(answering, len(core.voters())),
-            heard_from_leader=not core.is_leading()
-            and now - self._leader_contact < settings.election_min_s)
-
-    def _on_pre_vote(self, peer_id: str, message: frames.PreVote) -> None:
-        granted = self._core.may_vote() and rules.grants_pre_vote(
-            message.term, message.last_index, message.last_term, self._standing())
-        self._send(peer_id, encode_message(frames.PreVoteReply(self._core.term(), message.round,
-                                                               granted)))
-
-    def _on_pre_vote_reply(self, peer_id: str, message: frames.PreVoteReply) -> None:
-        if not message.granted:
-            if message.term > self._core.term():
-                self._adopt_term(message.term)
-            return
-        if self._prevote.reply(peer_id, message.round, self._core.term()):
-            self._core.elect_now()
-            self._election_cleared = True
-
-    def _on_request_vote(self, peer_id: str, message: frames.RequestVote) -> None:
-        if not rules.ignores_vote_request(message.transfer, self._standing()):
-            self._core.receive_vote_request(peer_id, message.term, message.last_index,
-                                            message.last_term)
-
-    def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
-        self._core.receive_vote(peer_id, message.term)
-
-    def _on_timeout_now(self, peer_id: str, message: frames.TimeoutNow) -> None:
-        self._core.receive_timeout_now(peer_id, message.term)
-
-    def _on_stale_term(self, peer_id: str, message: frames.StaleTerm) -> None:
-        if message.term > self._core.term():
-            self._adopt_term(message.term)
-
-    def _adopt_term(self, term: int) -> None:
-        self._prevote.cancel()
-        self._election_cleared = False
-        self._core.step_down(term)
-
-    # --- replication --------------------------------------------------------------------------
-
-    def _on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
-        core = self._core
-        if message.term < core.term():
-            self._send(peer_id, encode_message(frames.StaleTerm(core.term())))
-            return
-        if message.term == core.term() and core.is_leading():
-            raise rules.LogDiverged(f"member {peer_id} leads in term {message.term} as well")
-        entries = records.decode_all(message.entries, self._settings.max_entry_bytes + 1)
-        plan = rules.plan_append(self._journal, core.commit_index(), message.previous_index,
-                                 message.previous_term, entries, message.commit_index)
-        if message.term > core.term() or peer_id != self._leader_known:
-            self._match_index = self._acked_index = 0
-            self._leader_known = peer_id
-        self._leader_contact = self._loop.time()
-        self._prevote.cancel()
-        self._election_cleared = False
-        core.receive_append(peer_id, message, plan)
-        if plan.accepted:
-            self._match_index = max(self._match_index, plan.match_index)
-            self._match_sequence = message.sequence
-            self._acknowledge(always=not entries)
-        else:
-            self._send(peer_id, encode_message(frames.Ack(message.term, message.sequence,
-                                                          plan.next_index, False)))
-
-    def _on_ack(self, peer_id: str, message: frames.Ack) -> None:
-        core = self._core
-        if not core.is_leading() or message.term != core.term() \
-                or peer_id not in self._members:
-            return
-        if message.next_index - 1 > self._journal.last_index:
-            raise rules.LogDiverged(f"member {peer_id} acknowledges entry {message.next_index - 1}, "
-                                    f"the log of its leader ends at {self._journal.last_index}")
-        progress = self._replication.progress(peer_id)
-        if not message.accepted and message.sequence < progress.min_sequence:
-            return
-        core.receive_ack(peer_id, message.next_index, accepted=message.accepted)
-        if message.accepted:
-            progress.acknowledged(message.next_index - 1)
-        else:
-            self._replication.restart(peer_id)
-
-    def _peer_needs_snapshot(self, peer_id: str) -> None:
-        """The peer is behind the start of the log."""
-
-    # --- reads --------------------------------------------------------------------------------
-
-    async def read_index(self, *, timeout_s: float) -> int:
-        self._require_active()
-        deadline = self._loop.time() + timeout_s
-        while True:
-            future: asyncio.Future[int] = self._loop.create_future()
-            waiter = partial(_resolve, future)
-            if self._core.is_leading():
-                self._rounds.add(waiter)
-            else:
-                self._forwarder.add(waiter)
-            self._schedule()
-            handle = self._loop.call_at(deadline, _resolve, future, -1)
-            try:
-                index = await future
-            finally:
-                handle.cancel()
-            if index > 0:
-                return index
-            self._require_active()
-            if index < 0:
-                if self._core.leader_id():
-                    raise DeadlineExceeded("the leader was not confirmed in time")
-                raise NoLeader("no leader is known", remedy="retry when a majority is up")
-
-    def _advance_reads(self) -> None:
-        core = self._core
-        if core.is_leading():
-            if self._rounds.due and core.commit_index() >= core.noop_index():
-                self._round_at = self._loop.time()
-                number = self._rounds.begin(core.commit_index())
-                self._send_probes(number)
-                self._rounds.answer(self.node_id, number, core.voters())
-        elif self._forwarder.due and core.leader_id() in self._connected:
-            self._forwarded_at = self._loop.time()
-            number = self._forwarder.begin(core.leader_id())
-            self._send(core.leader_id(), encode_message(frames.ReadRequest(number)))
-
-    def _send_probes(self, number: int) -> None:
-        body = encode_message(frames.Probe(self._core.term(), number))
-        for peer_id in self._rounds.unanswered(self._core.voters()):
-            if peer_id != self.node_id:
-                self._send(peer_id, body)
-
-    def _repeat_reads(self, now: float) -> None:
-        """Probes and requests may have been lost with a link."""
-        if self._rounds.active and now - self._round_at >= self._settings.heartbeat_s:
-            self._round_at = now
-            self._send_probes(self._rounds.number)
-        if self._forwarder.active and now - self._forwarded_at >= self._settings.heartbeat_s:
-            self._forwarder.retry()
-
-    def _on_probe(self, peer_id: str, message: frames.Probe) -> None:
-        core = self._core
-        if message.term == core.term() and core.leader_id() == peer_id and core.may_vote():
-            self._send(peer_id, encode_message(frames.ProbeAck(message.term, message.round)))
-
-    def _on_probe_ack(self, peer_id: str, message: frames.ProbeAck) -> None:
-        if self._core.is_leading() and message.term == self._core.term():
-            self._rounds.answer(peer_id, message.round, self._core.voters())
-
-    def _on_read_request(self, peer_id: str, message: frames.ReadRequest) -> None:
-        if self._core.is_leading():
-            self._rounds.add(partial(self._reply_read, peer_id, message.request))
-        else:
-            self._reply_read(peer_id, message.request, 0)
-
-    def _reply_read(self, peer_id: str, request: int, index: int) -> None:
-        self._send(peer_id, encode_message(frames.ReadReply(request, index)))
-
-    def _on_read_reply(self, peer_id: str, message: frames.ReadReply) -> None:
-        self._forwarder.answer(peer_id, message.request, message.index)
-
-    async def wait_applied(self, index: int, *, timeout_s: float) -> None:
-        if index <= self._machine.applied_index or index <= self._core.applied_index():
-            return
-        self._require_active()
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.add(index, future, self._loop.time() + timeout_s)
-        await future
-
-    # --- proposals ----------------------------------------------------------------------------
+    # --- proposals and reads ------------------------------------------------------------------
 
     def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
         future: asyncio.Future[object] = self._loop.create_future()
         try:
-            self._append(payload, future, timeout_s)
+            self._require_leader()
+            if len(payload) > self._settings.max_entry_bytes:
+                raise InvalidArgument(
+                    f"a log entry holds at most {self._settings.max_entry_bytes} bytes, not "
+                    f"{len(payload)}")
+            self._append(REGULAR_KIND + payload, future, timeout_s)
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def _append(self, payload: bytes, future: asyncio.Future[object], timeout_s: float) -> None:
-        self._require_active()
-        core = self._core
-        if not core.is_leading() or self._transferring:
-            raise self._not_leader()
-        if len(payload) > self._settings.max_entry_bytes:
-            raise InvalidArgument(f"a log entry holds at most {self._settings.max_entry_bytes} "
-                                  f"bytes, not {len(payload)}")
+    def _append(self, command: bytes, future: asyncio.Future[object], timeout_s: float) -> int:
         if len(self._proposals) >= self._settings.max_pending:
             raise Overloaded(f"{self._settings.max_pending} proposals are under way",
                              remedy="retry later")
-        index = core.append(REGULAR_KIND + payload)
-        self._proposals.add(index, core.term(), future, self._loop.time() + timeout_s)
+        index = self._core.append(command)
+        self._proposals.add(index, self._core.term(), future, self._loop.time() + timeout_s)
         self._schedule()
-
-    def _not_leader(self) -> NotLeader | NoLeader:
-        leader_id = self._core.leader_id()
-        if not leader_id or leader_id == self.node_id:
-            return NoLeader("no leader is known", remedy="retry when a majority is up")
-        return NotLeader(leader_id=leader_id,
-                         leader_address=self._client_addresses.get(leader_id, ""))
+        return index
 
     def _require_active(self) -> None:
         if not self._active:
             raise NoLeader("this node has stopped taking part",
                            remedy="use another member") from self._fatal_error
 
-    async def _hand_over(self, timeout_s: float) -> None:
-        """Ask the most complete follower to take over; give up quietly."""
-        core = self._core
-        best = max((peer_id for peer_id in core.voters() if peer_id in self._connected),
-                   key=core.match_index, default="")
-        if not best:
+    def _require_leader(self) -> None:
+        self._require_active()
+        if self._core.is_leading() and not self._transfer.active:
             return
-        self._transferring = True
-        deadline = self._loop.time() + timeout_s
-        asked = False
-        while core.is_leading() and self._loop.time() < deadline:
-            if not asked and core.match_index(best) == self._journal.last_index:
-                asked = True
-                self._send(best, encode_message(frames.TimeoutNow(core.term())))
-            await asyncio.sleep(self._settings.tick_s / 4)
+        leader_id = self._core.leader_id()
+        if not leader_id or leader_id == self.node_id:
+            raise NoLeader("no leader is known", remedy="retry when a majority is up")
+        raise NotLeader(leader_id=leader_id,
+                        leader_address=self._client_addresses.get(leader_id, ""))
+
+    async def read_index(self, *, timeout_s: float) -> int:
+        self._require_active()
+        return await self._reads.read_index(timeout_s)
+
+    async def wait_applied(self, index: int, *, timeout_s: float) -> None:
+        if index <= self._core.applied_index():
+            return
+        self._require_active()
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.add(index, future, self._loop.time() + timeout_s)
+        await future
+
+    # --- leadership and membership ------------------------------------------------------------
+
+    async def transfer_leadership(self, target_id: str, *, timeout_s: float) -> None:
+        """Hand over to `target_id` ("": the most complete voter). New proposals are refused until
+        it is done. Raises `NotLeader`, `InvalidArgument`, or `DeadlineExceeded` when this node goes
+        on leading."""
+        self._require_leader()
+        await self._transfer.run(target_id, timeout_s)
+
+    async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
+        """Propose a change and wait until it is applied; the index of its entry.
+
+        Raises `NotLeader`, what `plan_change` raises, or `OutcomeUnknown`.
+        """
+        self._require_leader()
+        members = plan_change(change, ChangeContext(
+            self._context.configuration, self._core.commit_index(), self.is_leader(),
+            self._core.match_index(change.node_id)))
+        command = CONFIGURATION_KIND + encode_members(members)
+        future: asyncio.Future[object] = self._loop.create_future()
+        index = self._append(command, future, timeout_s)
+        self._storage.membership.appended(index, command)
+        self._members.changed()
+        await future
+        return index
+
+    # --- snapshots and compaction -------------------------------------------------------------
+
+    def _compact(self) -> None:
+        journal = self._journal
+        if self._snapshots is None:
+            return
+        target = compaction_target(
+            LogSize(journal.anchor_index, journal.last_index, journal.total_bytes,
+                    min(self._machine.durable_index, self._core.applied_index())),
+            self._settings)
+        if target:
+            self._storage.compact_to(target)
+
+    def _snapshot_installed(self, peer_id: str, index: int) -> None:
+        self._core.set_next_index(peer_id, index + 1)
+        self._replication.restart(peer_id)
+        self._schedule()
+
+    def _install_snapshot(self, marker: InstallMarker) -> None:
+        self._storage.install(marker)
+        self._core.install(marker.index)
+        self._members.changed()
+        self._waiters.advance(marker.index)
 
     # --- peers --------------------------------------------------------------------------------
 
     def _send(self, peer_id: str, body: bytes) -> bool:
-        if peer_id == self.node_id or peer_id not in self._connected:
-            return False
-        return self._links.send(peer_id, body)
+        return peer_id in self._connected and self._links.send(peer_id, body)
 
-    def _peer_addresses(self) -> dict[str, str]:
-        return {m.node_id: m.address for m in self._members.values() if m.node_id != self.node_id}
+    def _send_message(self, peer_id: str, message: frames.AnyMessage) -> bool:
+        return self._send(peer_id, encode_message(message))
+
+    def _is_trusted(self) -> bool:
+        return self._trust.holds(self._loop.time())
 
     def make_hello(self, peer_id: str) -> frames.Hello:
-        return frames.Hello(frames.PROTOCOL_VERSION, self._settings.cluster_id, self.node_id,
-                            self._settings.client_address, self._settings.address,
-                            self._hard_state.state.boot_epoch, self._journal.last_index, None)
+        return self._trust.hello(peer_id)
 
     def connected(self, peer_id: str, hello: frames.Hello) -> None:
         if not self._active:
             return
         self._connected.add(peer_id)
         self._client_addresses[peer_id] = hello.client_address
-        if peer_id in self._members:
-            self._core.connected(peer_id)
-            if self._core.is_leading():
-                match_index = self._core.match_index(peer_id) or self._journal.last_index
-                self._core.set_next_index(peer_id, match_index + 1)
-                self._replication.restart(peer_id)
+        try:
+            self._trust.greeted(peer_id, hello)
+            if self._context.configuration.find(peer_id) is not None:
+                self._core.connected(peer_id)
+                if self._core.is_leading():
+                    self._replication.connected(peer_id)
+        except DiskFull as error:
+            self._note_full_disk(error)
+        except Exception as error:
+            self._fail(error)
         self._schedule()
 
     def disconnected(self, peer_id: str) -> None:
@@ -615,11 +481,10 @@ class PySyncObjEngine:
             return
         self._core.disconnected(peer_id)
         self._calls.lost(peer_id)
-        if self._forwarder.leader_id == peer_id:
-            self._forwarder.retry()
-        if self._leader_known == peer_id:
-            # What the leader believes of us starts anew with the next link.
-            self._leader_known = ""
+        self._reads.lost_link(peer_id)
+        self._follower.lost_link(peer_id)
+        self._sender.cancel(peer_id)
+        self._receiver.lost_link(peer_id)
         self._schedule()
 
     def received(self, peer_id: str, body: bytes) -> None:
@@ -635,37 +500,49 @@ class PySyncObjEngine:
             log.warning("link dropped", peer=peer_id, error=str(error))
             self._links.drop(peer_id)
         except DiskFull as error:
-            if not self._disk_full:
-                self._disk_full = True
-                log.error("disk full", node=self.node_id, error=str(error))
+            self._note_full_disk(error)
         except Exception as error:
             self._fail(error)
         self._schedule()
 
-    def _register_messages(self) -> None:
-        table: dict[type, Callable[..., None]] = {
-            frames.AppendEntries: self._on_append,
-            frames.Ack: self._on_ack,
-            frames.StaleTerm: self._on_stale_term,
-            frames.RequestVote: self._on_request_vote,
+    def _message_table(self) -> dict[type, Callable[..., None]]:
+        """Who handles what. Raft's own messages count from members only."""
+        members_only: dict[type, Callable[..., None]] = {
+            frames.AppendEntries: self._follower.on_append,
+            frames.Ack: self._replication.on_ack,
+            frames.StaleTerm: self._elections.on_stale_term,
+            frames.RequestVote: self._elections.on_request_vote,
             frames.Vote: self._on_vote,
-            frames.PreVote: self._on_pre_vote,
-            frames.PreVoteReply: self._on_pre_vote_reply,
-            frames.Probe: self._on_probe,
-            frames.ProbeAck: self._on_probe_ack,
-            frames.TimeoutNow: self._on_timeout_now,
+            frames.PreVote: self._elections.on_pre_vote,
+            frames.PreVoteReply: self._elections.on_pre_vote_reply,
+            frames.Probe: self._reads.on_probe,
+            frames.ProbeAck: self._reads.on_probe_ack,
+            frames.TimeoutNow: self._elections.on_timeout_now,
+            frames.SnapshotOffer: self._receiver.on_offer,
+            frames.SnapshotChunk: self._receiver.on_chunk,
+            frames.SnapshotAck: self._sender.on_ack,
+            frames.Removed: self._members.on_removed,
         }
-        self._dispatch = {kind: partial(self._from_member, handler)
-                          for kind, handler in table.items()}
-        self._dispatch[frames.ReadRequest] = self._on_read_request
-        self._dispatch[frames.ReadReply] = self._on_read_reply
-        self._dispatch[frames.Request] = self._calls.received_request
-        self._dispatch[frames.Response] = self._calls.received_response
+        return {kind: partial(self._from_member, handler)
+                for kind, handler in members_only.items()} | {
+            frames.ReadRequest: self._reads.on_read_request,
+            frames.ReadReply: self._reads.on_read_reply,
+            frames.Request: self._calls.received_request,
+            frames.Response: self._calls.received_response,
+        }
 
     def _from_member(self, handler: Callable[..., None], peer_id: str,
                      message: frames.AnyMessage) -> None:
-        if peer_id in self._members:
+        """A node that is no member itself yet listens to everybody who was let in."""
+        if self._context.configuration.find(peer_id) is not None \
+                or not self._members.is_member():
             handler(peer_id, message)
+        else:
+            self._members.on_stranger(peer_id, message)
+
+    def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
+        self._storage.memory.spoke(peer_id, message.term)
+        self._elections.on_vote(peer_id, message)
 
     # --- the rest of the protocol -------------------------------------------------------------
 
@@ -682,7 +559,7 @@ class PySyncObjEngine:
     def members(self) -> Sequence[Member]:
         return [Member(m.node_id, m.address, m.suffrage,
                        self._client_addresses.get(m.node_id, ""))
-                for m in sorted(self._members.values(), key=lambda m: m.node_id)]
+                for m in sorted(self._context.configuration.members, key=lambda m: m.node_id)]
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         self._role_callbacks.append(callback)
@@ -691,10 +568,9 @@ class PySyncObjEngine:
         self._fatal_callbacks.append(callback)
 
     def status(self) -> EngineStatus:
-        core, journal = self._core, self._journal
+        core, journal, configuration = self._core, self._journal, self._context.configuration
         leader_id = core.leader_id()
-        leading = core.is_leading()
-        contact = 0.0 if leading else max(0.0, self._loop.time() - self._leader_contact)
+        contact_s = self._loop.time() - self._elections.leader_contact
         return EngineStatus(
             node_id=self.node_id,
             role=_ROLES[core.role()] if self._active else Role.SHUTDOWN,
@@ -708,15 +584,11 @@ class PySyncObjEngine:
             first_log_index=journal.anchor_index + 1,
             durable_log_index=journal.durable_index,
             pending_proposals=len(self._proposals),
-            peers=len(self._members) - 1,
-            last_contact_ns=int(contact * 1e9) if contact != float("inf") else -1,
-            configuration_index=0,
-            pending_configuration=False,
+            peers=sum(1 for m in configuration.members if m.node_id != self.node_id),
+            last_contact_ns=0 if core.is_leading()
+            else int(contact_s * 1e9) if contact_s != float("inf") else -1,
+            configuration_index=configuration.index,
+            pending_configuration=configuration.index > core.commit_index(),
             ready=self._active and bool(leader_id) and core.applied_index() >= min(
                 core.commit_index(), journal.durable_index),
         )
-
-
-def _resolve(future: asyncio.Future[int], index: int) -> None:
-    if not future.done():
-        future.set_result(index)

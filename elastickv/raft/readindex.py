@@ -95,16 +95,14 @@ class ReadForwarder:
         return self.number
 
     def answer(self, leader_id: str, number: int, index: int) -> None:
-        """The leader's answer; an `index` of 0 sends the reads round again."""
-        if not self.active or number != self.number or leader_id != self.leader_id:
+        """The leader's answer. An `index` of 0 (it does not lead) is left to `retry`, so that the
+        reads do not circle between two members that point at each other."""
+        if not self.active or number != self.number or leader_id != self.leader_id or index == 0:
             return
         self.active = False
         running, self._running = self._running, []
-        if index == 0:
-            self._waiting = running + self._waiting
-        else:
-            for waiter in running:
-                waiter(index)
+        for waiter in running:
+            waiter(index)
 
     def lose(self) -> None:
         """This node stops: every read fails."""

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
-from elastickv.raft import records
-from elastickv.raft.frames import AppendEntries, encode_message
-from elastickv.raft.journal import Journal
+from elastickv.raft import records, rules
+from elastickv.raft.core import Context
+from elastickv.raft.frames import Ack, AppendEntries, encode_message
+from elastickv.raft.peer_memory import PeerMemory
 from elastickv.raft.progress import PeerProgress
-from elastickv.raft.settings import EngineSettings
 
 
-class LeaderView(Protocol):
-    """What replication reads and moves of the leader's state."""
+class _Encoded(NamedTuple):
+    """The message sent last, for the next peer that needs the same."""
 
-    def term(self) -> int: ...
-
-    def commit_index(self) -> int: ...
-
-    def next_index(self, peer_id: str) -> int: ...
-
-    def set_next_index(self, peer_id: str, index: int) -> None: ...
+    key: tuple[int, int, int, int]
+    sequence: int
+    body: bytes
+    carried: int
 
 
 class Replication:
     """Sends entries and heartbeats. A batch is encoded once for all peers that are equally far."""
 
-    def __init__(self, settings: EngineSettings, journal: Journal, leader: LeaderView,
-                 send: Callable[[str, bytes], bool],
-                 needs_snapshot: Callable[[str], None]) -> None:
-        self._settings = settings
-        self._journal = journal
-        self._leader = leader
-        self._send = send
+    def __init__(self, context: Context, needs_snapshot: Callable[[str], None],
+                 memory: PeerMemory) -> None:
+        """`needs_snapshot` is told of a peer that is behind the log's start."""
+        self._context = context
+        self._journal = context.journal
+        self._core = context.core
         self._needs_snapshot = needs_snapshot
+        self._memory = memory
         self._peers: dict[str, PeerProgress] = {}
         self._sequence = 0
-        self._encoded: tuple[tuple[int, int, int, int], bytes, int] | None = None
+        self._encoded: _Encoded | None = None
 
     def progress(self, peer_id: str) -> PeerProgress:
         """The progress of `peer_id`."""
@@ -51,23 +48,61 @@ class Replication:
         """Where the logs meet must be found again."""
         self.progress(peer_id).restart(self._sequence)
 
+    def connected(self, peer_id: str) -> None:
+        """A new link: what was under way on the old one is lost."""
+        match_index = self._core.match_index(peer_id) or self._journal.last_index
+        self._core.set_next_index(peer_id, match_index + 1)
+        self.restart(peer_id)
+
     def lead(self) -> None:
         """A new leadership: nothing is known of anybody."""
         self._peers.clear()
         self._encoded = None
 
-    def forget(self, peer_id: str) -> None:
-        """The peer is no member any more."""
-        self._peers.pop(peer_id, None)
+    def replicate(self, *, heartbeat: bool) -> None:
+        """Send what each connected member lacks; with `heartbeat`, at least an empty message."""
+        for member in self._context.configuration.members:
+            if member.node_id in self._context.connected:
+                self._replicate_to(member.node_id, heartbeat)
 
-    def replicate(self, peer_ids: Iterable[str], *, heartbeat: bool) -> None:
-        """Send what each peer lacks; with `heartbeat`, at least an empty message."""
-        for peer_id in peer_ids:
-            self._replicate_to(peer_id, heartbeat)
+    def on_ack(self, peer_id: str, message: Ack) -> None:
+        """Raises `LogDiverged` when the peer claims entries that its leader never had."""
+        core = self._core
+        if not core.is_leading() or message.term != core.term():
+            return
+        match_index = message.next_index - 1
+        if message.accepted and match_index > self._journal.last_index:
+            raise rules.LogDiverged(f"member {peer_id} acknowledges entry {match_index}, the log "
+                                    f"of its leader ends at {self._journal.last_index}")
+        progress = self.progress(peer_id)
+        if not message.accepted and message.sequence < progress.min_sequence:
+            return
+        if not message.accepted:
+            self.restart(peer_id)
+            if message.counted and match_index < core.match_index(peer_id):
+                # It acknowledged more than it has. The next greeting tells it so.
+                self._context.drop(peer_id)
+            elif message.counted:
+                core.receive_ack(peer_id, message.next_index, accepted=False)
+            else:
+                core.heard_from(peer_id)
+                core.set_match_index(peer_id, 0)
+                core.set_next_index(peer_id, message.next_index)
+            return
+        progress.acknowledged(match_index)
+        if message.counted:
+            core.receive_ack(peer_id, message.next_index, accepted=True)
+            if match_index >= self._journal.anchor_index:
+                self._memory.acknowledged(peer_id, match_index,
+                                          self._journal.term_at(match_index))
+            self._memory.spoke(peer_id, message.term)
+        else:
+            core.heard_from(peer_id)
+            core.set_next_index(peer_id, max(core.next_index(peer_id), message.next_index))
 
     def _replicate_to(self, peer_id: str, heartbeat: bool) -> None:
         progress = self.progress(peer_id)
-        next_index = self._leader.next_index(peer_id)
+        next_index = self._core.next_index(peer_id)
         if next_index <= self._journal.anchor_index:
             self._needs_snapshot(peer_id)
             if heartbeat:
@@ -75,7 +110,7 @@ class Replication:
             return
         sent = False
         while next_index <= self._journal.last_index \
-                and progress.may_send(self._settings.window_bytes):
+                and progress.may_send(self._context.settings.window_bytes):
             last_index = self._send_append(peer_id, progress, next_index, empty=False)
             if last_index == 0:
                 return
@@ -83,8 +118,8 @@ class Replication:
             if progress.probing:
                 break
             next_index = last_index + 1
-            self._leader.set_next_index(peer_id, next_index)
-        if not sent and (heartbeat or (progress.sent_commit < self._leader.commit_index()
+            self._core.set_next_index(peer_id, next_index)
+        if not sent and (heartbeat or (progress.sent_commit < self._core.commit_index()
                                        and not progress.probing)):
             self._send_append(peer_id, progress, next_index, empty=True)
 
@@ -92,23 +127,24 @@ class Replication:
                      empty: bool) -> int:
         """Send one message; the last index it carries (0 when it could not be queued)."""
         last_index = next_index - 1 if empty else self._journal.last_index
-        body, carried = self._encode(next_index, last_index)
-        if not self._send(peer_id, body):
+        encoded = self._encode(next_index, last_index, progress.min_sequence)
+        if not self._context.send_body(peer_id, encoded.body):
             return 0
-        progress.sent_commit = self._leader.commit_index()
-        if carried >= next_index:
-            progress.sent(carried, len(body))
-        return carried
+        progress.sent_commit = self._core.commit_index()
+        if encoded.carried >= next_index:
+            progress.sent(encoded.carried, len(encoded.body))
+        return encoded.carried
 
-    def _encode(self, first: int, last: int) -> tuple[bytes, int]:
-        """The message with entries `first..last`, as many as fit a batch, and the last it holds."""
-        key = (first, last, self._leader.term(), self._leader.commit_index())
-        if self._encoded is not None and self._encoded[0] == key:
-            return self._encoded[1], self._encoded[2]
+    def _encode(self, first: int, last: int, min_sequence: int) -> _Encoded:
+        """The message with entries `first..last`, as many as fit a batch."""
+        key = (first, last, self._core.term(), self._core.commit_index())
+        known = self._encoded
+        if known is not None and known.key == key and known.sequence >= min_sequence:
+            return known
         carried = first - 1
         blob = b""
         if first <= last:
-            entries = self._journal.entries(first, last, self._settings.batch_bytes)
+            entries = self._journal.entries(first, last, self._context.settings.batch_bytes)
             parts: list[bytes] = []
             for command, index, term in entries:
                 parts.append(records.encode_header(index, term, command, 0))
@@ -117,7 +153,7 @@ class Replication:
             carried = entries[-1][1]
         self._sequence += 1
         body = encode_message(AppendEntries(
-            self._leader.term(), self._sequence, self._leader.commit_index(), first - 1,
+            self._core.term(), self._sequence, self._core.commit_index(), first - 1,
             self._journal.term_at(first - 1), blob))
-        self._encoded = (key, body, carried)
-        return body, carried
+        self._encoded = _Encoded(key, self._sequence, body, carried)
+        return self._encoded

@@ -35,8 +35,8 @@ class AppendPlan(NamedTuple):
     """What to do with an `append_entries` message.
 
     Accepted: entries up to `match_index` equal the leader's once `entries` are appended behind
-    `previous_index`. Only when `truncates` is there anything behind it to drop. Rejected: the leader
-    must continue from `next_index`.
+    `previous_index`. Only when `truncates` is there anything behind it to drop. Rejected: the
+    leader must continue from `next_index`.
     """
 
     accepted: bool
@@ -98,16 +98,17 @@ def acknowledged_index(match_index: int, durable_index: int) -> int:
 
 
 def committed_index(previous: int, proposed: int, durable_index: int, matches: Iterable[int],
-                    term_at: Callable[[int], int], current_term: int) -> int:
+                    leader_votes: bool, term_at: Callable[[int], int], current_term: int) -> int:
     """The leader's commit index.
 
     `proposed` is what the library computed by counting the leader itself unconditionally;
     `matches` are the other voters' acknowledged indexes. The leader counts up to its own
-    `durable_index`, and only an entry of its own term commits by counting (Raft, section 5.4.2).
+    `durable_index`, or not at all when it is being removed (not `leader_votes`), and only an entry
+    of its own term commits by counting (Raft, section 5.4.2).
     """
     if proposed <= previous:
         return previous
-    acknowledged = sorted((durable_index, *matches), reverse=True)
+    acknowledged = sorted((*matches, durable_index) if leader_votes else matches, reverse=True)
     limit = min(proposed, acknowledged[len(acknowledged) // 2])
     if limit <= previous or term_at(limit) != current_term:
         return previous

@@ -13,14 +13,18 @@ from elastickv.raft.engine import Member
 class EngineSettings:
     """One member's settings. Times are seconds unless the name says otherwise.
 
-    `members` is the initial configuration; a stored one takes precedence. `path` is the directory
-    for the journal and its records. `cluster_id` must be equal on all members.
+    `members` is the initial configuration; a stored one takes precedence. A node that is
+    `joining` is no member yet: there `members` are those whom it asks for the configuration, and
+    `raft_address` is its own. `path` is the directory for the journal and its records. `cluster_id`
+    must be equal on all members.
     """
 
     node_id: str
     members: Sequence[Member]
     path: Path
     client_address: str = ""
+    raft_address: str = ""
+    joining: bool = False
     cluster_id: str = ""
     tick_s: float = 0.020
     heartbeat_s: float = 0.100
@@ -39,8 +43,12 @@ class EngineSettings:
     compact_bytes: int = 256 << 20
     compact_entries: int = 1_000_000
     keep_entries: int = 10_000
+    snapshot_chunk_bytes: int = 256 << 10
+    snapshot_window_chunks: int = 4
+    memory_flush_s: float = 1.0
+    greeting_grace_s: float = 0.5
 
     @property
-    def address(self) -> str:
-        """This node's own raft address, "" when it is no initial member."""
-        return next((m.address for m in self.members if m.node_id == self.node_id), "")
+    def max_command_bytes(self) -> int:
+        """The largest command in the log: an entry behind its kind."""
+        return self.max_entry_bytes + 1

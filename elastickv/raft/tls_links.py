@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import structlog
-
 from elastickv.errors import BindFailed, ConfigError, WireError
+from elastickv.logs import get_logger
 from elastickv.raft.frames import (
     PROTOCOL_VERSION,
     SLACK_BYTES,
@@ -35,7 +34,7 @@ from elastickv.raft.frames import (
 )
 from elastickv.raft.links import LinkEvents
 
-log = structlog.get_logger("elastickv.raft.links")
+log = get_logger("elastickv.raft.links")
 
 REDIAL_S = 0.1
 FALLBACK_DIAL_S = 1.0
@@ -91,6 +90,7 @@ class _Connection(asyncio.Protocol):
         self.closed = False
         self.silent_pings = 0
         self.queue: list[bytes] = []
+        self.settled = asyncio.Event()
         self._decoder = FrameDecoder(owner.max_frame_bytes)
         self._transport: asyncio.Transport | None = None
         self._greeting_timer: asyncio.TimerHandle | None = None
@@ -166,6 +166,7 @@ class _Connection(asyncio.Protocol):
         if self._greeting_timer is not None:
             self._greeting_timer.cancel()
         self.closed = True
+        self.settled.set()
         self._owner.lost(self)
 
     def abort(self) -> None:
@@ -288,6 +289,7 @@ class TlsLinks:
             old.abort()
             self._forget(old)
         connection.ready = True
+        connection.settled.set()
         self._current[connection.peer_id] = connection
         self.events.connected(connection.peer_id, hello)
 
@@ -330,9 +332,7 @@ class TlsLinks:
                 await self._loop.create_connection(lambda: connection, host, port,
                                                    ssl=self._client_context)
                 self._silent_since[peer_id] = self._loop.time()
-                # A greeting that is not answered frees the place for the next attempt.
-                while not connection.ready and not connection.closed:
-                    await asyncio.sleep(REDIAL_S / 10)
+                await connection.settled.wait()
         except (OSError, TimeoutError, ssl.SSLError, asyncio.CancelledError):
             connection.abort()
         finally:

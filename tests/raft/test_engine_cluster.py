@@ -137,10 +137,10 @@ async def test_entry_over_the_limit_is_refused_when_proposed(make_cluster):
 
 
 async def test_large_entries_replicate(make_cluster):
-    cluster = make_cluster()
+    cluster = make_cluster(election_min_s=1.0, election_max_s=2.0, leader_fallback_s=4.0)
     await cluster.start()
     leader = await cluster.leader()
-    payloads = [bytes([65 + number]) * (700_000 * number + 70_000) for number in range(6)]
+    payloads = [bytes([65 + number]) * (70_000 << number) for number in range(5)]
     await asyncio.gather(*(leader.engine.propose(payload, timeout_s=SECOND)
                            for payload in payloads))
     await cluster.applied_everywhere()

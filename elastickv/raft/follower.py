@@ -1,0 +1,103 @@
+"""A follower's side of replication: accept entries, acknowledge what is durable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from elastickv.raft import frames, records, rules
+from elastickv.raft.core import Context
+from elastickv.raft.elections import Elections
+from elastickv.raft.membership import CONFIGURATION_KIND
+from elastickv.raft.records import Record
+
+
+class Follower:
+    """What this node has verified to equal its leader's log, and what of it was acknowledged."""
+
+    def __init__(self, context: Context, elections: Elections,
+                 members_changed: Callable[[], None], caught_up: Callable[[], None]) -> None:
+        """`caught_up` is called when the durable log holds everything committed so far."""
+        self._context = context
+        self._elections = elections
+        self._members_changed = members_changed
+        self._caught_up = caught_up
+        self._leader_id = ""
+        self._term = 0
+        self._match_index = 0
+        self._sequence = 0
+        self._acked_index = 0
+        self._required_index = 0
+
+    def on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
+        """Raises `WireError` on damaged entries, `LogDiverged` if a committed one would change."""
+        context, core, journal = self._context, self._context.core, self._context.journal
+        if message.term < core.term():
+            context.send(peer_id, frames.StaleTerm(core.term()))
+            return
+        if message.term == core.term() and core.is_leading():
+            raise rules.LogDiverged(f"member {peer_id} leads in term {message.term} as well")
+        entries = records.decode_all(message.entries, context.settings.max_command_bytes)
+        plan = rules.plan_append(journal, core.commit_index(), message.previous_index,
+                                 message.previous_term, entries, message.commit_index)
+        if (message.term, peer_id) != (self._term, self._leader_id):
+            self.restart(message.term, peer_id)
+        self._elections.heard_leader()
+        try:
+            core.receive_append(peer_id, message, plan)
+        finally:
+            # Also when the disk filled up half-way: the membership follows the log as it is.
+            self._follow_membership(plan)
+        if not plan.accepted:
+            context.send(peer_id, frames.Ack(message.term, message.sequence, plan.next_index,
+                                             False, context.trusted()))
+            return
+        self._match_index = max(self._match_index, plan.match_index)
+        self._sequence = message.sequence
+        if self._required_index == 0 and self._covers_all_committed(message, plan):
+            self._required_index = message.commit_index
+        self.acknowledge(always=not entries)
+
+    def _covers_all_committed(self, message: frames.AppendEntries,
+                              plan: rules.AppendPlan) -> bool:
+        """Whether the log up to the leader's commit index holds everything that was ever committed
+        under earlier leaders: so it does once an entry of the leader's own term is committed."""
+        return (plan.commit_index == message.commit_index > self._context.journal.anchor_index
+                and self._context.journal.term_at(message.commit_index) == message.term)
+
+    def restart(self, term: int, leader_id: str) -> None:
+        """Another leader, term or link: nothing is verified yet."""
+        self._term, self._leader_id = term, leader_id
+        self._match_index = self._acked_index = self._required_index = 0
+
+    def lost_link(self, peer_id: str) -> None:
+        """The link with `peer_id` broke."""
+        if peer_id == self._leader_id:
+            self.restart(0, "")
+
+    def acknowledge(self, *, always: bool = False) -> None:
+        """Tell the leader how far its log is durable here, if that is news."""
+        core = self._context.core
+        if self._match_index == 0 or core.leader_id() != self._leader_id \
+                or core.term() != self._term:
+            return
+        index = rules.acknowledged_index(self._match_index, self._context.journal.durable_index)
+        if 0 < self._required_index <= index:
+            self._caught_up()
+        if always or index > self._acked_index:
+            self._acked_index = max(index, self._acked_index)
+            self._context.send(self._leader_id, frames.Ack(
+                self._term, self._sequence, index + 1, True, self._context.trusted()))
+
+    def _follow_membership(self, plan: rules.AppendPlan) -> None:
+        configurations = [r for r in plan.entries if r.command[:1] == CONFIGURATION_KIND]
+        if plan.truncates or configurations:
+            self._replay(plan, configurations)
+            self._members_changed()
+
+    def _replay(self, plan: rules.AppendPlan, configurations: Sequence[Record]) -> None:
+        membership = self._context.membership
+        if plan.truncates:
+            membership.truncated(plan.previous_index + 1)
+        for record in configurations:
+            if record.index <= self._context.journal.last_index:
+                membership.appended(record.index, record.command)

@@ -1,0 +1,117 @@
+"""One node's part in the cluster: following the configuration, joining, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from elastickv.errors import PeerError, RemovedFromCluster
+from elastickv.raft import frames
+from elastickv.raft.calls import PeerCalls
+from elastickv.raft.configuration import pack_configuration, unpack_configuration
+from elastickv.raft.core import Context
+from elastickv.raft.engine import Suffrage
+from elastickv.raft.storage import RaftStorage
+from elastickv.raft.transfer import Transfer
+
+CONFIGURATION_METHOD = "raft.configuration"
+
+
+class Members:
+    """Applies the configuration in force to the core and the links."""
+
+    def __init__(self, context: Context, storage: RaftStorage, calls: PeerCalls,
+                 transfer: Transfer, set_peers: Callable[[Mapping[str, str]], None],
+                 leave: Callable[[RemovedFromCluster], None]) -> None:
+        """`set_peers` says whom to link with; `leave` stops a node that was removed."""
+        self._context = context
+        self._storage = storage
+        self._calls = calls
+        self._transfer = transfer
+        self._set_peers = set_peers
+        self._leave_cluster = leave
+        self._asking: asyncio.Task[None] | None = None
+        calls.handle(CONFIGURATION_METHOD, self._tell)
+
+    def is_member(self) -> bool:
+        """Whether this node is in the configuration in force."""
+        return self._context.configuration.find(self._context.node_id) is not None
+
+    def changed(self) -> None:
+        """The configuration in force is another one."""
+        context, configuration = self._context, self._context.configuration
+        context.core.set_members(configuration.ids(Suffrage.VOTER),
+                                 configuration.ids(Suffrage.LEARNER))
+        for member in configuration.members:
+            if member.node_id in context.connected:
+                context.core.connected(member.node_id)
+        members = configuration.members if self.is_member() \
+            else (*context.settings.members, *configuration.members)
+        self._set_peers({m.node_id: m.address for m in members if m.node_id != context.node_id})
+
+    def committed(self, index: int) -> None:
+        """The configuration of entry `index` is committed: those who left hear of it."""
+        context = self._context
+        configuration = self._storage.membership.at(index)
+        for peer_id in list(context.connected):
+            if configuration.find(peer_id) is None:
+                context.send(peer_id, frames.Removed(index))
+                self._storage.memory.forget(peer_id)
+        if index == context.configuration.index and self._storage.was_member(index) \
+                and not self.is_member():
+            self._leave(index)
+
+    def _leave(self, index: int) -> None:
+        """This node is no member any more. A leader passes the leadership on first."""
+        context = self._context
+        target = self._transfer.best_target() if context.core.is_leading() else ""
+        if target:
+            self._transfer.ask(target)
+        self._leave_cluster(RemovedFromCluster(
+            f"entry {index} removed member {context.node_id} from the cluster",
+            remedy="stop this node; it may join again with an empty data directory"))
+
+    def on_removed(self, peer_id: str, message: frames.Removed) -> None:
+        """A member says that this node is none; believed when it knows a later configuration."""
+        configuration = self._context.configuration
+        if self.is_member() and configuration.find(peer_id) is not None \
+                and message.index > configuration.index:
+            self._leave(message.index)
+
+    def on_stranger(self, peer_id: str, message: frames.AnyMessage) -> None:
+        """Raft's own messages from one that is no member: it may not know that it was removed."""
+        configuration = self._context.configuration
+        if isinstance(message, frames.PreVote | frames.RequestVote) \
+                and 0 < configuration.index <= self._context.core.commit_index():
+            self._context.send(peer_id, frames.Removed(configuration.index))
+
+    # --- joining ------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        """While joining: ask those who are members for the configuration, one after the other."""
+        if self._context.settings.joining and not self.is_member() \
+                and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        for member in self._context.settings.members:
+            try:
+                body = await self._calls.call(member.node_id, CONFIGURATION_METHOD, b"",
+                                              timeout_s=self._context.settings.election_max_s)
+            except PeerError:
+                continue
+            configuration = unpack_configuration(body)
+            if not self.is_member() and configuration.index >= self._context.configuration.index:
+                self._storage.adopt(configuration)
+                self.changed()
+            return
+
+    async def _tell(self, peer_id: str, method: str, payload: bytes) -> bytes:
+        """The committed configuration, for a node that joins."""
+        return pack_configuration(
+            self._storage.membership.at(self._context.core.commit_index()))
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._asking is not None:
+            self._asking.cancel()

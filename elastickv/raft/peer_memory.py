@@ -1,0 +1,99 @@
+"""What this node durably remembers of its peers, so that a disk from the past is found out.
+
+Raft assumes that a node never forgets. A node whose disk was put back from an old copy does: it may
+vote twice in a term, or count again towards an entry that it lost. It cannot notice alone, but its
+peers can: each remembers the peer's last boot, its last acknowledged entry and the highest term in
+which it spoke, and says so in its greeting. A node that finds itself behind any of these is
+*suspect*: it takes entries, but it neither votes nor is counted until it has caught up with a
+leader.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from elastickv.durable import Disk
+from elastickv.raft.frames import PeerRecord
+from elastickv.raft.hardstate import encode_checked, load_checked
+
+KIND = b"EKPM"
+NOTHING = PeerRecord(0, 0, 0, 0, 0)
+
+
+class Position(msgspec.Struct, frozen=True, array_like=True):
+    """What a node has: its boot, its term, and the end of its durable log."""
+
+    boot_epoch: int
+    boot_id: int
+    term: int
+    last_index: int
+    last_term: int
+
+
+def what_was_lost(remembered: PeerRecord, own: Position) -> str:
+    """Why a node at `own` must have lost data that a peer remembers; "" when all is well.
+
+    The log is compared as in an election: entries that a later leader replaced were not lost.
+    """
+    if remembered.boot_epoch > own.boot_epoch or (
+            remembered.boot_epoch == own.boot_epoch and remembered.boot_id != own.boot_id):
+        return f"a peer saw boot {remembered.boot_epoch} of this node, which now boots as " \
+               f"{own.boot_epoch}"
+    if remembered.term > own.term:
+        return f"a peer heard from this node in term {remembered.term}, its own term is {own.term}"
+    if (remembered.acked_term, remembered.acked_index) > (own.last_term, own.last_index):
+        return f"a peer has this node's acknowledgement of entry {remembered.acked_index}, its " \
+               f"log ends at {own.last_index}"
+    return ""
+
+
+class PeerMemory:
+    """The records, in memory at once and on the disk soon (`flush`)."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
+        self._records: dict[str, PeerRecord] = \
+            load_checked(disk, path, KIND, dict[str, PeerRecord]) or {}
+        self._dirty = False
+
+    def of(self, peer_id: str) -> PeerRecord | None:
+        """What is remembered of `peer_id`, None for a stranger."""
+        return self._records.get(peer_id)
+
+    def booted(self, peer_id: str, boot_epoch: int, boot_id: int, term: int) -> None:
+        """A peer greeted and is not suspect."""
+        record = self._records.get(peer_id, NOTHING)
+        if (record.boot_epoch, record.boot_id) != (boot_epoch, boot_id) or term > record.term:
+            self._update(peer_id, record, boot_epoch=boot_epoch, boot_id=boot_id,
+                         term=max(term, record.term))
+
+    def spoke(self, peer_id: str, term: int) -> None:
+        """A peer voted or acknowledged in `term`."""
+        record = self._records.get(peer_id, NOTHING)
+        if term > record.term:
+            self._update(peer_id, record, term=term)
+
+    def acknowledged(self, peer_id: str, index: int, term: int) -> None:
+        """A peer acknowledged the entry at `index`, which has `term`."""
+        record = self._records.get(peer_id, NOTHING)
+        if (term, index) > (record.acked_term, record.acked_index):
+            self._update(peer_id, record, acked_index=index, acked_term=term)
+
+    def forget(self, peer_id: str) -> None:
+        """The peer is no member any more; one that joins under its name begins anew."""
+        if self._records.pop(peer_id, None) is not None:
+            self._dirty = True
+
+    def _update(self, peer_id: str, record: PeerRecord, **changes: int) -> None:
+        self._records[peer_id] = msgspec.structs.replace(record, **changes)
+        self._dirty = True
+
+    def flush(self) -> None:
+        """Make everything durable now."""
+        if self._dirty:
+            self._disk.replace(self._path, encode_checked(
+                KIND, msgspec.msgpack.encode(self._records)))
+            self._dirty = False

@@ -1,0 +1,266 @@
+"""Snapshots: the leader streams its state to a follower that is behind the log's start.
+
+There is no snapshot file: the state machine's store is the snapshot, and a consistent read of it is
+what travels. The receiver's steps, in this order, survive a crash between any two:
+
+1. chunks go where a half-received stream is never opened (`SnapshotImport`);
+2. a durable marker names the log position and the configuration of the snapshot;
+3. the import is finished: the state is the snapshot's, atomically;
+4. the log begins anew behind the snapshot, with its configuration as the base;
+5. the marker is removed.
+
+A start that finds the marker repeats step 4 when step 3 had happened, and forgets it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from elastickv.durable import Disk
+from elastickv.errors import CorruptionError, StoreCorrupt
+from elastickv.logs import get_logger
+from elastickv.raft import frames
+from elastickv.raft.core import Context
+from elastickv.raft.engine import SnapshotExport, SnapshotImport, SnapshotSource
+from elastickv.raft.hardstate import encode_checked, load_checked
+from elastickv.raft.membership import Configuration, decode_members, encode_members
+
+log = get_logger("elastickv.raft.snapshots")
+
+MARKER_KIND = b"EKIM"
+STALLED_S = 10.0
+"""A stream of which nothing was acknowledged for so long is begun anew."""
+
+
+class InstallMarker(msgspec.Struct, array_like=True, frozen=True):
+    """Where the log begins once the import is finished."""
+
+    index: int
+    term: int
+    members_index: int
+    members: bytes
+
+    def configuration(self) -> Configuration:
+        """The configuration at the snapshot. Raises `WireError`."""
+        return Configuration(self.members_index, decode_members(self.members))
+
+
+class MarkerFile:
+    """The marker of step 2."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
+
+    def load(self) -> InstallMarker | None:
+        """The marker, None when no installation was under way. Raises `JournalCorrupt`."""
+        return load_checked(self._disk, self._path, MARKER_KIND, InstallMarker)
+
+    def save(self, marker: InstallMarker) -> None:
+        """Durably announce an installation."""
+        self._disk.replace(self._path, encode_checked(MARKER_KIND,
+                                                      msgspec.msgpack.encode(marker)))
+
+    def remove(self) -> None:
+        """The installation is complete, or did not happen."""
+        self._disk.remove(self._path)
+
+
+class _Stream:
+    """One snapshot on its way to one peer."""
+
+    def __init__(self, number: int, term: int, export: SnapshotExport, now: float) -> None:
+        self.number = number
+        self.term = term
+        self.export = export
+        self.sent = 0
+        self.acked = 0
+        self.finished = False
+        self.progress_at = now
+
+
+class SnapshotSender:
+    """The leader's side: at most one stream per peer, a few chunks under way."""
+
+    def __init__(self, context: Context, source: SnapshotSource | None,
+                 installed: Callable[[str, int], None]) -> None:
+        """`installed(peer_id, index)` is called when a peer's log begins behind `index`."""
+        self._context = context
+        self._source = source
+        self._installed = installed
+        self._streams: dict[str, _Stream] = {}
+        self._last_number = 0
+        self.sent_bytes = 0
+
+    def begin(self, peer_id: str) -> None:
+        """The peer needs a snapshot; does nothing while one is on its way."""
+        context = self._context
+        stream = self._streams.get(peer_id)
+        if stream is not None and context.now() - stream.progress_at < STALLED_S:
+            return
+        self.cancel(peer_id)
+        if self._source is None:
+            return
+        export = self._source.open_export()
+        index = export.applied_index
+        if not context.journal.anchor_index <= index <= context.journal.last_index:
+            export.close()
+            return
+        self._last_number += 1
+        stream = _Stream(self._last_number, context.core.term(), export, context.now())
+        self._streams[peer_id] = stream
+        configuration = context.membership.at(index)
+        log.info("snapshot begins", peer=peer_id, index=index)
+        context.send(peer_id, frames.SnapshotOffer(
+            stream.term, stream.number, index, context.journal.term_at(index),
+            configuration.index, encode_members(configuration.members)))
+
+    def on_ack(self, peer_id: str, message: frames.SnapshotAck) -> None:
+        """Send more, or finish."""
+        stream = self._streams.get(peer_id)
+        if stream is None or message.stream != stream.number or message.term != stream.term:
+            return
+        stream.progress_at = self._context.now()
+        if message.done:
+            index = stream.export.applied_index
+            self.cancel(peer_id)
+            self._installed(peer_id, index)
+        elif message.offset < 0:
+            self.cancel(peer_id)
+        else:
+            stream.acked = max(stream.acked, message.offset)
+            self._fill(peer_id, stream)
+
+    def _fill(self, peer_id: str, stream: _Stream) -> None:
+        settings = self._context.settings
+        window = settings.snapshot_chunk_bytes * settings.snapshot_window_chunks
+        while not stream.finished and stream.sent - stream.acked < window:
+            data = stream.export.read(settings.snapshot_chunk_bytes)
+            stream.finished = not data
+            self._context.send(peer_id, frames.SnapshotChunk(
+                stream.term, stream.number, stream.sent, data, stream.finished))
+            stream.sent += len(data)
+            self.sent_bytes += len(data)
+
+    def cancel(self, peer_id: str) -> None:
+        """The link broke, or the peer needs no snapshot any more."""
+        stream = self._streams.pop(peer_id, None)
+        if stream is not None:
+            stream.export.close()
+
+    def cancel_all(self) -> None:
+        """This node does not lead any more, or stops."""
+        for peer_id in list(self._streams):
+            self.cancel(peer_id)
+
+    @property
+    def active(self) -> bool:
+        """Whether any stream is under way."""
+        return bool(self._streams)
+
+
+class SnapshotReceiver:
+    """The follower's side: one stream at a time, from its current leader."""
+
+    def __init__(self, context: Context, source: SnapshotSource | None, marker: MarkerFile,
+                 install: Callable[[InstallMarker], None]) -> None:
+        """`install` performs steps 4 and 5."""
+        self._context = context
+        self._source = source
+        self._marker = marker
+        self._install = install
+        self._target: SnapshotImport | None = None
+        self._pending: InstallMarker | None = None
+        self._leader_id = ""
+        self._term = 0
+        self._stream = 0
+        self._offset = 0
+        self.installed_count = 0
+
+    def on_offer(self, peer_id: str, message: frames.SnapshotOffer) -> None:
+        """Raises `WireError` on a configuration that does not parse."""
+        core = self._context.core
+        if message.term != core.term() or core.leader_id() != peer_id:
+            return
+        self.abort()
+        self._leader_id, self._term = peer_id, message.term
+        self._stream, self._offset = message.stream, 0
+        if message.index <= core.applied_index():
+            self._acknowledge(done=True)
+            return
+        if self._source is None:
+            self._offset = -1
+            self._acknowledge(done=False)
+            return
+        pending = InstallMarker(message.index, message.last_term, message.members_index,
+                                message.members)
+        pending.configuration()
+        self._pending = pending
+        self._target = self._source.open_import()
+        self._acknowledge(done=False)
+
+    def on_chunk(self, peer_id: str, message: frames.SnapshotChunk) -> None:
+        """Take the next bytes; anything out of order refuses the stream."""
+        if self._target is None or peer_id != self._leader_id \
+                or message.stream != self._stream or message.term != self._term:
+            return
+        try:
+            if message.offset != self._offset:
+                raise CorruptionError(f"chunk {message.offset} follows {self._offset}")
+            self._target.write(message.data)
+        except CorruptionError as error:
+            self.abort()
+            self._refuse(error)
+            return
+        self._offset += len(message.data)
+        if message.last:
+            self._finish()
+        else:
+            self._acknowledge(done=False)
+
+    def _finish(self) -> None:
+        """Steps 2 to 5. They block the loop, as nothing may be applied or read in between."""
+        target, pending = self._target, self._pending
+        self._target = self._pending = None
+        if target is None or pending is None:
+            return
+        self._marker.save(pending)
+        try:
+            applied_index = target.finish()
+        except CorruptionError as error:
+            # The stream did not verify; the import promised that the state is untouched.
+            self._marker.remove()
+            target.abort()
+            self._refuse(error)
+            return
+        if applied_index != pending.index:
+            raise StoreCorrupt(f"a snapshot of entry {pending.index} holds the state of entry "
+                               f"{applied_index}",
+                               remedy="remove this node and join it anew")
+        self._install(pending)
+        self.installed_count += 1
+        log.info("snapshot installed", index=pending.index)
+        self._acknowledge(done=True)
+
+    def _refuse(self, error: CorruptionError) -> None:
+        log.warning("snapshot refused", peer=self._leader_id, error=str(error))
+        self._offset = -1
+        self._acknowledge(done=False)
+
+    def _acknowledge(self, *, done: bool) -> None:
+        self._context.send(self._leader_id, frames.SnapshotAck(self._term, self._stream,
+                                                               self._offset, done))
+
+    def abort(self) -> None:
+        """Drop what was received."""
+        if self._target is not None:
+            self._target.abort()
+            self._target = self._pending = None
+
+    def lost_link(self, peer_id: str) -> None:
+        """The link with `peer_id` broke."""
+        if peer_id == self._leader_id:
+            self.abort()

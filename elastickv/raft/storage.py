@@ -1,0 +1,115 @@
+"""Everything that one member keeps under its raft directory, opened and cross-checked.
+
+    hardstate   term, vote, boot epoch, suspicion      (hardstate.py)
+    members     the configuration the log begins with  (configuration.py)
+    peers       what is remembered of peers            (peer_memory.py)
+    install     a snapshot is being installed          (snapshots.py)
+    log/        the journal                            (journal.py, segment.py)
+"""
+
+from __future__ import annotations
+
+import random
+
+from elastickv.durable import Disk
+from elastickv.errors import JournalCorrupt
+from elastickv.raft.configuration import ConfigurationFile, replay_membership
+from elastickv.raft.hardstate import HardStateFile
+from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
+from elastickv.raft.membership import Configuration
+from elastickv.raft.peer_memory import PeerMemory, Position
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.snapshots import InstallMarker, MarkerFile
+
+_REBUILD = "restore this node from a backup, or remove it and join it anew"
+
+
+class RaftStorage:
+    """The files of one member."""
+
+    def __init__(self, settings: EngineSettings, disk: Disk, state_index: int,
+                 generator: random.Random) -> None:
+        """Open. `state_index` is the state machine's applied index. Raises `JournalCorrupt`."""
+        self._node_id = settings.node_id
+        disk.make_directory(settings.path)
+        self.marker = MarkerFile(disk, settings.path / "install")
+        self.hard_state = HardStateFile(disk, settings.path / "hardstate")
+        self.memory = PeerMemory(disk, settings.path / "peers")
+        self.journal = Journal(disk, settings.path / "log", segment_bytes=settings.segment_bytes,
+                               max_command_bytes=settings.max_command_bytes,
+                               cache_bytes=settings.cache_bytes)
+        if not self.hard_state.existed and self.journal.last_index > FIRST_ANCHOR_INDEX:
+            raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
+                                 remedy=_REBUILD)
+        self._base_file = ConfigurationFile(disk, settings.path / "members")
+        base = self._base_file.load()
+        if base is None:
+            base = Configuration(0, () if settings.joining else tuple(settings.members))
+            if not settings.joining:
+                self._base_file.save(base)
+        self.membership = replay_membership(base, self.journal)
+        self._finish_install(state_index)
+        self.applied_index = max(state_index, FIRST_ANCHOR_INDEX)
+        if not self.journal.anchor_index <= self.applied_index <= self.journal.last_index:
+            raise JournalCorrupt(
+                f"the state is that of entry {self.applied_index}, the log in {settings.path} "
+                f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
+                remedy=_REBUILD)
+        self.hard_state.begin_boot()
+        self.boot_id = generator.getrandbits(63)
+
+    def position(self) -> Position:
+        """What this node has, for comparison with what peers remember."""
+        state = self.hard_state.state
+        durable_index = self.journal.durable_index
+        return Position(state.boot_epoch, self.boot_id, state.term, durable_index,
+                        self.journal.term_at(durable_index))
+
+    def was_member(self, index: int) -> bool:
+        """Whether this node was in the configuration before that of entry `index`."""
+        return self.membership.at(index - 1).find(self._node_id) is not None
+
+    def adopt(self, base: Configuration) -> None:
+        """A joining node was told the configuration."""
+        self._base_file.save(base)
+        self.membership.rebase(base)
+
+    def compact_to(self, index: int) -> None:
+        """Drop whole segments up to `index`, which the state machine has made durable."""
+        base = self.membership.at(index)
+        if base.index > self.membership.base.index:
+            self._base_file.save(base)
+            self.membership.rebase(base)
+        self.journal.compact_to(index)
+
+    def install(self, marker: InstallMarker) -> None:
+        """The state is that of `marker`: let the log follow, and forget the marker."""
+        if not self._log_contains(marker):
+            self.journal.reset(marker.index, marker.term)
+            self.membership.truncated(marker.index + 1)
+        self._base_file.save(marker.configuration())
+        self.membership.rebase(marker.configuration())
+        self.marker.remove()
+
+    def _log_contains(self, marker: InstallMarker) -> bool:
+        journal = self.journal
+        return journal.anchor_index <= marker.index <= journal.last_index \
+            and journal.term_at(marker.index) == marker.term
+
+    def _finish_install(self, state_index: int) -> None:
+        """An installation was cut short: complete it if the state was replaced already."""
+        marker = self.marker.load()
+        if marker is None:
+            return
+        if state_index >= marker.index:
+            self.install(marker)
+        else:
+            self.marker.remove()
+
+    def close(self, *, sync: bool) -> None:
+        """Close the journal; with `sync`, make everything durable first."""
+        if sync:
+            self.memory.flush()
+            if self.journal.needs_sync:
+                self.journal.sync()
+        self.journal.close()

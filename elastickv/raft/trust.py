@@ -1,0 +1,86 @@
+"""Whether this node may vote and be counted, and the greetings that decide it.
+
+After a start it waits a moment for every voter's greeting, since any of them may remember more of
+this node than its own disk does (`peer_memory.py`). A node found to have lost data is suspect, and
+durably so, until its log holds everything that was committed.
+"""
+
+from __future__ import annotations
+
+from elastickv.logs import get_logger
+from elastickv.raft.core import Core
+from elastickv.raft.frames import PROTOCOL_VERSION, Hello
+from elastickv.raft.peer_memory import what_was_lost
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.storage import RaftStorage
+
+log = get_logger("elastickv.raft.trust")
+
+
+class Trust:
+    """This node's standing in its own eyes."""
+
+    def __init__(self, settings: EngineSettings, storage: RaftStorage, core: Core) -> None:
+        self._settings = settings
+        self._storage = storage
+        self._core = core
+        self._greeted = {settings.node_id}
+        self._grace_ends = 0.0
+        self._waiting = True
+
+    def started(self, now: float) -> None:
+        """The node has begun to listen."""
+        self._grace_ends = now + self._settings.greeting_grace_s
+
+    @property
+    def suspect(self) -> bool:
+        """Whether this node has lost data and not yet caught up."""
+        return self._storage.hard_state.state.suspect
+
+    def holds(self, now: float) -> bool:
+        """Whether this node may vote and be counted."""
+        if self._waiting and (now >= self._grace_ends
+                              or self._greeted.issuperset(self._core.voters())):
+            self._waiting = False
+        return not self._waiting and not self.suspect
+
+    def hello(self, peer_id: str) -> Hello:
+        """The greeting for `peer_id`."""
+        state = self._storage.hard_state.state
+        return Hello(PROTOCOL_VERSION, self._settings.cluster_id, self._settings.node_id,
+                     self._settings.client_address, state.boot_epoch, self._storage.boot_id,
+                     state.term, state.suspect, self._storage.memory.of(peer_id))
+
+    def greeted(self, peer_id: str, hello: Hello) -> None:
+        """A peer greeted: learn what it remembers of us, remember it."""
+        self._greeted.add(peer_id)
+        if hello.remembered is not None:
+            reason = what_was_lost(hello.remembered, self._storage.position())
+            if reason:
+                self._become_suspect(peer_id, reason, hello.remembered.boot_epoch,
+                                     hello.remembered.term)
+        memory = self._storage.memory
+        known = memory.of(peer_id)
+        if known is None or hello.boot_epoch > known.boot_epoch:
+            memory.booted(peer_id, hello.boot_epoch, hello.boot_id,
+                          0 if hello.suspect else hello.term)
+            memory.flush()
+        elif hello.boot_id != known.boot_id:
+            log.error("peer came back with an older disk", peer=peer_id,
+                      remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
+
+    def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
+        log.error("this node has lost data: it will not vote and is not counted until it has "
+                  "caught up with a leader", node=self._settings.node_id, peer=peer_id, reason=reason)
+        hard_state = self._storage.hard_state
+        hard_state.set_suspect(True)
+        hard_state.raise_boot(boot_epoch + 1)
+        # It may have voted in this term and have forgotten: it must never vote in it again.
+        self._core.spend_vote(max(term, self._core.term()))
+
+    def caught_up(self) -> None:
+        """The durable log holds everything that any leader had committed."""
+        if self.suspect:
+            log.warning("this node has caught up and counts again",
+                        node=self._settings.node_id)
+            self._storage.hard_state.set_suspect(False)
