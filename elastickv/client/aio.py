@@ -27,6 +27,7 @@ from elastickv.client.model import (
     WriteResult,
 )
 from elastickv.config import TlsFiles
+from elastickv.errors import ResultTooLarge
 from elastickv.pb import encryption_admin_pb2 as admin_pb
 from elastickv.pb import service_pb2 as pb
 
@@ -115,13 +116,19 @@ class Client:
     async def scan_pages(self, start: bytes = b"", end: bytes = b"", *, page: int = SCAN_PAGE,
                          ts: int = 0, reverse: bool = False, keys_only: bool = False,
                          timeout_s: float | None = None) -> AsyncIterator[list[Pair]]:
-        """The whole range, page by page. `timeout_s` bounds each page.
+        """The whole range, up to `page` pairs at a time. `timeout_s` bounds each page.
 
         Without `ts` each page shows the moment at which it is read; with `ts` all show that one.
         """
         while True:
-            pairs = await self.scan(start, end, limit=page, ts=ts, reverse=reverse,
-                                    keys_only=keys_only, timeout_s=timeout_s)
+            try:
+                pairs = await self.scan(start, end, limit=page, ts=ts, reverse=reverse,
+                                        keys_only=keys_only, timeout_s=timeout_s)
+            except ResultTooLarge:
+                if page == 1:
+                    raise
+                page //= 2
+                continue
             if pairs:
                 yield pairs
             if len(pairs) < page:

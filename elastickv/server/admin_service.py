@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
@@ -14,11 +14,11 @@ from elastickv.kv.api import (
     WriterRow,
 )
 from elastickv.pb import encryption_admin_pb2 as pb
-from elastickv.server.errors import unary
-from elastickv.server.kv_service import Handlers
+from elastickv.server.methods import Methods, unary
 
 _PURPOSES = frozenset(int(purpose) for purpose in Purpose)
 _LEADER_MAKES = "fill in every field, or none and let the leader make them"
+MAX_WRITERS = 1024
 
 
 def check_epoch(epoch: int, field: str) -> None:
@@ -28,8 +28,11 @@ def check_epoch(epoch: int, field: str) -> None:
                               remedy="use an epoch of 0 to 65535")
 
 
-def check_writers(entries: Iterable[pb.WriterRegistryEntry], field: str) -> list[WriterRow]:
+def check_writers(entries: Sequence[pb.WriterRegistryEntry], field: str) -> list[WriterRow]:
     """The rows; `InvalidArgument` for a zero node, a wide epoch, or two of one 16-bit node id."""
+    if len(entries) > MAX_WRITERS:
+        raise InvalidArgument(f"{field} has {len(entries)} rows; the limit is {MAX_WRITERS}",
+                              remedy="register them in several requests")
     rows: list[WriterRow] = []
     seen: set[int] = set()
     for entry in entries:
@@ -99,14 +102,21 @@ def check_proposer(node_id: int, epoch: int) -> None:
                               remedy=_LEADER_MAKES)
 
 
+def check_caller(full_node_id: int) -> None:
+    """A resync is for one node: without its registry rows it could take an epoch that was used."""
+    if full_node_id == 0:
+        raise InvalidArgument("caller_full_node_id is 0",
+                              remedy="take it from elastickv admin encryption probe-node-id")
+
+
 class EncryptionAdmin:
     """The EncryptionAdmin service."""
 
     def __init__(self, api: EncryptionApi) -> None:
         self._api = api
 
-    def handlers(self) -> Handlers:
-        """Handlers by method name."""
+    def methods(self) -> Methods:
+        """Methods by name."""
         return {
             "GetCapability": unary(self.capability, pb.Empty, pb.CapabilityReport),
             "GetSidecarState": unary(self.sidecar_state, pb.Empty, pb.SidecarStateReport),
@@ -173,6 +183,7 @@ class EncryptionAdmin:
     async def resync_sidecar(self, request: pb.ResyncSidecarRequest,
                              timeout_s: float) -> pb.ResyncSidecarResponse:
         self._require_gate()
+        check_caller(request.caller_full_node_id)
         state: SidecarState = await self._api.resync_sidecar(
             caller_full_node_id=request.caller_full_node_id, timeout_s=timeout_s)
         return pb.ResyncSidecarResponse(

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Sequence
+from typing import NoReturn
 
-import grpc
-
-from elastickv.errors import InvalidArgument, Unimplemented
-from elastickv.kv.api import Condition, KvApi, Op, OpKind
+from elastickv.errors import InvalidArgument, ResultTooLarge, Unimplemented
+from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
 from elastickv.pb import service_pb2 as pb
-from elastickv.server.errors import unary
+from elastickv.server.methods import Methods, unary
 
 MAX_SCAN_LIMIT = 100_000
+PAIR_OVERHEAD_BYTES = 16  # tags and lengths of one pair on the wire, at most
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
-
-Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
 def check_scan_limit(limit: int) -> int:
-    """Raise `InvalidArgument` unless 1 <= limit; a limit above the maximum is cut to it."""
-    if limit < 1:
-        raise InvalidArgument(f"limit is {limit}; it must be at least 1",
-                              remedy="ask for one or more pairs")
-    return min(limit, MAX_SCAN_LIMIT)
+    """Raise `InvalidArgument` unless 1 <= limit <= 100,000. A larger one is refused, not cut: a
+    caller would take a short answer for the end of the range."""
+    if not 1 <= limit <= MAX_SCAN_LIMIT:
+        raise InvalidArgument(f"limit is {limit}; it must be 1 to {MAX_SCAN_LIMIT}",
+                              remedy="scan in pages, each starting after the last key")
+    return limit
+
+
+def check_result(pairs: Sequence[Pair], max_result_bytes: int) -> None:
+    """Raise `ResultTooLarge` when the pairs do not fit one response."""
+    total = sum(len(key) + len(value) + PAIR_OVERHEAD_BYTES for key, value in pairs)
+    if total > max_result_bytes:
+        raise ResultTooLarge(
+            f"the result has {total} bytes in {len(pairs)} pairs; the limit is {max_result_bytes}",
+            remedy="scan in smaller pages, or with keys_only")
 
 
 def op_of(message: pb.RawBatchOp) -> Op:
@@ -37,13 +45,14 @@ def op_of(message: pb.RawBatchOp) -> Op:
 
 
 class RawKv:
-    """The RawKV service."""
+    """The RawKV service. A scan's response holds at most `max_result_bytes`."""
 
-    def __init__(self, kv: KvApi) -> None:
+    def __init__(self, kv: KvApi, *, max_result_bytes: int) -> None:
         self._kv = kv
+        self._max_result_bytes = max_result_bytes
 
-    def handlers(self) -> Handlers:
-        """Handlers by method name."""
+    def methods(self) -> Methods:
+        """Methods by name."""
         return {
             "RawPut": unary(self.put, pb.RawPutRequest, pb.RawPutResponse),
             "RawGet": unary(self.get, pb.RawGetRequest, pb.RawGetResponse),
@@ -81,6 +90,7 @@ class RawKv:
             request.start_key, request.end_key, limit=check_scan_limit(request.limit),
             ts=request.ts, reverse=request.reverse, keys_only=request.keys_only,
             timeout_s=timeout_s)
+        check_result(pairs, self._max_result_bytes)
         return pb.RawScanAtResponse(
             kv=[pb.RawKVPair(key=key, value=value) for key, value in pairs])
 
@@ -95,11 +105,12 @@ class RawKv:
 class TransactionalKv:
     """The TransactionalKV service: single-operation transactions."""
 
-    def __init__(self, kv: KvApi) -> None:
+    def __init__(self, kv: KvApi, *, max_result_bytes: int) -> None:
         self._kv = kv
+        self._max_result_bytes = max_result_bytes
 
-    def handlers(self) -> Handlers:
-        """Handlers by method name."""
+    def methods(self) -> Methods:
+        """Methods by name."""
         return {
             "Put": unary(self.put, pb.PutRequest, pb.PutResponse),
             "Get": unary(self.get, pb.GetRequest, pb.GetResponse),
@@ -125,6 +136,7 @@ class TransactionalKv:
     async def scan(self, request: pb.ScanRequest, timeout_s: float) -> pb.ScanResponse:
         pairs = await self._kv.scan(request.start_key, request.end_key,
                                     limit=check_scan_limit(request.limit), timeout_s=timeout_s)
+        check_result(pairs, self._max_result_bytes)
         return pb.ScanResponse(kv=[pb.Kv(key=key, value=value) for key, value in pairs])
 
     async def not_served(self, request: object, timeout_s: float) -> NoReturn:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from elastickv.pb import service_pb2 as pb
 from elastickv.raft.engine import RaftEngine
-from elastickv.server.errors import unary
-from elastickv.server.kv_service import Handlers
+from elastickv.server.methods import Methods, unary
 
 
 class RaftAdmin:
@@ -14,8 +13,8 @@ class RaftAdmin:
     def __init__(self, engine: RaftEngine) -> None:
         self._engine = engine
 
-    def handlers(self) -> Handlers:
-        """Handlers by method name."""
+    def methods(self) -> Methods:
+        """Methods by name."""
         change = pb.RaftAdminConfigurationChangeResponse
         return {
             "Status": unary(self.status, pb.RaftAdminStatusRequest, pb.RaftAdminStatusResponse),

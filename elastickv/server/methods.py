@@ -1,0 +1,44 @@
+"""A service method without a transport: both fronts serve the same tables of these.
+
+A method gets the parsed request and the seconds that it may take, and raises `elastickv.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """One request, one response."""
+
+    call: Callable[[Any, float], Awaitable[Any]]
+    parse: Callable[[bytes], Any]
+    serialize: Callable[[Any], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream of requests and a stream of responses, which ends when the caller has gone."""
+
+    call: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
+    parse: Callable[[bytes], Any]
+    serialize: Callable[[Any], bytes]
+
+
+Methods = Mapping[str, Unary | Stream]
+"""Methods of a service by name."""
+
+Services = Mapping[str, Methods]
+"""Methods by full service name."""
+
+
+def unary(call: Callable[[Request, float], Awaitable[Response]], request_type: Any,
+          response_type: Any) -> Unary:
+    """A `Unary` of generated message classes."""
+    return Unary(call, request_type.FromString, response_type.SerializeToString)

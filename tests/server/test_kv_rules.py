@@ -1,0 +1,66 @@
+"""elastickv.server.kv_service: the limits of a request."""
+
+from __future__ import annotations
+
+import pytest
+
+from elastickv.errors import InvalidArgument, ResultTooLarge
+from elastickv.kv.api import Op, OpKind, Pair
+from elastickv.pb import service_pb2 as pb
+from elastickv.server.kv_service import (
+    MAX_SCAN_LIMIT,
+    PAIR_OVERHEAD_BYTES,
+    check_result,
+    check_scan_limit,
+    op_of,
+)
+
+
+@pytest.mark.parametrize("limit", [1, 2, MAX_SCAN_LIMIT])
+def test_scan_limits_that_are_served(limit: int) -> None:
+    assert check_scan_limit(limit) == limit
+
+
+@pytest.mark.parametrize("limit", [0, -1, -(1 << 63), MAX_SCAN_LIMIT + 1, 1 << 63])
+def test_scan_limits_that_are_refused(limit: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"1 to {MAX_SCAN_LIMIT}"):
+        check_scan_limit(limit)
+
+
+@pytest.mark.parametrize(("pairs", "limit", "fits"), [
+    ([], 0, True),
+    ([Pair(b"k", b"v" * 9)], 10 + PAIR_OVERHEAD_BYTES, True),
+    ([Pair(b"k", b"v" * 10)], 10 + PAIR_OVERHEAD_BYTES, False),
+    ([Pair(b"k", b"")] * 10, 10 * (1 + PAIR_OVERHEAD_BYTES) - 1, False),
+])
+def test_a_result_is_bounded(pairs: list[Pair], limit: int, fits: bool) -> None:
+    if fits:
+        check_result(pairs, limit)
+        return
+    with pytest.raises(ResultTooLarge, match=str(limit)):
+        check_result(pairs, limit)
+
+
+def test_the_overhead_of_a_pair_is_an_upper_bound() -> None:
+    for key, value in ((b"", b""), (b"k" * 480, b"v" * (8 << 20))):
+        pair = pb.RawKVPair(key=key, value=value)
+        size = pb.RawScanAtResponse(kv=[pair]).ByteSize()
+        assert size <= len(key) + len(value) + PAIR_OVERHEAD_BYTES
+
+
+@pytest.mark.parametrize(("message", "op"), [
+    (pb.RawBatchOp(key=b"k", value=b"v", ttl_ms=5), Op(OpKind.PUT, b"k", b"v", 5)),
+    (pb.RawBatchOp(kind=pb.RawBatchOp.DELETE, key=b"k"), Op(OpKind.DELETE, b"k")),
+])
+def test_batch_operations(message: pb.RawBatchOp, op: Op) -> None:
+    assert op_of(message) == op
+
+
+@pytest.mark.parametrize("message", [
+    pb.RawBatchOp(kind=2, key=b"k"),  # type: ignore[arg-type]
+    pb.RawBatchOp(kind=pb.RawBatchOp.DELETE, key=b"k", value=b"v"),
+    pb.RawBatchOp(kind=pb.RawBatchOp.DELETE, key=b"k", ttl_ms=1),
+])
+def test_batch_operations_that_are_refused(message: pb.RawBatchOp) -> None:
+    with pytest.raises(InvalidArgument):
+        op_of(message)
