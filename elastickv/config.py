@@ -416,6 +416,9 @@ def _check_addresses(settings: NodeSettings) -> None:
     if settings.address == settings.raft_address:
         raise ConfigError(f"--address and --raftAddress are both {settings.address}",
                           remedy="give clients and members different ports")
+    if settings.metrics_address in (settings.address, settings.raft_address):
+        raise ConfigError(f"--metrics-address {settings.metrics_address} is taken by another flag",
+                          remedy="give each its own port")
 
 
 def _check_members(settings: NodeSettings) -> None:

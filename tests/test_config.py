@@ -115,6 +115,8 @@ REFUSALS = [
     Refusal("IPv6 wildcard", {**TLS, "raft_address": "[::]:50151"}, ("--raftAddress", "wildcard")),
     Refusal("one address for both", {**LOCAL, "raft_address": "127.0.0.1:50051"},
             ("--address and --raftAddress",)),
+    Refusal("metrics on the client port", {**LOCAL, "metrics_address": "127.0.0.1:50051"},
+            ("--metrics-address",)),
     Refusal("boolean", {**LOCAL, "encryption_enabled": "perhaps"},
             ("--encryption-enabled", "'perhaps'")),
     Refusal("integer too small", {**LOCAL, "accept_loops": "0"},
