@@ -40,11 +40,12 @@ ensure_venv_module() {
   fi
 }
 
-if [ ! -x .venv/bin/python ]; then
+# An interrupted first run can leave an environment without pip.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   python=$(find_python)
   ensure_venv_module "$python"
   say "creating .venv with $("$python" -V)"
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet --no-input "$@"; }
