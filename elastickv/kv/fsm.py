@@ -201,8 +201,10 @@ class KvStateMachine:
         after = self._applier.sidecar
         meta: dict[bytes, bytes] = {}
         if after is not None and not isinstance(decoded, Registration):
+            # A replaying replica's sidecar may know a cutover that its log has not come to yet.
+            cutover = after.raft_envelope_cutover_index
             meta = {META_LAST_ENCRYPTION_INDEX: encode_u64(index),
-                    META_RAFT_CUTOVER_INDEX: encode_u64(after.raft_envelope_cutover_index),
+                    META_RAFT_CUTOVER_INDEX: encode_u64(cutover if cutover <= index else 0),
                     META_SIDECAR: after.encode()}
         self._store.apply_group(index, (), rows=rows, meta=meta)
         if after is not before or rows:

@@ -195,3 +195,23 @@ def test_plaintext_below_the_cutover_is_replayed_although_the_sidecar_is_ahead(
     assert again.store.applied_index == 1
     assert again.apply(write) == [WriteResult(2, ts(1))]
     assert again.value(b"k") == b"clear"
+
+
+def test_replay_stores_no_cutover_that_comes_later(tmp_path: Path) -> None:
+    """A snapshot of a replaying replica must not tell of a cutover behind its own index."""
+    first = Machine(tmp_path)
+    bootstrap = encode_entry(Bootstrap(
+        STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK, KEK.generate_wrapped_dek(),
+        (RegistryRow(STORAGE_DEK, NODE, 0), RegistryRow(RAFT_DEK, NODE, 0))))
+    first.apply(bootstrap)
+    first.enable_storage()
+    first.enable_raft()
+    assert decode_u64(first.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
+    first.store.close()  # the sidecar knows the cutover, the store nothing
+
+    again = Machine(tmp_path)
+    again.apply(bootstrap)
+    assert decode_u64(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 0
+    again.enable_storage()
+    again.enable_raft()
+    assert decode_u64(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
