@@ -186,13 +186,15 @@ def expected_bytes(calls: Calls, load: Point, keys: int) -> float:
 
 
 def measure(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
-            seed: int = 0) -> Measured:
+            seed: int = 0, warm_up_s: float = 1.0) -> Measured:
     """Run one point against the leader. Raises `LoadFailed` when calls failed at any level."""
-    return measure_calls(calls, load, keys, directory, duration_s=duration_s, seed=seed)[0]
+    return measure_calls(calls, load, keys, directory, duration_s=duration_s, seed=seed,
+                         warm_up_s=warm_up_s)[0]
 
 
 def measure_calls(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
-                  seed: int = 0) -> tuple[Measured, list[tuple[int, float]]]:
+                  seed: int = 0, warm_up_s: float = 1.0,
+                  ) -> tuple[Measured, list[tuple[int, float]]]:
     """As `measure`, with `(start in us since the epoch, latency in ms)` of every call."""
     expected = expected_bytes(calls, load, keys)
     url = calls.load_url(calls.leader())
@@ -201,7 +203,8 @@ def measure_calls(calls: Calls, load: Point, keys: int, directory: Path, *, dura
     with KeyRotator(bodies, directory, start=seed * 100_003):
         loads = [Load(url, paths_of(calls, load), _path(body), share + (number < rest),
                       load.streams) for number, body in enumerate(bodies)]
-        result, log = run(loads, directory, duration_s=duration_s, server_cpu_s=calls.cpu_s)
+        result, log = run(loads, directory, duration_s=duration_s, warm_up_s=warm_up_s,
+                          server_cpu_s=calls.cpu_s)
     # Calls cut off by the end of the run count with a part of their body.
     if result.bytes_per_call < expected * 0.995:
         raise LoadFailed(f"{calls.name}, {load.title}: {result.bytes_per_call:.1f} bytes a "

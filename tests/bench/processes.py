@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -12,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HOST = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
+# The kernel kills the server when the benchmark dies. A preexec_fn could do the same, but would run
+# gRPC's fork handlers in the child, which abort it when channels are open.
+_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -38,10 +38,6 @@ def listens(port: int) -> bool:
         return probe.connect_ex((HOST, port)) == 0
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class ServerProcess:
     """One server; its output goes to `log`."""
 
@@ -50,8 +46,8 @@ class ServerProcess:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**os.environ, **(environment or {})}, preexec_fn=_die_with_parent)
+                [*_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env={**os.environ, **(environment or {})})
 
     @property
     def pid(self) -> int:

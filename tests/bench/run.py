@@ -122,7 +122,7 @@ class Bench:
             for number in range(self.plan.encryption_slices):
                 for side, cluster in (("off", plain), ("on", encrypted)):
                     found = measure(cluster, load, self.plan.encryption_keys, self.memory,
-                                    seed=number, duration_s=2.0)
+                                    seed=number, duration_s=2.0, warm_up_s=0.5)
                     rates[load.name][side].append(dataclasses.asdict(found))
         for cluster in (encrypted, plain):
             cluster.stop()
