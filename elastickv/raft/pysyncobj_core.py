@@ -1,9 +1,9 @@
 """PySyncObj's state machine with its unsafe parts replaced, behind plain methods.
 
 PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, counting of matches,
-the step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked
-up on the instance, hence overridable): when entries are sent, how commits are counted, how entries
-are applied, membership parsing, compaction.
+the step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`,
+looked up on the instance, hence overridable): when entries are sent, how commits are counted, how
+entries are applied, membership parsing, compaction.
 
 PySyncObj inspects every attribute in its constructor, so this class has methods, no properties.
 """

@@ -70,8 +70,8 @@ class Trust:
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
 
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
-        log.error("this node has lost data: it will not vote and is not counted until it has "
-                  "caught up with a leader", node=self._settings.node_id, peer=peer_id, reason=reason)
+        log.error("this node has lost data: it neither votes nor counts until it has caught up "
+                  "with a leader", node=self._settings.node_id, peer=peer_id, reason=reason)
         hard_state = self._storage.hard_state
         hard_state.set_suspect(True)
         hard_state.raise_boot(boot_epoch + 1)

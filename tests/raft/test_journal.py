@@ -1,0 +1,326 @@
+"""The journal on real files: order, truncation, segments, damage, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elastickv.durable import OsDisk
+from elastickv.errors import DiskFull, InvalidArgument, JournalCorrupt
+from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
+from elastickv.raft.records import HEADER_BYTES
+from elastickv.raft.segment import HEADER_SIZE
+
+SMALL_SEGMENT = 400
+FIRST = FIRST_ANCHOR_INDEX + 1
+
+
+def command_of(index: int) -> bytes:
+    return b"\x00entry %d" % index
+
+
+def open_journal(path: Path, **overrides: object) -> Journal:
+    return Journal(OsDisk(), path, **overrides)  # type: ignore[arg-type]
+
+
+def filled(path: Path, count: int, *, term: int = 1, **overrides: object) -> Journal:
+    """Entries FIRST..., all synced one by one."""
+    journal = open_journal(path, **overrides)
+    for _ in range(count):
+        index = journal.last_index + 1
+        journal.append(index, term, command_of(index))
+        journal.sync()
+    return journal
+
+
+def contents(journal: Journal) -> list[tuple[bytes, int, int]]:
+    found = []
+    index = journal.anchor_index + 1
+    while index <= journal.last_index:
+        chunk = journal.entries(index, journal.last_index, 1 << 30)
+        found += chunk
+        index += len(chunk)
+    return found
+
+
+def segments(path: Path) -> list[Path]:
+    return sorted(path.glob("*.log"))
+
+
+def test_new_journal_begins_behind_the_anchor(tmp_path):
+    journal = open_journal(tmp_path)
+    assert (journal.anchor_index, journal.anchor_term) == (1, 0)
+    assert (journal.last_index, journal.last_term, len(journal)) == (1, 0, 0)
+    assert not journal.needs_sync
+
+
+def test_entries_survive_reopening_across_segments(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    expected = contents(journal)
+    journal.close()
+    assert len(segments(tmp_path)) > 3
+    again = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT, cache_bytes=1)
+    assert contents(again) == expected
+    assert (again.last_index, again.durable_index) == (51, 51)
+
+
+def test_index_files_are_only_a_cache(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    expected = contents(journal)
+    journal.close()
+    indexes = sorted(tmp_path.glob("*.index"))
+    assert indexes
+    indexes[0].unlink()
+    indexes[1].write_bytes(b"nonsense")
+    assert contents(open_journal(tmp_path, cache_bytes=1)) == expected
+
+
+def test_terms_are_known_everywhere(tmp_path):
+    journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    terms = [1, 1, 3, 3, 3, 4, 7] + [8] * 30 + [9]
+    for term in terms:
+        journal.append(journal.last_index + 1, term, command_of(journal.last_index + 1))
+    journal.close()
+    again = open_journal(tmp_path)
+    assert [again.term_at(FIRST + i) for i in range(len(terms))] == terms
+    assert [again.first_index_of_term(FIRST + i) for i in range(len(terms))] \
+        == [FIRST + terms.index(term) for term in terms]
+    with pytest.raises(IndexError):
+        again.term_at(again.last_index + 1)
+
+
+def test_appending_out_of_order_or_over_the_limit_is_refused_without_effect(tmp_path):
+    journal = filled(tmp_path, 3, max_command_bytes=100)
+    for index, term, error in [(4, 1, JournalCorrupt), (6, 1, JournalCorrupt),
+                               (5, 0, JournalCorrupt)]:
+        with pytest.raises(error):
+            journal.append(index, term, b"\x00x")
+    with pytest.raises(InvalidArgument, match="100 bytes"):
+        journal.append(5, 1, bytes(101))
+    with pytest.raises(InvalidArgument):
+        journal.append(5, 1, b"")
+    journal.append(5, 1, bytes(100))
+    assert journal.last_index == 5
+
+
+def test_durable_index_moves_with_the_sync_that_covers_it(tmp_path):
+    journal = open_journal(tmp_path)
+    journal.append(2, 1, b"\x00a")
+    job, ticket = journal.begin_sync()
+    journal.append(3, 1, b"\x00b")
+    job()
+    assert journal.durable_index == 1
+    journal.finish_sync(ticket)
+    assert (journal.durable_index, journal.needs_sync) == (2, True)
+
+
+def test_sync_that_a_truncation_overtook_proves_nothing(tmp_path):
+    journal = filled(tmp_path, 3)
+    journal.append(5, 1, b"\x00old")
+    job, ticket = journal.begin_sync()
+    job()
+    journal.truncate_from(4)
+    journal.append(4, 2, b"\x00new")
+    journal.append(5, 2, b"\x00new")
+    journal.finish_sync(ticket)
+    assert journal.durable_index == 3
+
+
+@pytest.mark.parametrize("index", [FIRST, 5, 17, 30, 51])
+def test_truncation_holds_across_segments_and_reopening(tmp_path, index):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    before = contents(journal)
+    journal.truncate_from(index)
+    assert contents(journal) == before[:index - FIRST]
+    journal.append(index, 5, b"\x00other")
+    journal.sync()
+    journal.close()
+    again = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    assert contents(again) == [*before[:index - FIRST], (b"\x00other", index, 5)]
+
+
+def test_compaction_deletes_whole_segments_and_keeps_the_anchor_term(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, term=4)
+    names = segments(tmp_path)
+    assert journal.compact_to(25)
+    assert journal.anchor_index <= 25
+    assert journal.anchor_term == 4
+    assert segments(tmp_path) == names[-len(segments(tmp_path)):]
+    journal.close()
+    again = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    assert (again.anchor_index, again.anchor_term) == (journal.anchor_index, 4)
+    assert again.entry(again.anchor_index + 1)[1] == again.anchor_index + 1
+    with pytest.raises(IndexError):
+        again.entry(again.anchor_index)
+
+
+def test_reset_begins_anew_behind_a_snapshot(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    journal.reset(1000, 12)
+    assert (journal.anchor_index, journal.anchor_term, journal.durable_index) == (1000, 12, 1000)
+    journal.append(1001, 12, b"\x00x")
+    journal.close()
+    again = open_journal(tmp_path)
+    assert contents(again) == [(b"\x00x", 1001, 12)]
+    assert again.term_at(1000) == 12
+
+
+def test_marked_entries_are_found_again(tmp_path):
+    journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    for index in range(2, 40):
+        journal.append(index, 1, (b"\x02" if index % 10 == 0 else b"\x00") + b"x" * 20)
+    journal.truncate_from(31)
+    journal.close()
+    assert open_journal(tmp_path).marked_indexes() == [10, 20, 30]
+
+
+def test_a_batch_is_bounded_but_never_empty(tmp_path):
+    journal = filled(tmp_path, 10, cache_bytes=1)
+    size = len(command_of(5)) + HEADER_BYTES
+    assert len(journal.entries(2, 11, 1)) == 1
+    assert len(journal.entries(2, 11, 3 * size)) == 3
+    assert len(journal.entries(2, 11, 1 << 20)) == 10
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def damage(path: Path, offset: int, data: bytes = b"\xff") -> None:
+    content = bytearray(path.read_bytes())
+    offset %= len(content)
+    content[offset:offset + len(data)] = bytes(b ^ 0x55 for b in content[offset:offset + len(data)])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("missing", [1, 5, HEADER_BYTES, HEADER_BYTES + 5])
+def test_torn_last_record_is_cut(tmp_path, missing):
+    journal = filled(tmp_path, 5)
+    expected = contents(journal)
+    journal.close()
+    path = segments(tmp_path)[0]
+    path.write_bytes(path.read_bytes()[:-missing])
+    again = open_journal(tmp_path)
+    assert contents(again) == expected[:len(contents(again))]
+    assert len(again) == (4 if missing <= HEADER_BYTES + len(command_of(6)) else 3)
+    again.append(again.last_index + 1, 2, b"\x00new")
+    again.close()
+    assert open_journal(tmp_path).last_term == 2
+
+
+def test_preallocated_zeros_are_cut(tmp_path):
+    filled(tmp_path, 5).close()
+    path = segments(tmp_path)[0]
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + bytes(10_000))
+    assert open_journal(tmp_path).last_index == 6
+    assert path.stat().st_size == size
+
+
+def test_damaged_record_with_a_later_durable_one_refuses_the_start(tmp_path):
+    filled(tmp_path, 5).close()
+    damage(segments(tmp_path)[0], HEADER_SIZE + HEADER_BYTES + 3)
+    with pytest.raises(JournalCorrupt, match="entry 2"):
+        open_journal(tmp_path)
+
+
+@pytest.mark.parametrize("offset", range(0, 200, 7))
+def test_a_flip_anywhere_before_the_last_record_refuses_the_start(tmp_path, offset):
+    filled(tmp_path, 8).close()
+    path = segments(tmp_path)[0]
+    last_record = HEADER_BYTES + len(command_of(9))
+    damage(path, offset % (path.stat().st_size - last_record))
+    with pytest.raises(JournalCorrupt):
+        open_journal(tmp_path)
+
+
+def test_hole_in_one_unsynced_group_is_a_torn_tail(tmp_path):
+    """A power cut keeps pages of one group in any order: the third may be there, the second not."""
+    journal = filled(tmp_path, 3)
+    expected = contents(journal)
+    for index in range(5, 8):
+        journal.append(index, 1, command_of(index))
+    journal.close()
+    record = HEADER_BYTES + len(command_of(5))
+    damage(segments(tmp_path)[0], -2 * record, bytes(record))
+    assert contents(open_journal(tmp_path)) == [*expected, (command_of(5), 5, 1)]
+
+
+def test_damage_in_a_sealed_segment_is_found_when_it_is_read(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    journal.close()
+    damage(segments(tmp_path)[1], HEADER_SIZE + HEADER_BYTES + 2)
+    again = open_journal(tmp_path, cache_bytes=1)
+    with pytest.raises(JournalCorrupt):
+        contents(again)
+
+
+def test_missing_segment_refuses_the_start(tmp_path):
+    filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT).close()
+    segments(tmp_path)[1].unlink()
+    with pytest.raises(JournalCorrupt, match="does not follow"):
+        open_journal(tmp_path)
+
+
+def test_segment_that_was_being_created_is_dropped(tmp_path):
+    journal = filled(tmp_path, 5)
+    journal.close()
+    (tmp_path / f"{7:020d}.log").write_bytes(b"EKJL\x00")
+    again = open_journal(tmp_path)
+    assert again.last_index == 6
+    assert len(segments(tmp_path)) == 1
+
+
+def test_damaged_header_refuses_the_start(tmp_path):
+    filled(tmp_path, 5).close()
+    damage(segments(tmp_path)[0], 9)
+    with pytest.raises(JournalCorrupt, match="header"):
+        open_journal(tmp_path)
+
+
+def test_full_disk_refuses_the_entry_and_the_log_stays_whole(tmp_path, monkeypatch):
+    journal = filled(tmp_path, 3)
+    file = journal._segments[-1].file
+    monkeypatch.setattr(type(file), "append", lambda self, chunks: (_ for _ in ()).throw(
+        DiskFull("no space")))
+    with pytest.raises(DiskFull):
+        journal.append(5, 1, b"\x00x")
+    monkeypatch.undo()
+    journal.append(5, 1, b"\x00y")
+    journal.close()
+    assert open_journal(tmp_path).entry(5)[0] == b"\x00y"
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+_OPEN = """
+import resource, sys, time
+from pathlib import Path
+from elastickv.durable import OsDisk
+from elastickv.raft.journal import Journal
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.monotonic()
+journal = Journal(OsDisk(), Path(sys.argv[1]), segment_bytes=4 << 20)
+journal.entry(journal.last_index)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(journal))
+"""
+
+
+@pytest.mark.parametrize("with_indexes", [True, False])
+def test_opening_does_not_load_the_log_into_memory(tmp_path, with_indexes):
+    journal = open_journal(tmp_path, segment_bytes=4 << 20)
+    payload = b"\x00" + bytes(4095)
+    count = 100 << 20 >> 12
+    for index in range(2, 2 + count):
+        journal.append(index, 1, payload)
+    journal.close()
+    if not with_indexes:
+        for path in tmp_path.glob("*.index"):
+            path.unlink()
+    output = subprocess.run([sys.executable, "-c", _OPEN, str(tmp_path)], check=True,
+                            capture_output=True, text=True).stdout.split()
+    grown_kib, entries = int(output[0]), int(output[1])
+    assert entries == count
+    assert grown_kib < 32 << 10

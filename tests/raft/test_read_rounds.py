@@ -1,0 +1,120 @@
+"""ReadIndex and pre-vote bookkeeping."""
+
+from __future__ import annotations
+
+from elastickv.raft.prevote import PreVoteRound
+from elastickv.raft.readindex import ReadForwarder, ReadRounds
+
+VOTERS = ["n1", "n2", "n3"]
+
+
+def test_reads_that_wait_together_share_a_round():
+    rounds, results = ReadRounds(), []
+    rounds.add(results.append)
+    rounds.add(results.append)
+    number = rounds.begin(17)
+    rounds.answer("n1", number, VOTERS)
+    assert results == []
+    rounds.answer("n3", number, VOTERS)
+    assert results == [17, 17]
+    assert not rounds.active
+
+
+def test_read_that_arrives_during_a_round_needs_the_next_one():
+    rounds, results = ReadRounds(), []
+    rounds.add(results.append)
+    first = rounds.begin(17)
+    rounds.add(results.append)
+    assert not rounds.due
+    rounds.answer("n1", first, VOTERS)
+    rounds.answer("n2", first, VOTERS)
+    assert results == [17]
+    assert rounds.due
+    second = rounds.begin(20)
+    rounds.answer("n2", first, VOTERS)
+    rounds.answer("n3", first, VOTERS)
+    assert results == [17]
+    rounds.answer("n1", second, VOTERS)
+    rounds.answer("n2", second, VOTERS)
+    assert results == [17, 20]
+
+
+def test_round_needs_a_majority_of_distinct_voters():
+    rounds, results = ReadRounds(), []
+    rounds.add(results.append)
+    number = rounds.begin(5)
+    for voter in ("n1", "n1", "n9"):
+        rounds.answer(voter, number, VOTERS)
+    assert results == []
+    assert rounds.unanswered(VOTERS) == ["n2", "n3"]
+
+
+def test_lost_leadership_fails_running_and_waiting_reads():
+    rounds, results = ReadRounds(), []
+    rounds.add(results.append)
+    number = rounds.begin(5)
+    rounds.add(results.append)
+    rounds.lose()
+    assert results == [0, 0]
+    rounds.answer("n1", number, VOTERS)
+    rounds.answer("n2", number, VOTERS)
+    assert results == [0, 0]
+
+
+def test_forwarder_takes_only_the_answer_to_its_latest_request():
+    forwarder, results = ReadForwarder(), []
+    forwarder.add(results.append)
+    first = forwarder.begin("n2")
+    forwarder.retry()
+    second = forwarder.begin("n3")
+    forwarder.answer("n2", first, 9)
+    forwarder.answer("n2", second, 9)
+    assert results == []
+    forwarder.answer("n3", second, 9)
+    assert results == [9]
+
+
+def test_answer_of_a_node_that_does_not_lead_leaves_the_reads_waiting():
+    forwarder, results = ReadForwarder(), []
+    forwarder.add(results.append)
+    number = forwarder.begin("n2")
+    forwarder.answer("n2", number, 0)
+    assert results == []
+    assert not forwarder.due
+    forwarder.retry()
+    assert forwarder.due
+
+
+def test_pre_vote_needs_a_majority_of_distinct_voters_in_the_same_term():
+    ballot = PreVoteRound()
+    ballot.begin("n1", 4, ["n1", "n2", "n3", "n4", "n5"])
+    assert not ballot.won
+    assert not ballot.reply("n2", ballot.number, 4)
+    assert not ballot.reply("n2", ballot.number, 4)
+    assert not ballot.reply("n9", ballot.number, 4)
+    assert not ballot.reply("n3", ballot.number - 1, 4)
+    assert not ballot.reply("n3", ballot.number, 5)
+    assert ballot.reply("n3", ballot.number, 4)
+    assert ballot.won
+
+
+def test_cancelled_pre_vote_is_void():
+    ballot = PreVoteRound()
+    ballot.begin("n1", 4, VOTERS)
+    number = ballot.number
+    ballot.cancel()
+    assert not ballot.reply("n2", number, 4)
+    assert not ballot.won
+
+
+def test_single_voter_elects_itself():
+    ballot = PreVoteRound()
+    ballot.begin("n1", 4, ["n1"])
+    assert ballot.won
+
+
+def test_learner_cannot_elect_itself():
+    ballot = PreVoteRound()
+    ballot.begin("n4", 4, VOTERS)
+    assert not ballot.reply("n1", ballot.number, 4)
+    assert ballot.reply("n2", ballot.number, 4)

@@ -1,0 +1,108 @@
+"""Hard state, peer memory, base configuration: durable, checked, never half believed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elastickv.durable import OsDisk
+from elastickv.errors import JournalCorrupt
+from elastickv.raft.configuration import ConfigurationFile
+from elastickv.raft.engine import Member, Suffrage
+from elastickv.raft.frames import PeerRecord
+from elastickv.raft.hardstate import HardStateFile
+from elastickv.raft.membership import Configuration
+from elastickv.raft.peer_memory import PeerMemory, Position, what_was_lost
+
+DISK = OsDisk()
+
+
+def test_hard_state_is_remembered(tmp_path):
+    path = tmp_path / "hardstate"
+    state = HardStateFile(DISK, path)
+    assert not state.existed
+    assert state.begin_boot() == 1
+    state.set_term(7, "n2")
+    state.set_suspect(True)
+    again = HardStateFile(DISK, path)
+    assert again.existed
+    assert (again.state.term, again.state.vote, again.state.suspect) == (7, "n2", True)
+    assert again.begin_boot() == 2
+    again.raise_boot(9)
+    again.raise_boot(3)
+    assert HardStateFile(DISK, path).state.boot_epoch == 9
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: HardStateFile(DISK, path).begin_boot(),
+    lambda path: _remember(path),
+    lambda path: ConfigurationFile(DISK, path).save(CONFIGURATION)],
+    ids=["hardstate", "peers", "members"])
+@pytest.mark.parametrize("spoil", [
+    lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"", lambda data: data[:5],
+    lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1] + bytes([data[-1] ^ 8]),
+    lambda data: bytes(len(data))],
+    ids=["short", "long", "empty", "stub", "flip-first", "flip-last", "zeros"])
+def test_damaged_record_refuses_the_start(tmp_path, make, spoil):
+    path = tmp_path / "record"
+    make(path)
+    path.write_bytes(spoil(path.read_bytes()))
+    opener = {b"EKHS": HardStateFile, b"EKPM": PeerMemory}
+    with pytest.raises(JournalCorrupt, match="damaged"):
+        for kind in opener.values():
+            kind(DISK, path)
+        ConfigurationFile(DISK, path).load()
+
+
+CONFIGURATION = Configuration(12, (Member("n1", "h:1"), Member("n2", "h:2", Suffrage.LEARNER)))
+
+
+def _remember(path: Path) -> None:
+    memory = PeerMemory(DISK, path)
+    memory.acknowledged("n2", 40, 3)
+    memory.flush()
+
+
+def test_base_configuration_is_remembered(tmp_path):
+    file = ConfigurationFile(DISK, tmp_path / "members")
+    assert file.load() is None
+    file.save(CONFIGURATION)
+    assert ConfigurationFile(DISK, tmp_path / "members").load() == CONFIGURATION
+
+
+def test_peer_memory_keeps_the_highest_of_each(tmp_path):
+    path = tmp_path / "peers"
+    memory = PeerMemory(DISK, path)
+    memory.booted("n2", 3, 99, 5)
+    memory.spoke("n2", 7)
+    memory.spoke("n2", 6)
+    memory.acknowledged("n2", 40, 6)
+    memory.acknowledged("n2", 39, 6)
+    memory.acknowledged("n2", 50, 5)
+    memory.flush()
+    again = PeerMemory(DISK, path)
+    assert again.of("n2") == PeerRecord(3, 99, 7, 40, 6)
+    assert again.of("n3") is None
+    again.forget("n2")
+    again.flush()
+    assert PeerMemory(DISK, path).of("n2") is None
+
+
+NOW = Position(boot_epoch=4, boot_id=44, term=7, last_index=40, last_term=6)
+LOSSES = [
+    ("same boot, all there", PeerRecord(4, 44, 7, 40, 6), False),
+    ("an earlier boot", PeerRecord(3, 33, 7, 40, 6), False),
+    ("a later boot was seen", PeerRecord(5, 55, 1, 0, 0), True),
+    ("the same boot number, another boot", PeerRecord(4, 45, 1, 0, 0), True),
+    ("spoke in a later term", PeerRecord(3, 33, 8, 0, 0), True),
+    ("acknowledged a later entry of the term", PeerRecord(3, 33, 7, 41, 6), True),
+    ("acknowledged an entry of a later term", PeerRecord(3, 33, 7, 2, 7), True),
+    ("a later leader replaced what it acknowledged", PeerRecord(3, 33, 7, 90, 5), False),
+]
+
+
+@pytest.mark.parametrize(("remembered", "lost"), [case[1:] for case in LOSSES],
+                         ids=[case[0] for case in LOSSES])
+def test_lost_disk_is_recognised(remembered, lost):
+    assert bool(what_was_lost(remembered, NOW)) is lost
