@@ -28,7 +28,6 @@ from elastickv.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
-    PeerError,
     StorageEnvelopeRequired,
     Unreachable,
 )
@@ -49,6 +48,7 @@ MAX_FORWARDS_IN_FLIGHT = 8
 CEILING_WINDOW_MS = 1000
 ENTRY_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 300.0
+REFUSED_RETRY_S = 0.02
 
 
 class _Pending:
@@ -186,9 +186,13 @@ class Coordinator:
         return group
 
     def _requeue(self, group: Sequence[_Pending]) -> None:
+        """Put back what was not proposed, and try again a little later: until a role change
+        nothing says that the next attempt would fare better."""
         for pending in reversed(group):
             if not pending.future.done():
-                self._enqueue(pending, front=True)
+                self._queue.appendleft(pending)
+                self._queue_bytes += pending.size
+        asyncio.get_running_loop().call_later(REFUSED_RETRY_S, self.wake)
 
     # --- the leader's side ----------------------------------------------------------------------
 
@@ -238,7 +242,6 @@ class Coordinator:
 
     def _group_ended(self, group: Sequence[_Pending], done: asyncio.Future[object]) -> None:
         self._groups_in_flight -= 1
-        self.wake()
         if done.cancelled():
             error: BaseException | None = OutcomeUnknown("the node is stopping")
         else:
@@ -248,7 +251,9 @@ class Coordinator:
                 self._requeue(group)
             else:
                 _reject(group, error)
+                self.wake()
             return
+        self.wake()
         outcomes = done.result()
         if not isinstance(outcomes, list):
             raise TypeError("a write entry must end in a list of outcomes")
@@ -289,20 +294,16 @@ class Coordinator:
                 await self._engine.call(leader_id, forwarding.METHOD_WRITE,
                                         forwarding.encode(message), timeout_s=remaining_s),
                 WriteGroupReply)
-        except (Unreachable, NotLeader, NoLeader) as error:
-            await self._retry_later(group, error)
+        except (Unreachable, NotLeader, NoLeader):
+            self._forwards_in_flight -= 1
+            self._requeue(group)
+            return
         except ElasticKVError as error:
             _reject(group, error)
         else:
             self._finish_forward(group, reply)
-        finally:
-            self._forwards_in_flight -= 1
-            self.wake()
-
-    async def _retry_later(self, group: Sequence[_Pending], error: PeerError) -> None:
-        # Until the next role change or heartbeat there is nobody else to ask.
-        await asyncio.sleep(0.02)
-        self._requeue(group)
+        self._forwards_in_flight -= 1
+        self.wake()
 
     def _finish_forward(self, group: Sequence[_Pending], reply: WriteGroupReply) -> None:
         for pending, item in zip(group, reply.replies, strict=True):
