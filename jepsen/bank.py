@@ -35,6 +35,8 @@ def check_bank(history: Sequence[Record], *, accounts: Sequence[str], total: int
 
 def _read_problems(read: Operation, accounts: Sequence[str], total: int) -> list[str]:
     balances = dict(read.result)
+    if not all(isinstance(balance, int) for balance in balances.values()):
+        return [f"a balance that nobody wrote: {read.describe()}"]
     problems = []
     if sorted(balances) != sorted(accounts):
         problems.append(f"the accounts are {sorted(balances)}: {read.describe()}")

@@ -31,6 +31,7 @@ from jepsen.tap import JournalTap
 
 READY_TIMEOUT_S = 40.0
 POLL_S = 0.1
+DEFAULT_LAUNCHER = (sys.executable, "-m", "elastickv")
 CLIENT_NAME = "jepsen"
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class ClusterOptions:
     """
 
     node_count: int = 3
-    launcher: tuple[str, ...] = (sys.executable, "-m", "elastickv")
+    launcher: tuple[str, ...] = DEFAULT_LAUNCHER
     environment: dict[str, str] = field(default_factory=dict)
     node_flags: tuple[str, ...] = ()
     preloads: frozenset[preload.Preload] = frozenset()
@@ -163,6 +164,12 @@ class Cluster:
             "--kekFile", str(kek_file or self.kek_file), "--encryption-enabled",
             "--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-ca", str(tls.ca),
             *self.options.node_flags]
+
+    def joining_command(self, node: str) -> list[str]:
+        """The command line of `node` with an empty disk, joining the cluster that there is."""
+        command = self.command(node)
+        place = command.index("--raftBootstrapMembers")
+        return [*command[:place], "--raftJoin", *command[place + 2:]]
 
     async def stop(self) -> dict[str, int | None]:
         """Stop every node in an orderly way; their exit codes. The data stays."""

@@ -1,0 +1,155 @@
+"""The command line of the harness."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jepsen.faults import FAULTS
+from jepsen.run import Outcome, Run, RunSettings, describe_problems
+from jepsen.verdict import Validity
+from jepsen.workloads import WORKLOADS
+
+ALL = "all"
+SEED_LIMIT = 1_000_000
+FIVE_NODE_FAULTS = frozenset({"kill-minority", "ring", "membership"})
+"""What `all` shows with five nodes: with three, a minority is one node and a ring is everybody."""
+
+OVERHEAD_S = 25.0
+"""About what a run takes besides its load: start, recovery, final reads, checks."""
+
+BUDGET_S = 1680.0
+
+
+def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
+    """A comma list of names, "all" or "none". Raises `ValueError`."""
+    if text == ALL:
+        return tuple(known)
+    if text == "none":
+        return ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"unknown {what} {', '.join(unknown) or text!r}; known: "
+                         f"{', '.join(known)}, {ALL}")
+    return tuple(dict.fromkeys(names))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Both commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jepsen", description="Break a real cluster and judge what clients saw.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="one run")
+    run.add_argument("--workload", default="register",
+                     help=f"comma list of {', '.join(WORKLOADS)}, or all")
+    run.add_argument("--faults", default="kill-one,partition-halves",
+                     help=f"comma list of {', '.join(FAULTS)}; all mixes them; none")
+    run.add_argument("--time", type=float, default=60.0, help="seconds of load")
+    run.add_argument("--seed", type=int, help="repeats the choices of a run")
+    run.add_argument("--nodes", type=int, choices=(3, 5), default=3)
+    run.add_argument("--rate", type=float, default=150.0, help="operations per second")
+    run.add_argument("--concurrency", type=int, default=10, help="clients per workload")
+    every = commands.add_parser("all", help="every workload with every fault package")
+    every.add_argument("--budget", type=float, default=BUDGET_S,
+                       help="seconds that all runs together may take")
+    every.add_argument("--seed", type=int, help="seed of the first run")
+    for command in (run, every):
+        command.add_argument("--out", type=Path, help="run directory")
+        command.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
+        command.add_argument("--launcher", help="starts a node, instead of python -m elastickv")
+        command.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE",
+                             help="set for the nodes only")
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
+    """The run that the arguments of `run` describe. Raises `ValueError`."""
+    extra = {}
+    if arguments.launcher:
+        extra["launcher"] = (sys.executable, *arguments.launcher.split())
+    return RunSettings(
+        workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"),
+        faults=parse_names(arguments.faults, tuple(FAULTS), "fault"),
+        duration_s=arguments.time, seed=arguments.seed, node_count=arguments.nodes,
+        directory=directory, network=arguments.network, rate=arguments.rate,
+        concurrency=arguments.concurrency, every_fault_must_happen=arguments.faults != ALL,
+        environment=dict(pair.split("=", 1) for pair in arguments.environment), **extra)
+
+
+def run_directory(name: str, root: Path = Path("runs")) -> Path:
+    """A new directory under `runs/`, named by time."""
+    return root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def execute(settings: RunSettings) -> Outcome:
+    """Run once and print what came of it; the line with the verdict comes last."""
+    print(f"seed {settings.seed}, {settings.node_count} nodes, "
+          f"workload {','.join(settings.workloads)}, faults {','.join(settings.faults)}, "
+          f"{settings.duration_s:g} s, in {settings.directory}", flush=True)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    async def run() -> Outcome:
+        return await Run(settings, say).execute()
+
+    outcome = asyncio.run(run())
+    for line in describe_problems(outcome):
+        print(line)
+    print(outcome.summary.line(), flush=True)
+    return outcome
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """One run per fault package, each with every workload at once on the same cluster."""
+    root = arguments.out or run_directory(ALL)
+    duration_s = max(5.0, arguments.budget / len(FAULTS) - OVERHEAD_S)
+    rows: list[dict[str, object]] = []
+    for number, fault in enumerate(FAULTS):
+        run_arguments = argparse.Namespace(
+            **vars(arguments) | {
+                "workload": ALL, "faults": fault, "time": duration_s, "rate": 250.0,
+                "concurrency": 4, "seed": arguments.seed + number,
+                "nodes": 5 if fault in FIVE_NODE_FAULTS else 3})
+        outcome = execute(settings_of(run_arguments, root / fault))
+        rows.append({"fault": fault, "seed": run_arguments.seed, "line": outcome.summary.line(),
+                     "verdict": outcome.summary.validity.value})
+        if outcome.summary.validity is Validity.VALID:
+            shutil.rmtree(root / fault / "cluster")
+    (root / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    for row in rows:
+        print(f"{row['fault']:18} {row['verdict']}")
+    return 0 if all(row["verdict"] == Validity.VALID.value for row in rows) else 1
+
+
+@contextlib.contextmanager
+def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turn a `ValueError` about the arguments into exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 only when everything that was run is valid."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(SEED_LIMIT)
+    if arguments.command == ALL:
+        return run_all(arguments)
+    with usage_errors(parser):
+        name = arguments.workload.replace(",", "+")
+        settings = settings_of(arguments, arguments.out or run_directory(name))
+    outcome = execute(settings)
+    return 0 if outcome.summary.validity is Validity.VALID else 1

@@ -1,0 +1,79 @@
+"""What a fault package is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jepsen.cluster import Cluster
+from jepsen.preload import Preload
+
+
+class NotAvailable(Exception):
+    """The node or the machine does not offer what this fault needs; the message says what. The run
+    reports it and does not pass on its account."""
+
+
+class NotNow(Exception):
+    """The fault makes no sense at this moment; another time it may."""
+
+
+class Violation(Exception):
+    """The node answered a fault in a way that it must not; the run is invalid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What a package needs of the cluster from its start."""
+
+    preloads: frozenset[Preload] = frozenset()
+    small_disk: bool = False
+    starts_in_clear: bool = False
+
+
+class Fault:
+    """One kind of fault. An instance lives for one run and is injected and healed many times.
+
+    `is_brief` packages have no window of their own: `inject` does everything, and they run beside
+    the others, so that for example a rotation meets a partition. `must_settle` packages take a copy
+    of the data away, so every member has to be whole before and after: two at once would exceed
+    what any quorum survives.
+    """
+
+    name: ClassVar[str] = ""
+    is_brief: ClassVar[bool] = False
+    must_settle: ClassVar[bool] = False
+    requirements: ClassVar[Requirements] = Requirements()
+
+    def __init__(self, cluster: Cluster, source: random.Random) -> None:
+        self.cluster = cluster
+        self.random = source
+
+    async def inject(self) -> str:
+        """Do it; one line that says what was done, to whom.
+
+        Raises `NotAvailable` when it cannot be done here at all, `NotNow` when not at this moment,
+        `Violation` when the node broke a promise, and `ElasticKVError` when an operator's call did
+        not succeed this time.
+        """
+        raise NotImplementedError
+
+    async def heal(self) -> None:
+        """Undo it: every node runs, every link and disk is whole. Called once after each `inject`
+        of a package that is not brief, also when that failed half-way."""
+
+    async def some_node(self, prefer_leader: float = 0.5) -> str:
+        """A node; with the given probability the leader, if there is one."""
+        if self.random.random() < prefer_leader:
+            leader = await self.cluster.leader()
+            if leader is not None:
+                return leader
+        return self.random.choice(self.cluster.nodes)
+
+    async def restart_all(self) -> None:
+        """Start whatever does not run, and let nobody end by itself any more."""
+        for node, process in self.cluster.processes.items():
+            process.thaw()
+            await self.cluster.restart(node)
+            process.expect_exit = False

@@ -1,0 +1,106 @@
+"""Disks that are full, fail, are lost, or come back from the past."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+from jepsen import preload
+from jepsen.faults.api import Fault, NotAvailable, Requirements
+from jepsen.network import Unsupported
+from jepsen.preload import Preload
+
+FAILING_CALLS = ("posix/io/rw/write", "posix/io/rw/pwrite", "posix/io/rw/writev",
+                 "posix/io/sync/fsync", "posix/io/sync/fdatasync")
+"""libfiu's names of the calls that make data durable."""
+
+FAILURE_PROBABILITY = 0.2
+AHEAD_S = 2.0
+"""How long a node runs on after its disk was copied."""
+
+
+class DiskFull(Fault):
+    """Nothing more fits on one node's disk. It may refuse writes or stop; it may lose nothing."""
+
+    name = "disk-full"
+    requirements = Requirements(small_disk=True)
+
+    async def inject(self) -> str:
+        node = await self.some_node()
+        self.cluster.processes[node].expect_exit = True
+        ballast = await asyncio.to_thread(preload.fill_disk, self.cluster.data_directory(node))
+        return f"{node} full, {ballast >> 20} MiB of ballast"
+
+    async def heal(self) -> None:
+        for node in self.cluster.nodes:
+            preload.empty_disk(self.cluster.data_directory(node))
+        await self.restart_all()
+
+
+class IoError(Fault):
+    """Writing and syncing fail with EIO, now and then, on one node. It has to stop rather than go
+    on with a disk that may have lost what was written."""
+
+    name = "io-error"
+    requirements = Requirements(preloads=frozenset({Preload.FIU}))
+
+    async def inject(self) -> str:
+        node = await self.some_node()
+        process = self.cluster.processes[node]
+        process.expect_exit = True
+        try:
+            for call in FAILING_CALLS:
+                command = (f"enable_random name={call},probability={FAILURE_PROBABILITY},"
+                           f"failinfo={errno.EIO}")
+                await asyncio.to_thread(preload.control_fiu, self.cluster.preload_files(node),
+                                        process.pid, command)
+        except Unsupported as error:
+            raise NotAvailable(str(error)) from None
+        return f"{node}: EIO on {FAILURE_PROBABILITY:.0%} of writes and syncs"
+
+    async def heal(self) -> None:
+        # A new process has no failures enabled. One that survived its errors starts anew as well.
+        for process in self.cluster.processes.values():
+            if process.expect_exit:
+                await process.kill()
+        await self.restart_all()
+
+
+class Wipe(Fault):
+    """One node loses its disk and comes back with an empty one, under the same name."""
+
+    name = "wipe"
+    must_settle = True
+
+    async def inject(self) -> str:
+        node = await self.some_node()
+        await self.cluster.processes[node].kill()
+        await asyncio.to_thread(self.cluster.take_disk_away, node)
+        await self.cluster.restart(node)
+        return f"{node} lost its disk"
+
+    async def heal(self) -> None:
+        await self.restart_all()
+
+
+class OldDisk(Fault):
+    """One node's disk is copied, the node runs on, and then gets the copy back."""
+
+    name = "old-disk"
+    must_settle = True
+
+    async def inject(self) -> str:
+        node = await self.some_node()
+        process = self.cluster.processes[node]
+        await process.kill()
+        old: Path = await asyncio.to_thread(self.cluster.copy_disk, node)
+        await self.cluster.restart(node)
+        await asyncio.sleep(AHEAD_S)
+        await process.kill()
+        await asyncio.to_thread(self.cluster.put_disk_back, node, old)
+        await self.cluster.restart(node)
+        return f"{node} got its disk of {AHEAD_S:g} s ago"
+
+    async def heal(self) -> None:
+        await self.restart_all()

@@ -1,0 +1,261 @@
+"""One run: a cluster, clients, faults, and the verdict on what was seen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elastickv.crypto.kek_file import FileKekProvider
+from elastickv.errors import ElasticKVError
+from jepsen import report
+from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
+from jepsen.disk_audit import audit_nonces, audit_plaintext, audit_replicas
+from jepsen.faults import FAULTS
+from jepsen.history import Record, Recorder, pair
+from jepsen.nemesis import Nemesis, check_processes
+from jepsen.network import Network, Unsupported
+from jepsen.network.namespaces import NamespaceNetwork, namespaces_work
+from jepsen.network.proxy import ProxyNetwork
+from jepsen.values import Codec
+from jepsen.verdict import Validity, Verdict, judge
+from jepsen.workloads import WORKLOADS, Session, Workload
+from jepsen.workloads.api import Processes
+
+CALL_TIMEOUT_S = 3.0
+FINAL_CALL_TIMEOUT_S = 15.0
+RECOVERY_TIMEOUT_S = 60.0
+SMALL_DISK_MIB = 256
+FINAL_SESSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What to run. `faults` are names of packages; `rate` is operations per second over all
+    workloads; `launcher` and `environment` start another build of the node."""
+
+    workloads: tuple[str, ...]
+    faults: tuple[str, ...]
+    duration_s: float
+    seed: int
+    node_count: int
+    directory: Path
+    network: str = "auto"
+    rate: float = 150.0
+    concurrency: int = 10
+    every_fault_must_happen: bool = True
+    launcher: tuple[str, ...] = DEFAULT_LAUNCHER
+    environment: dict[str, str] = field(default_factory=dict)
+    node_flags: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The part that repeats the run."""
+        return {"workloads": list(self.workloads), "faults": list(self.faults),
+                "time_s": self.duration_s, "seed": self.seed, "nodes": self.node_count,
+                "network": self.network, "rate": self.rate, "concurrency": self.concurrency}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to."""
+
+    summary: report.Summary
+    verdicts: Sequence[Verdict]
+
+
+async def choose_network(name: str, seed: int) -> Network:
+    """The driver of that name; "auto" is namespaces where they work in full, else the proxy.
+
+    Raises `Unsupported` when namespaces were asked for and this is not root.
+    """
+    if name == "namespaces" or (name == "auto" and not await namespaces_work()):
+        return NamespaceNetwork(seed)
+    return ProxyNetwork(seed)
+
+
+def cluster_options(settings: RunSettings) -> ClusterOptions:
+    """What the chosen packages need of the cluster."""
+    needs = [FAULTS[name].requirements for name in settings.faults]
+    return ClusterOptions(
+        node_count=settings.node_count, launcher=settings.launcher,
+        environment=settings.environment, node_flags=settings.node_flags,
+        preloads=frozenset().union(*(need.preloads for need in needs)),
+        small_disk_mib=SMALL_DISK_MIB if any(need.small_disk for need in needs) else 0,
+        encrypted=not any(need.starts_in_clear for need in needs))
+
+
+class Run:
+    """One run. `execute` once."""
+
+    def __init__(self, settings: RunSettings, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._say = say
+        self._origin_ns = time.monotonic_ns()
+        self._workloads: dict[str, Workload] = {name: WORKLOADS[name]()
+                                                for name in settings.workloads}
+        self._recorders: dict[str, Recorder] = {}
+        self._stopping = asyncio.Event()
+
+    def _now_ns(self) -> int:
+        return time.monotonic_ns() - self._origin_ns
+
+    async def execute(self) -> Outcome:
+        """Run, check, and write everything into the run directory."""
+        settings = self._settings
+        settings.directory.mkdir(parents=True)
+        network = await choose_network(settings.network, settings.seed)
+        self._cluster = Cluster(settings.directory, network, cluster_options(settings),
+                                self._now_ns)
+        self._codec = Codec(lambda: self._cluster.sealed)
+        source = random.Random(f"{settings.seed} faults")
+        self._nemesis = Nemesis(
+            self._cluster, [FAULTS[name](self._cluster, random.Random(f"{settings.seed} {name}"))
+                            for name in settings.faults], source, self._now_ns)
+        verdicts: list[Verdict] = []
+        self._begin_ns = self._end_ns = 0
+        with contextlib.ExitStack() as files:
+            for name in settings.workloads:
+                path = settings.directory / f"history-{name}.jsonl"
+                self._recorders[name] = Recorder(
+                    self._now_ns, files.enter_context(path.open("w", encoding="utf-8")))
+            try:
+                verdicts.append(await self._load())
+            finally:
+                await self._cluster.close()
+        verdicts += await asyncio.to_thread(self._check)
+        return self._report(verdicts)
+
+    # --- load ---------------------------------------------------------------------------------
+
+    async def _load(self) -> Verdict:
+        """Everything that needs running nodes; how the cluster came through."""
+        try:
+            await self._cluster.start()
+            await self._prepare()
+        except (ClusterError, ElasticKVError, Unsupported) as error:
+            return judge("recovery", [], {}, [f"the cluster did not come up: {error}"])
+        self._say(f"{len(self._cluster.nodes)} nodes are up, network: "
+                  f"{self._cluster.network.name}")
+        supervisor = asyncio.create_task(self._nemesis.supervise())
+        try:
+            self._begin_ns = self._now_ns()
+            await self._work()
+            await self._nemesis.heal_all()
+            healed_ns = self._now_ns()
+            try:
+                await self._cluster.wait_ready(RECOVERY_TIMEOUT_S)
+            except ClusterError as error:
+                return judge("recovery", [f"the cluster did not recover: {error}"], {})
+            recovered_s = (self._now_ns() - healed_ns) / 1e9
+            await self._finish()
+            # Final reads may be followed by entries of the leader's own; members have to be equal
+            # once everybody has them.
+            await self._cluster.wait_ready()
+        except ClusterError as error:
+            return judge("recovery", [str(error)], {})
+        finally:
+            supervisor.cancel()
+        return self._stopped(await self._cluster.stop(), recovered_s)
+
+    def _stopped(self, codes: dict[str, int | None], recovered_s: float) -> Verdict:
+        problems = [f"{node} did not stop in an orderly way: exit code {code}"
+                    for node, code in codes.items() if code != 0]
+        return judge("recovery", problems, {"recovered_after_s": round(recovered_s, 3)})
+
+    async def _prepare(self) -> None:
+        for name, workload in self._workloads.items():
+            session = self._session(name, Processes(), 0, FINAL_CALL_TIMEOUT_S)
+            try:
+                await workload.prepare(session)
+            finally:
+                await session.client.close()
+
+    def _session(self, name: str, processes: Processes, number: int,
+                 timeout_s: float) -> Session:
+        nodes = self._cluster.nodes
+        client = self._cluster.new_client(nodes[number % len(nodes)], timeout_s)
+        return Session(client, self._recorders[name], processes, self._codec,
+                       random.Random(f"{self._settings.seed} {name} {number}"))
+
+    async def _work(self) -> None:
+        self._processes = {name: Processes() for name in self._workloads}
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._settings.concurrency):
+                for name in self._workloads:
+                    group.create_task(self._client(name, number))
+            await self._nemesis.run(self._settings.duration_s)
+            self._end_ns = self._now_ns()
+            self._stopping.set()
+
+    async def _client(self, name: str, number: int) -> None:
+        """Operations one after the other, at random intervals, until the load ends."""
+        settings = self._settings
+        session = self._session(name, self._processes[name], number, CALL_TIMEOUT_S)
+        interval_s = settings.concurrency * len(self._workloads) / settings.rate
+        try:
+            while not self._stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(),
+                                           session.random.expovariate(1 / interval_s))
+                    return
+                await self._workloads[name].step(session)
+        finally:
+            await session.client.close()
+
+    async def _finish(self) -> None:
+        for name, workload in self._workloads.items():
+            sessions = [self._session(name, self._processes[name], number, FINAL_CALL_TIMEOUT_S)
+                        for number in range(FINAL_SESSIONS)]
+            try:
+                await workload.finish(sessions)
+            finally:
+                for session in sessions:
+                    await session.client.close()
+
+    # --- judgement ----------------------------------------------------------------------------
+
+    def _check(self) -> list[Verdict]:
+        cluster = self._cluster
+        verdicts: list[Verdict] = []
+        for name, workload in self._workloads.items():
+            history: Sequence[Record] = self._recorders[name].records
+            verdicts += workload.check(history)
+        verdicts.append(self._nemesis.verdict(
+            all_must_happen=self._settings.every_fault_must_happen))
+        verdicts.append(check_processes(cluster))
+        if not cluster.kek_file.exists():
+            return verdicts
+        verdicts.append(audit_replicas(cluster.present_disks))
+        kek = FileKekProvider(cluster.kek_file).load()
+        verdicts.append(audit_nonces(cluster.disks, cluster.tap.spools, kek))
+        roots = [self._settings.directory / name
+                 for name in ("cluster", "logs", "old-disks", "taps")]
+        verdicts.append(audit_plaintext([root for root in roots if root.exists()],
+                                        [self._codec.sealed_marker]))
+        return verdicts
+
+    def _report(self, verdicts: Sequence[Verdict]) -> Outcome:
+        directory = self._settings.directory
+        operations = sorted((operation for recorder in self._recorders.values()
+                             for operation in pair(recorder.records)),
+                            key=lambda operation: operation.invoked_ns)
+        nemesis = self._nemesis
+        summary = report.summarise(operations, nemesis.windows, verdicts, nemesis.injected,
+                                   list(nemesis.not_available), self._begin_ns, self._end_ns)
+        report.write_results(directory / "results.json", summary, verdicts, nemesis.windows,
+                             self._settings.as_dict())
+        title = (f"{', '.join(self._settings.workloads)} under {', '.join(self._settings.faults)}, "
+                 f"seed {self._settings.seed}: {summary.validity}")
+        report.plot(directory / "plot.png", operations, nemesis.windows, title)
+        return Outcome(summary, verdicts)
+
+
+def describe_problems(outcome: Outcome) -> list[str]:
+    """The lines that explain a verdict that is not valid."""
+    return [f"{verdict.checker}: {verdict.validity}: {problem}"
+            for verdict in outcome.verdicts if verdict.validity is not Validity.VALID
+            for problem in verdict.problems]

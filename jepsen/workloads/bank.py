@@ -1,0 +1,61 @@
+"""A bank: transfers are batches on condition that neither account changed; reads are one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elastickv.client import Condition, Pair, Put, WriteResult
+from elastickv.errors import ConditionFailed
+from jepsen.bank import check_bank
+from jepsen.history import Record, Value
+from jepsen.verdict import Verdict
+from jepsen.workloads.api import Session, Workload
+
+ACCOUNTS = tuple(f"account-{number}" for number in range(8))
+OPENING_BALANCE = 100
+
+
+class BankWorkload(Workload):
+    name = "bank"
+
+    async def prepare(self, session: Session) -> None:
+        await session.client.batch([Put(account.encode(), session.codec.encode(OPENING_BALANCE))
+                                    for account in ACCOUNTS])
+
+    async def step(self, session: Session) -> None:
+        if session.random.random() < 0.3:
+            await self._read(session)
+            return
+        source, target = session.random.sample(ACCOUNTS, 2)
+        amount = session.random.randint(1, 10)
+        await session.write("transfer", None, [source, target, amount],
+                            lambda: self._transfer(session, source, target, amount))
+
+    async def _transfer(self, session: Session, source: str, target: str,
+                        amount: int) -> WriteResult:
+        """Raises `ConditionFailed` also when the source has too little: nothing was written."""
+        source_found = await session.client.get(source.encode())
+        target_found = await session.client.get(target.encode())
+        source_balance = session.codec.decode(source_found.value)
+        target_balance = session.codec.decode(target_found.value)
+        if not isinstance(source_balance, int) or source_balance < amount:
+            raise ConditionFailed(f"{source} has too little")
+        return await session.client.batch(
+            [Put(source.encode(), session.codec.encode(source_balance - amount)),
+             Put(target.encode(), session.codec.encode(target_balance + amount))],
+            conditions=[Condition(source.encode(), source_found.commit_ts),
+                        Condition(target.encode(), target_found.commit_ts)])
+
+    async def _read(self, session: Session) -> None:
+        def balances(pairs: list[Pair]) -> Value:
+            return {pair.key.decode(): session.codec.decode(pair.value) for pair in pairs}
+
+        await session.read("read", None, None,
+                           lambda: session.client.scan(b"account-", b"account."), balances)
+
+    async def finish(self, sessions: Sequence[Session]) -> None:
+        for session in sessions:
+            await self._read(session)
+
+    def check(self, history: Sequence[Record]) -> list[Verdict]:
+        return [check_bank(history, accounts=ACCOUNTS, total=OPENING_BALANCE * len(ACCOUNTS))]
