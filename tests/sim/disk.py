@@ -1,0 +1,330 @@
+"""A disk that loses what was not fsynced. `Medium` survives crashes, `MountedDisk` is one life's view.
+
+The model, which is as unkind as POSIX allows:
+
+* Bytes written since the last fsync of a file are lost at a crash, kept, kept up to a torn
+  prefix, or kept in part with holes of zeros in between (pages reach the disk in any order).
+* A created, renamed or removed name is durable after the fsync of its directory; before that a crash
+  keeps some prefix of the directory's changes.
+* After a failed fsync the written pages stay readable and never become durable (Rebello et al.,
+  "Can Applications Recover from fsync Failures?", ATC 2020).
+
+The steps of `replace`, `rename`, `remove` and `open_append` are those of `durable.OsDisk`, with a crash
+point before and after each fsync and rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from elastickv.durable import DiskFile
+from elastickv.errors import DiskFull
+from tests.sim.loop import Life
+
+PendingWrite = tuple[int, bytes | None]
+"""`(offset, bytes)`, or `(size, None)` for a truncation."""
+
+
+class DiskEvents(Protocol):
+    """Who watches the disks and decides when a process dies."""
+
+    def crash_point(self, life: Life, kind: str) -> None:
+        """`kind` is about to happen or has just happened. Raises `Crashed` when the life ends here."""
+        ...
+
+    def written(self, node: str, path: str, data: bytes) -> None:
+        """Bytes were handed to the disk."""
+        ...
+
+    def changed(self, node: str, kind: str, path: str, size: int) -> None:
+        """An operation took effect."""
+        ...
+
+
+class Inode:
+    """A file's content: as the process sees it, as the platter has it, and the writes in between."""
+
+    __slots__ = ("data", "durable", "pending")
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.durable = bytearray(data)
+        self.pending: list[PendingWrite] = []
+
+    def write(self, offset: int, data: bytes) -> None:
+        _apply(self.data, (offset, data))
+        self.pending.append((offset, data))
+
+    def truncate(self, size: int) -> None:
+        _apply(self.data, (size, None))
+        self.pending.append((size, None))
+
+    def settle(self) -> None:
+        """Everything written becomes durable."""
+        for write in self.pending:
+            _apply(self.durable, write)
+        self.pending.clear()
+
+    def forget(self) -> None:
+        """What is pending will never be durable, although it stays readable."""
+        self.pending.clear()
+
+    def survive(self, generator: random.Random) -> None:
+        """A crash: the pending writes meet their fate."""
+        if self.pending:
+            for write in _survivors(self.pending, generator):
+                _apply(self.durable, write)
+            self.pending = []
+        if self.data != self.durable:
+            self.data = bytearray(self.durable)
+
+
+def _apply(content: bytearray, write: PendingWrite) -> None:
+    position, data = write
+    if data is None:
+        if position < len(content):
+            del content[position:]
+        else:
+            content.extend(bytes(position - len(content)))
+        return
+    if position > len(content):
+        content.extend(bytes(position - len(content)))
+    content[position:position + len(data)] = data
+
+
+def _survivors(pending: Sequence[PendingWrite], generator: random.Random) -> list[PendingWrite]:
+    """Which pending writes reached the platter."""
+    fate = generator.random()
+    if fate < 0.4:
+        return []
+    if fate < 0.55:
+        return list(pending)
+    if fate < 0.8:
+        count = generator.randrange(len(pending))
+        kept = list(pending[:count])
+        offset, data = pending[count]
+        if data is not None:
+            kept.append((offset, data[:generator.randrange(len(data) + 1)]))
+        return kept
+    return [write for write in pending if generator.random() < 0.5]
+
+
+NameChange = tuple[str, Inode | None]
+"""A path and what it names from now on; None = unlinked."""
+
+
+class Medium:
+    """The platter and the page cache of one node."""
+
+    def __init__(self, node: str, events: DiskEvents, generator: random.Random) -> None:
+        self.node = node
+        self.events = events
+        self.generator = generator
+        self.files: dict[str, Inode] = {}
+        self.directories: set[str] = set()
+        self.is_full = False
+        self.failing_syncs = 0
+        self.life: Life | None = None
+        self._durable_names: dict[str, Inode] = {}
+        self._name_changes: dict[str, list[list[NameChange]]] = {}
+
+    def mount(self, life: Life) -> MountedDisk:
+        """The disk of a process that starts. The power fails for it when `life` ends."""
+        self.life = life
+        life.on_death.append(lambda: self.crash(life))
+        return MountedDisk(self, life)
+
+    def rename_names(self, directory: str, changes: list[NameChange]) -> None:
+        """Names change, as one step of the directory; durable with its fsync."""
+        for path, inode in changes:
+            _set_name(self.files, path, inode)
+        self._name_changes.setdefault(directory, []).append(changes)
+
+    def sync_names(self, directory: str) -> None:
+        """fsync of a directory."""
+        for changes in self._name_changes.pop(directory, ()):
+            for path, inode in changes:
+                _set_name(self._durable_names, path, inode)
+
+    def crash(self, life: Life) -> None:
+        """Power loss, if `life` still is the one that uses this disk."""
+        if self.life is not life:
+            return
+        self.life = None
+        for steps in self._name_changes.values():
+            for changes in steps[:self.generator.randrange(len(steps) + 1)]:
+                for path, inode in changes:
+                    _set_name(self._durable_names, path, inode)
+        self._name_changes.clear()
+        self.files = dict(self._durable_names)
+        for inode in self.files.values():
+            inode.survive(self.generator)
+
+    def copy(self) -> dict[str, bytes]:
+        """What would be on the disk if the power failed now with nothing unsynced kept."""
+        return {path: bytes(inode.durable) for path, inode in self._durable_names.items()}
+
+    def restore(self, copy: dict[str, bytes]) -> None:
+        """Replace the whole content by an earlier `copy`. Nothing may be mounted."""
+        self.files = {path: Inode(data) for path, data in copy.items()}
+        self._durable_names = dict(self.files)
+        self._name_changes.clear()
+
+    def flip_bit(self, path: str, offset: int, bit: int) -> None:
+        """The platter returns another byte from now on. Nothing may be mounted."""
+        inode = self.files[path]
+        inode.durable[offset] ^= 1 << bit
+        inode.data = bytearray(inode.durable)
+
+
+def _set_name(names: dict[str, Inode], path: str, inode: Inode | None) -> None:
+    if inode is None:
+        names.pop(path, None)
+    else:
+        names[path] = inode
+
+
+class MountedFile:
+    """A `durable.DiskFile`."""
+
+    def __init__(self, disk: MountedDisk, path: str, inode: Inode) -> None:
+        self._disk = disk
+        self._path = path
+        self._inode = inode
+
+    def pread(self, size: int, offset: int) -> bytes:
+        return bytes(memoryview(self._inode.data)[offset:offset + size])
+
+    def append(self, chunks: Sequence[bytes]) -> None:
+        data = b"".join(chunks)
+        self._disk.prepare_write(self._path, data)
+        self._inode.write(len(self._inode.data), data)
+
+    def sync(self) -> None:
+        self._disk.sync_inode(self._path, self._inode)
+
+    def truncate(self, size: int) -> None:
+        self._disk.life.require_alive()
+        self._inode.truncate(size)
+
+    def size(self) -> int:
+        return len(self._inode.data)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MountedDisk:
+    """A `durable.Disk` for one life."""
+
+    def __init__(self, medium: Medium, life: Life) -> None:
+        self._medium = medium
+        self._events = medium.events
+        self.life = life
+
+    # --- steps, each with its crash points ------------------------------------------------------
+
+    def prepare_write(self, path: str, data: bytes) -> None:
+        """Bytes are about to be written."""
+        self.life.require_alive()
+        if self._medium.is_full:
+            raise DiskFull(f"no space left to write {path}", remedy="free space")
+        self._events.written(self._medium.node, path, data)
+
+    def _point(self, kind: str, effect: Callable[[], None]) -> None:
+        self.life.require_alive()
+        self._events.crash_point(self.life, kind)
+        effect()
+        self._events.crash_point(self.life, kind)
+
+    def sync_inode(self, path: str, inode: Inode) -> None:
+        """fsync of a file."""
+        self._events.changed(self._medium.node, "fsync", path, len(inode.data))
+        self._point("fsync", lambda: self._settle(path, inode))
+
+    def _settle(self, path: str, inode: Inode) -> None:
+        if self._medium.failing_syncs:
+            self._medium.failing_syncs -= 1
+            inode.forget()
+            self._events.changed(self._medium.node, "fsync failed", path, 0)
+            raise OSError(errno.EIO, "Input/output error", path)
+        inode.settle()
+
+    # --- Disk -----------------------------------------------------------------------------------
+
+    def open_append(self, path: Path, *, create: bool) -> DiskFile:
+        self.life.require_alive()
+        name = str(path)
+        inode = self._medium.files.get(name)
+        if inode is None:
+            if not create:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+            if self._medium.is_full:
+                raise DiskFull(f"no space left to create {path}", remedy="free space")
+            inode = Inode()
+            self._medium.rename_names(str(path.parent), [(name, inode)])
+            self.sync_directory(path.parent)
+        return MountedFile(self, name, inode)
+
+    def read(self, path: Path) -> bytes:
+        inode = self._medium.files.get(str(path))
+        if inode is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return bytes(inode.data)
+
+    def exists(self, path: Path) -> bool:
+        name = str(path)
+        return name in self._medium.files or name in self._medium.directories
+
+    def list(self, directory: Path) -> list[str]:
+        prefix = f"{directory}/"
+        return sorted({name[len(prefix):].split("/")[0]
+                       for name in (*self._medium.files, *self._medium.directories)
+                       if name.startswith(prefix)})
+
+    def make_directory(self, path: Path) -> None:
+        self.life.require_alive()
+        self._medium.directories.update(str(p) for p in (path, *path.parents))
+
+    def replace(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        name = str(temporary)
+        self.prepare_write(name, data)
+        inode = self._medium.files.get(name)
+        if inode is None:
+            inode = Inode()
+            self._medium.rename_names(str(path.parent), [(name, inode)])
+        inode.truncate(0)
+        inode.write(0, data)
+        self.sync_inode(name, inode)
+        self.rename(temporary, path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if source.parent != target.parent:
+            raise NotImplementedError("renames across directories are not modelled")
+        inode = self._medium.files[str(source)]
+        self._point("rename", lambda: self._medium.rename_names(
+            str(target.parent), [(str(source), None), (str(target), inode)]))
+        self._events.changed(self._medium.node, "rename", str(target), len(inode.data))
+        self.sync_directory(target.parent)
+
+    def remove(self, path: Path) -> None:
+        self.life.require_alive()
+        if str(path) in self._medium.files:
+            self._medium.rename_names(str(path.parent), [(str(path), None)])
+            self._events.changed(self._medium.node, "remove", str(path), 0)
+            self.sync_directory(path.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        self._point("fsync", lambda: self._sync_names(path))
+
+    def _sync_names(self, path: Path) -> None:
+        if self._medium.failing_syncs:
+            self._medium.failing_syncs -= 1
+            self._events.changed(self._medium.node, "fsync failed", str(path), 0)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        self._medium.sync_names(str(path))

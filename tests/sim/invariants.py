@@ -1,0 +1,279 @@
+"""What must hold in every run, checked as it happens. The first breach ends the run.
+
+* One leader per term, and every leader holds every committed entry (leader completeness).
+* Log matching: an index and a term name one entry, with one predecessor, on every node for ever.
+* What one node saw committed is never another entry anywhere, and is never truncated.
+* Every node applies the committed entries in order, each once in a process; the applied index does
+  not go back, nor below what was durable when a process starts again.
+* The same entry has the same effects on every node: versions, rows, meta, and the sidecar apart from
+  `created` and `local_epoch`. A node that starts, or installed a snapshot, holds exactly the sum of
+  the effects up to its applied index.
+* No nonce is used twice under a DEK, restarts and restored disks included.
+* A value that was given to a node after its storage cutover is in no byte that reaches a disk.
+* A node halts or refuses to start only when a fault was injected that explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from elastickv.keys.sidecar import Sidecar
+from elastickv.kv.fsm import META_SIDECAR
+from elastickv.raft.engine import Entry
+from elastickv.raft.journal import Journal
+from elastickv.store.mvcc import encode_store_key
+from elastickv.store.mvcc_store import RESERVED_META, Store
+from elastickv.store.tables import Table
+from tests.sim.loop import Life, SimLoop
+from tests.sim.trace import Trace
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import SimNode
+
+SECRET = b"SECRET"
+"""Begins every value that may reach no disk in the clear."""
+
+NODE_SPECIFIC = frozenset((META_SIDECAR, *RESERVED_META))
+"""Meta entries that are not the same on every node."""
+
+
+class Violation(BaseException):
+    """An invariant does not hold. The message names it and the evidence.
+
+    No `Exception`: the code under test must not catch it.
+    """
+
+
+@dataclass(slots=True)
+class Effect:
+    """What one entry did to the state."""
+
+    writes: dict[bytes, bytes] = field(default_factory=dict)
+    rows: dict[bytes, bytes] = field(default_factory=dict)
+    meta: dict[bytes, bytes] = field(default_factory=dict)
+
+
+def sidecar_facts(sidecar: Sidecar) -> object:
+    """A sidecar without what differs between nodes."""
+    return (sidecar.storage_envelope_active,
+            sidecar.storage_envelope_cutover_index, sidecar.raft_envelope_cutover_index,
+            sidecar.active_storage, sidecar.active_raft,
+            tuple(sorted((dek_id, key.purpose, key.wrapped)
+                         for dek_id, key in sidecar.keys.items())))
+
+
+class Oracle:
+    """Sees everything, remembers what was promised."""
+
+    def __init__(self, loop: SimLoop, trace: Trace) -> None:
+        self._loop = loop
+        self._trace = trace
+        self.nodes: dict[str, SimNode] = {}
+        self._leaders: dict[int, str] = {}
+        self._entries: dict[tuple[int, int], tuple[int, int]] = {}
+        self._committed: dict[int, tuple[int, int]] = {}
+        self.last_committed = 0
+        self._effects: dict[int, Effect] = {}
+        self._sidecars: dict[int, object] = {}
+        self._nonces: set[tuple[int, bytes]] = set()
+
+    def fail(self, invariant: str, evidence: str) -> None:
+        """Record the first breach and raise it."""
+        violation = Violation(f"{invariant}: {evidence} (at {self._loop.now:.4f} s)")
+        self._trace.add("violation", violation)
+        self._loop.failure = self._loop.failure or violation
+        raise violation
+
+    def _name(self) -> str:
+        return self._loop.life.name if self._loop.life is not None else "?"
+
+    # --- log ------------------------------------------------------------------------------------
+
+    def appended(self, journal: Journal, index: int, term: int, previous_term: int,
+                 command: bytes) -> None:
+        self._trace.count("entries")
+        self._match(index, term, previous_term, crc32(command))
+
+    def _match(self, index: int, term: int, previous_term: int, checksum: int) -> None:
+        known = self._entries.setdefault((index, term), (checksum, previous_term))
+        if known != (checksum, previous_term):
+            self.fail("log matching", f"{self._name()} holds another entry {index} of term {term}")
+
+    def opened(self, journal: Journal) -> None:
+        """A log was read from a disk: what it holds must be what was once written."""
+        previous_term = journal.anchor_term
+        for index in range(journal.anchor_index + 1, journal.last_index + 1):
+            command, _, term = journal.entry(index)
+            known = self._entries.get((index, term))
+            if known != (crc32(command), previous_term):
+                self.fail("log matching", f"{self._name()} read an entry {index} of term {term} "
+                                          "that was never written")
+            previous_term = term
+
+    def truncating(self, journal: Journal, index: int) -> None:
+        self._trace.count("truncations")
+        for dropped in range(index, journal.last_index + 1):
+            committed = self._committed.get(dropped)
+            if committed is not None and committed[0] == journal.term_at(dropped):
+                self.fail("committed entries stay", f"{self._name()} truncates entry {dropped}")
+
+    # --- after every step -----------------------------------------------------------------------
+
+    def after_step(self, life: Life) -> None:
+        """The life ran one callback."""
+        node = self.nodes[life.name]
+        core = node.core
+        if core is None or node.life is not life:
+            return
+        commit_index = core.commit_index()
+        if commit_index != node.seen_commit:
+            self._commit_moved(node, commit_index)
+        role = (core.term(), core.is_leading())
+        if role != node.seen_role:
+            self._role_moved(node, *role)
+
+    def _role_moved(self, node: SimNode, term: int, leading: bool) -> None:
+        if term < node.seen_role[0]:
+            self.fail("terms rise", f"{node.name} went from term {node.seen_role[0]} to {term}")
+        node.seen_role = (term, leading)
+        self._trace.add("role", node.name, term, leading)
+        if not leading:
+            return
+        self._trace.count("elections")
+        if self._leaders.setdefault(term, node.name) != node.name:
+            self.fail("one leader per term",
+                      f"{node.name} and {self._leaders[term]} lead in term {term}")
+        journal, index = node.journal, self.last_committed
+        if index > journal.anchor_index and (
+                index > journal.last_index
+                or journal.term_at(index) != self._committed[index][0]):
+            self.fail("leader completeness",
+                      f"{node.name} leads in term {term} without the committed entry {index}")
+
+    def _commit_moved(self, node: SimNode, commit_index: int) -> None:
+        if commit_index < node.seen_commit:
+            self.fail("commit rises", f"{node.name} went from {node.seen_commit} to {commit_index}")
+        journal = node.journal
+        first = max(node.seen_commit, journal.anchor_index) + 1
+        node.seen_commit = commit_index
+        for index in range(first, commit_index + 1):
+            self._commit(node.name, index, journal.term_at(index))
+
+    def _commit(self, name: str, index: int, term: int) -> None:
+        entry = (term, self._entries[(index, term)][0])
+        if self._committed.setdefault(index, entry) != entry:
+            self.fail("committed entries stay",
+                      f"{name} commits entry {index} of term {term}, another node one of term "
+                      f"{self._committed[index][0]}")
+        self.last_committed = max(self.last_committed, index)
+
+    # --- apply ----------------------------------------------------------------------------------
+
+    def applying(self, node: SimNode, entries: Sequence[Entry]) -> None:
+        """The engine passes `entries` to a node's state machine."""
+        expected = max(node.store.applied_index, 1) + 1
+        for entry in entries:
+            if entry.index != expected:
+                self.fail("each entry is applied once, in order",
+                          f"{node.name} applies entry {entry.index}, the next is {expected}")
+            self._commit(node.name, entry.index, entry.term)
+            expected += 1
+
+    def applied(self, node: SimNode, index: int, writes: Sequence[tuple[bytes, int, bytes]],
+                rows: Sequence[tuple[bytes, bytes]], meta: dict[bytes, bytes]) -> None:
+        """A node's store took the effects of one entry."""
+        effect = Effect({encode_store_key(key, ts): record for key, ts, record in writes},
+                        dict(rows),
+                        {name: value for name, value in meta.items()
+                         if name not in NODE_SPECIFIC})
+        known = self._effects.setdefault(index, effect)
+        if known != effect:
+            self.fail("replicas agree", f"entry {index} has other effects on {node.name}: "
+                                        f"{effect} instead of {known}")
+        sidecar = node.applier.sidecar
+        if sidecar is not None:
+            # A sidecar may be ahead of its store after a crash; its own index says what it knows.
+            facts = sidecar_facts(sidecar)
+            if self._sidecars.setdefault(sidecar.raft_applied_index, facts) != facts:
+                self.fail("replicas agree", f"{node.name} has another sidecar at entry "
+                                            f"{sidecar.raft_applied_index}")
+
+    def check_whole_state(self, node: SimNode) -> None:
+        """A node's flushed state is the sum of all effects up to its applied index."""
+        store = node.store
+        expected = Effect()
+        for index in range(1, store.applied_index + 1):
+            effect = self._effects.get(index)
+            if effect is not None:
+                expected.writes.update(effect.writes)
+                expected.rows.update(effect.rows)
+                expected.meta.update(effect.meta)
+        found = flushed_state(store)
+        if (found.writes, found.rows, found.meta) != (expected.writes, expected.rows,
+                                                      expected.meta):
+            self.fail("state is the sum of the log",
+                      f"{node.name} at entry {store.applied_index}: {_difference(found, expected)}")
+
+    def restarted(self, node: SimNode) -> None:
+        """A node opened its store."""
+        if node.store.applied_index < node.durable_applied and "old-disk" not in node.excuses:
+            self.fail("applied state is durable",
+                      f"{node.name} starts at entry {node.store.applied_index}, "
+                      f"{node.durable_applied} was durable")
+        node.durable_applied = node.store.applied_index
+        self.check_whole_state(node)
+
+    # --- secrets --------------------------------------------------------------------------------
+
+    def sealed(self, key_id: int, nonce: bytes) -> None:
+        self._trace.count("sealed")
+        if (key_id, nonce) in self._nonces:
+            self.fail("no nonce twice", f"{self._name()} seals with {nonce.hex()} under {key_id}")
+        self._nonces.add((key_id, nonce))
+
+    def written(self, name: str, path: str, data: bytes) -> None:
+        """Bytes on their way to a disk."""
+        if SECRET in data:
+            self.fail("ciphertext at rest", f"{name} writes a plaintext value to {path}")
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def halted(self, node: SimNode, error: BaseException, allowed: dict[str, tuple[str, ...]]
+               ) -> None:
+        """A node stopped itself or refused to start."""
+        name = type(error).__name__
+        chain: list[Any] = [error]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        names = {type(link).__name__ for link in chain}
+        self._trace.add("halted", node.name, name, error)
+        self._trace.count("halts")
+        if not any(names & set(allowed[excuse]) for excuse in node.excuses):
+            self.fail("nodes halt for a reason", f"{node.name} halts without one: {name}: {error} "
+                                                 f"(injected: {sorted(node.excuses)})")
+
+
+def flushed_state(store: Store) -> Effect:
+    """Everything in a store that has nothing left to flush, as the backend holds it."""
+    view = store.backend.view()
+    try:
+        return Effect(
+            dict(view.iterate(Table.MVCC)), dict(view.iterate(Table.ROWS)),
+            {name: value for name, value in view.iterate(Table.META)
+             if name not in NODE_SPECIFIC})
+    finally:
+        view.close()
+
+
+def _difference(found: Effect, expected: Effect) -> str:
+    parts = []
+    for kind in ("writes", "rows", "meta"):
+        have: dict[Any, bytes] = getattr(found, kind)
+        want: dict[Any, bytes] = getattr(expected, kind)
+        for key in sorted(set(have) | set(want)):
+            if have.get(key) != want.get(key):
+                parts.append(f"{kind} {key!r}: {have.get(key)!r} instead of {want.get(key)!r}")
+    return "; ".join(parts[:3])

@@ -1,0 +1,337 @@
+"""Injects the faults of a plan, one after the other, and mends everything at the end.
+
+A fault that destroys a node's data (a flipped bit, a restored old disk) strikes at most a minority:
+Raft promises nothing beyond that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from tests.sim.cluster import Cluster, SimNode
+
+RESTART_S = (0.03, 0.4)
+ALONE = ("bit-flip", "old-disk")
+ALONE_LIMIT_S = 1.5
+
+
+class Nemesis:
+    """One run's faults."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._generator = cluster.streams.stream("nemesis")
+        self._loop = cluster.loop
+        self._damaged: dict[str, list[tuple[str, int, int]]] = {}
+        self._copies: dict[str, dict[str, bytes]] = {}
+        self._victims: set[str] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_over = False
+
+    async def run(self) -> None:
+        """Inject faults for the plan's time."""
+        plan, generator = self._cluster.plan, self._generator
+        end = self._loop.now + plan.fault_s
+        supervisor = asyncio.ensure_future(self._supervise())
+        while self._loop.now < end:
+            kind = generator.choice(plan.faults)
+            self._cluster.trace.add("fault", kind)
+            if kind in ALONE:
+                await self._alone(kind)
+            else:
+                self._tasks.append(asyncio.ensure_future(_ACTIONS[kind](self)))
+            await asyncio.sleep(plan.fault_gap_s * generator.uniform(0.3, 1.7))
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
+        await supervisor
+
+    async def _alone(self, kind: str) -> None:
+        """A fault that the design bears only while everybody else is up and within reach."""
+        await asyncio.gather(*self._tasks)
+        self._tasks.clear()
+        self.heal(mend_disks=False)
+        nodes = self._cluster.nodes
+        await self._wait(lambda: all(node.serving or node.name in self._victims
+                                     for node in nodes))
+        await _ACTIONS[kind](self)
+        await self._wait(lambda: all(
+            node.serving and not node.engine._trust.suspect
+            for node in nodes if node.name not in self._damaged))
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = self._loop.now + ALONE_LIMIT_S
+        while not condition() and self._loop.now < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _supervise(self) -> None:
+        """Restart what went down, as a service manager does."""
+        while not self._is_over:
+            for node in self._cluster.nodes:
+                if not node.is_up and not node.stays_down:
+                    node.stays_down = True
+                    self._loop.schedule(None, self._loop.now + self._generator.uniform(*RESTART_S),
+                                        self._restart, node)
+            await asyncio.sleep(0.02)
+
+    def _restart(self, node: SimNode) -> None:
+        node.stays_down = False
+        if not node.is_up:
+            node.start()
+
+    def heal(self, *, mend_disks: bool = True) -> None:
+        """Mend everything and start every node."""
+        cluster = self._cluster
+        cluster.disarm()
+        cluster.network.heal()
+        cluster.network.conditions.loss = cluster.network.conditions.duplication = 0.0
+        cluster.network.conditions.spike = 0.0
+        for node in cluster.nodes:
+            node.medium.is_full = False
+            node.medium.failing_syncs = 0
+            if node.life is not None and node.life.paused:
+                self._resume(node)
+            if mend_disks and node.name in self._damaged:
+                node.crash()
+                for path, offset, bit in self._damaged.pop(node.name):
+                    if path in node.medium.files:
+                        node.medium.flip_bit(path, offset, bit)
+            if not node.is_up and not node.stays_down:
+                node.start()
+
+    # --- choosing -------------------------------------------------------------------------------
+
+    def _node(self) -> SimNode:
+        return self._generator.choice(self._cluster.nodes)
+
+    def _leader_or_any(self) -> SimNode:
+        leaders = [node for node in self._cluster.nodes
+                   if node.core is not None and node.core.is_leading()]
+        return self._generator.choice(leaders) if leaders and self._generator.random() < 0.6 \
+            else self._node()
+
+    def _victim(self) -> SimNode | None:
+        """A node whose data may be destroyed; None when a minority already was."""
+        node = self._node()
+        limit = (len(self._cluster.nodes) - 1) // 2
+        if node.name not in self._victims and len(self._victims) >= limit:
+            return None
+        self._victims.add(node.name)
+        return node
+
+    def _count(self, kind: str) -> None:
+        self._cluster.trace.count(kind)
+
+    async def _hold(self, low_s: float, high_s: float) -> None:
+        await asyncio.sleep(self._generator.uniform(low_s, high_s))
+
+    # --- processes ------------------------------------------------------------------------------
+
+    async def crash(self) -> None:
+        node = self._leader_or_any()
+        if node.is_up:
+            self._count("crash")
+            node.crash()
+
+    def _arm(self, kind: str) -> None:
+        self._cluster.arm(self._leader_or_any().name, kind, self._generator.randrange(1, 30))
+
+    async def crash_at_fsync(self) -> None:
+        self._arm("fsync")
+
+    async def crash_at_rename(self) -> None:
+        self._arm("rename")
+
+    async def crash_at_send(self) -> None:
+        self._arm("send")
+
+    async def power_cut(self) -> None:
+        """All nodes at once."""
+        self._count("power-cut")
+        for node in self._cluster.nodes:
+            node.crash()
+
+    async def stop(self) -> None:
+        node = self._leader_or_any()
+        if node.serving:
+            self._count("stop")
+            node.stop_orderly()
+
+    async def pause(self) -> None:
+        node = self._leader_or_any()
+        life = node.life
+        if life is None or life.paused:
+            return
+        self._count("pause")
+        self._loop.pause(life)
+        await self._hold(0.05, 0.7)
+        if node.life is life and life.paused:
+            self._resume(node)
+
+    def _resume(self, node: SimNode) -> None:
+        if node.life is not None:
+            node.resumed_at = self._loop.now
+            self._loop.resume(node.life)
+
+    async def long_absence(self) -> None:
+        """A node is away until the others have dropped the log that it would need."""
+        node = self._node()
+        if node.stays_down:
+            return
+        self._count("long-absence")
+        node.stays_down = True
+        node.crash()
+        await self._hold(0.5, 1.2)
+        self._restart(node)
+
+    async def transfer(self) -> None:
+        """An operator hands the leadership to another node."""
+        node = self._leader_or_any()
+        transfer = getattr(node.engine, "transfer_leadership", None) if node.serving else None
+        if transfer is None:
+            return
+        self._count("transfer")
+        target = self._node().name
+        try:
+            await self._cluster.request(
+                node, lambda n: n.engine.transfer_leadership(target, timeout_s=0.5), 0.5)
+        except Exception as error:
+            self._cluster.trace.add("transfer failed", error)
+
+    # --- network --------------------------------------------------------------------------------
+
+    def _other(self, node: SimNode) -> SimNode:
+        return self._generator.choice([n for n in self._cluster.nodes if n is not node])
+
+    async def _cut_for(self, pairs: set[tuple[str, str]], low_s: float, high_s: float) -> None:
+        for source, target in sorted(pairs):
+            self._cluster.network.cut(source, target)
+        await self._hold(low_s, high_s)
+        self._cluster.network.heal(pairs)
+
+    async def partition(self) -> None:
+        """Two sides that do not hear each other."""
+        self._count("partition")
+        names = list(self._cluster.names)
+        self._generator.shuffle(names)
+        cut = self._generator.randrange(1, len(names))
+        await self._cut_for({pair for a in names[:cut] for b in names[cut:]
+                             for pair in ((a, b), (b, a))}, 0.1, 0.8)
+
+    async def one_way(self) -> None:
+        """A node that hears and is not heard, or the reverse."""
+        self._count("one-way")
+        node = self._leader_or_any().name
+        others = [name for name in self._cluster.names if name != node]
+        chosen = others if self._generator.random() < 0.5 else [self._generator.choice(others)]
+        outward = self._generator.random() < 0.5
+        await self._cut_for({(node, other) if outward else (other, node) for other in chosen},
+                            0.1, 0.6)
+
+    async def flapping(self) -> None:
+        """A link that comes and goes."""
+        self._count("flapping")
+        node = self._leader_or_any()
+        other = self._other(node)
+        for _ in range(self._generator.randrange(3, 8)):
+            await self._cut_for({(node.name, other.name), (other.name, node.name)}, 0.02, 0.08)
+            await self._hold(0.01, 0.05)
+
+    async def weather(self) -> None:
+        """Frames are lost, doubled and late."""
+        self._count("weather")
+        conditions = self._cluster.network.conditions
+        conditions.loss = self._generator.choice((0.0, 0.03, 0.1))
+        conditions.duplication = self._generator.choice((0.0, 0.05, 0.2))
+        conditions.spike = self._generator.choice((0.0, 0.1))
+        await self._hold(0.2, 0.6)
+        conditions.loss = conditions.duplication = conditions.spike = 0.0
+
+    async def reset(self) -> None:
+        """A connection breaks, at its two ends at different times."""
+        node = self._leader_or_any()
+        if self._cluster.network.reset(node.name, self._other(node).name,
+                                       self._generator.choice((0.0, 0.05, 0.4))):
+            self._count("reset")
+
+    # --- disks ----------------------------------------------------------------------------------
+
+    async def fsync_error(self) -> None:
+        node = self._leader_or_any()
+        if node.is_up:
+            node.excuses.add("fsync-error")
+            node.medium.failing_syncs = 1
+
+    async def disk_full(self) -> None:
+        node = self._leader_or_any()
+        self._count("disk-full")
+        node.excuses.add("disk-full")
+        node.medium.is_full = True
+        await self._hold(0.05, 0.5)
+        node.medium.is_full = False
+
+    async def bit_flip(self) -> None:
+        """A byte of a file reads back changed; mended at the end, as from a backup."""
+        node = self._victim()
+        if node is None or node.stays_down:
+            return
+        node.stays_down = True
+        node.crash()
+        node.excuses.add("bit-flip")
+        files = [(path, inode) for path, inode in sorted(node.medium.files.items())
+                 if inode.durable and not path.endswith(".tmp")]
+        if files:
+            path, inode = self._generator.choice(files)
+            offset = self._generator.randrange(len(inode.durable))
+            bit = self._generator.randrange(8)
+            node.medium.flip_bit(path, offset, bit)
+            self._damaged.setdefault(node.name, []).append((path, offset, bit))
+            self._count(f"bit-flip {path.rsplit('/', 1)[-1].lstrip('0123456789') or path}")
+        await self._hold(*RESTART_S)
+        self._restart(node)
+
+    async def old_disk(self) -> None:
+        """A node comes back with the disk that it had a while ago."""
+        node = self._victim()
+        if node is None:
+            return
+        copy = node.medium.copy()
+        await self._hold(0.1, 1.0)
+        if node.stays_down:
+            return
+        self._count("old-disk")
+        node.stays_down = True
+        node.crash()
+        node.excuses.add("old-disk")
+        node.medium.restore(copy)
+        await self._hold(*RESTART_S)
+        self._restart(node)
+
+    async def clock_step(self) -> None:
+        node = self._node()
+        self._count("clock-step")
+        node.clock.skew_ms += self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+
+
+_ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {
+    "crash": Nemesis.crash,
+    "crash-at-fsync": Nemesis.crash_at_fsync,
+    "crash-at-rename": Nemesis.crash_at_rename,
+    "crash-at-send": Nemesis.crash_at_send,
+    "power-cut": Nemesis.power_cut,
+    "stop": Nemesis.stop,
+    "pause": Nemesis.pause,
+    "partition": Nemesis.partition,
+    "one-way": Nemesis.one_way,
+    "flapping": Nemesis.flapping,
+    "weather": Nemesis.weather,
+    "reset": Nemesis.reset,
+    "fsync-error": Nemesis.fsync_error,
+    "disk-full": Nemesis.disk_full,
+    "clock-step": Nemesis.clock_step,
+    "bit-flip": Nemesis.bit_flip,
+    "old-disk": Nemesis.old_disk,
+    "long-absence": Nemesis.long_absence,
+    "transfer": Nemesis.transfer,
+}

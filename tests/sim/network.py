@@ -1,0 +1,287 @@
+"""A network of byte streams for the shipped transport: `create_server` and `create_connection`.
+
+A connection delivers in order, each direction with its own delay. Frames (the transport's unit) can be
+lost or doubled; a direction between two nodes can be cut, in which case bytes wait as TCP's
+retransmissions do; a connection can be reset, at each end at another time, while bytes under way still
+arrive at the end that does not know yet. A request frame is never doubled: a stream delivers
+each byte once, and only the engine's own messages promise to bear more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from elastickv.raft.frames import HEADER_BYTES
+from tests.sim.loop import Life, SimLoop
+
+HELLO_TAG, REQUEST_TAG, RESPONSE_TAG = 1, 14, 15
+RETRY_S = 0.25
+
+
+class NetworkEvents(Protocol):
+    """Who watches the network."""
+
+    def crash_point(self, life: Life, kind: str) -> None: ...
+
+    def sent(self, source: str, target: str, data: bytes, fault: str) -> None: ...
+
+    def count(self, name: str) -> None: ...
+
+
+class Conditions:
+    """What the network does to frames; probabilities per frame, delays in seconds."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.duplication = 0.0
+        self.spike = 0.0
+        self.spike_s = 0.05
+        self.base_s = 0.0005
+        self.jitter_s = 0.002
+
+
+class Endpoint:
+    """One end of a connection, as the asyncio transport of its protocol."""
+
+    def __init__(self, network: Network, life: Life, peer_name: str) -> None:
+        self._network = network
+        self.life = life
+        self.peer_name = peer_name
+        self.protocol: Any = None
+        self.other: Endpoint | None = None
+        self.closed = False
+        self.last_arrival = 0.0
+        self.held: list[bytes | None] = []
+
+    def write(self, data: bytes) -> None:
+        self._network.transmit(self, data)
+
+    def abort(self) -> None:
+        self._network.abort(self)
+
+    close = abort
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return sum(len(data) for data in self.held if data)
+
+
+class _Listener:
+    """What `create_server` returns; the transport asks it for its port."""
+
+    def __init__(self, network: Network, name: str, port: int) -> None:
+        self._network = network
+        self._name = name
+        self._port = port
+        self.sockets = [self]
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._name, self._port
+
+    def close(self) -> None:
+        self._network.listeners.pop(self._name, None)
+
+
+class Network:
+    """All connections of a run. Host names are node names."""
+
+    def __init__(self, loop: SimLoop, events: NetworkEvents,
+                 streams: Callable[[str], random.Random]) -> None:
+        self._loop = loop
+        self._events = events
+        self._streams = streams
+        self._generators: dict[tuple[str, str], random.Random] = {}
+        self.conditions = Conditions()
+        self.listeners: dict[str, tuple[Life, Callable[[], Any]]] = {}
+        self.blocked: set[tuple[str, str]] = set()
+        self.endpoints: list[Endpoint] = []
+
+    def _generator(self, source: str, target: str) -> random.Random:
+        found = self._generators.get((source, target))
+        if found is None:
+            found = self._generators[(source, target)] = self._streams(f"link/{source}/{target}")
+        return found
+
+    def _delay(self, source: str, target: str) -> float:
+        generator = self._generator(source, target)
+        conditions = self.conditions
+        delay = conditions.base_s + conditions.jitter_s * generator.random()
+        if conditions.spike and generator.random() < conditions.spike:
+            self._events.count("delay")
+            delay += conditions.spike_s * generator.random()
+        return delay
+
+    # --- connecting -----------------------------------------------------------------------------
+
+    def listen(self, life: Life, factory: Callable[[], Any], host: str, port: int) -> _Listener:
+        """`loop.create_server`."""
+        self.listeners[host] = (life, factory)
+        life.on_death.append(lambda: self._died(life))
+        return _Listener(self, host, port)
+
+    async def connect(self, life: Life, factory: Callable[[], Any], host: str,
+                      port: int) -> tuple[Endpoint, Any]:
+        """`loop.create_connection`: refused without a listener, silent through a cut."""
+        while (life.name, host) in self.blocked or (host, life.name) in self.blocked:
+            await asyncio.sleep(RETRY_S)
+        await asyncio.sleep(self._delay(life.name, host) + self._delay(host, life.name))
+        listener = self.listeners.get(host)
+        if listener is None or not listener[0].alive:
+            raise ConnectionRefusedError(f"{host} does not listen")
+        near, far = Endpoint(self, life, host), Endpoint(self, listener[0], life.name)
+        near.other, far.other = far, near
+        self.endpoints += (near, far)
+        self._loop.schedule(far.life, self._loop.now, self._accept, far, listener[1])
+        near.protocol = factory()
+        near.protocol.connection_made(near)
+        return near, near.protocol
+
+    def _accept(self, endpoint: Endpoint, factory: Callable[[], Any]) -> None:
+        endpoint.protocol = factory()
+        endpoint.protocol.connection_made(endpoint)
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def transmit(self, source: Endpoint, data: bytes) -> None:
+        """Bytes were written at `source`."""
+        source.life.require_alive()
+        if source.closed:
+            return
+        self._events.crash_point(source.life, "send")
+        data = self._disturb(source, data)
+        if data:
+            if (source.life.name, source.peer_name) in self.blocked:
+                source.held.append(data)
+            else:
+                self._schedule(source, data)
+        self._events.crash_point(source.life, "send")
+
+    def _disturb(self, source: Endpoint, data: bytes) -> bytes:
+        """Lose and double whole frames."""
+        conditions = self.conditions
+        names = source.life.name, source.peer_name
+        if not conditions.loss and not conditions.duplication:
+            self._events.sent(*names, data, "")
+            return data
+        generator = self._generator(*names)
+        kept: list[bytes] = []
+        for body in _frames(data):
+            tag = body[HEADER_BYTES + 1]
+            draw = generator.random()
+            if draw < conditions.loss and tag != HELLO_TAG:
+                self._events.sent(*names, body, "lost")
+                continue
+            kept.append(body)
+            self._events.sent(*names, body, "")
+            if draw > 1.0 - conditions.duplication and tag not in (
+                    HELLO_TAG, REQUEST_TAG, RESPONSE_TAG):
+                self._events.sent(*names, body, "doubled")
+                kept.append(body)
+        return b"".join(kept)
+
+    def _schedule(self, source: Endpoint, data: bytes | None) -> None:
+        names = source.life.name, source.peer_name
+        source.last_arrival = max(source.last_arrival, self._loop.now + self._delay(*names))
+        target = source.other
+        if target is not None:
+            self._loop.schedule(target.life, source.last_arrival, self._arrive, target, data)
+
+    def _arrive(self, target: Endpoint, data: bytes | None) -> None:
+        if target.closed:
+            return
+        if data is None:
+            self._lost(target)
+        elif target.protocol is not None:
+            target.protocol.data_received(data)
+
+    # --- ends -----------------------------------------------------------------------------------
+
+    def abort(self, endpoint: Endpoint) -> None:
+        """The process closes its end; the other end learns of it behind what is under way."""
+        if endpoint.closed:
+            return
+        if endpoint.life.alive:
+            self._loop.schedule(endpoint.life, self._loop.now, endpoint.protocol.connection_lost,
+                                None)
+        self._close(endpoint)
+        self._notify_other(endpoint)
+
+    def _notify_other(self, endpoint: Endpoint) -> None:
+        if (endpoint.life.name, endpoint.peer_name) in self.blocked:
+            endpoint.held.append(None)
+        else:
+            self._schedule(endpoint, None)
+
+    def _close(self, endpoint: Endpoint) -> None:
+        endpoint.closed = True
+        if not endpoint.held and endpoint in self.endpoints:
+            self.endpoints.remove(endpoint)
+
+    def _lost(self, endpoint: Endpoint) -> None:
+        """The end learns that the connection is gone."""
+        self._close(endpoint)
+        if endpoint.life.alive and endpoint.protocol is not None:
+            endpoint.protocol.connection_lost(ConnectionResetError("reset"))
+
+    def _died(self, life: Life) -> None:
+        """A process ended: its host resets its connections, or was silent because it lost power."""
+        if self.listeners.get(life.name, (None,))[0] is life:
+            del self.listeners[life.name]
+        for endpoint in [e for e in self.endpoints if e.life is life]:
+            self._close(endpoint)
+            self._notify_other(endpoint)
+
+    def reset(self, first: str, second: str, late_s: float) -> bool:
+        """Break the connection of two nodes: `first` learns it now, `second` after `late_s`, and
+        until then what `first` had sent still arrives there."""
+        for endpoint in self.endpoints:
+            if endpoint.life.name == first and endpoint.peer_name == second \
+                    and not endpoint.closed:
+                other = endpoint.other
+                self._loop.schedule(endpoint.life, self._loop.now, self._lost_once, endpoint)
+                if other is not None:
+                    self._loop.schedule(other.life, self._loop.now + late_s, self._lost_once, other)
+                return True
+        return False
+
+    def _lost_once(self, endpoint: Endpoint) -> None:
+        if not endpoint.closed:
+            self._lost(endpoint)
+
+    # --- partitions -----------------------------------------------------------------------------
+
+    def cut(self, source: str, target: str) -> None:
+        """Nothing passes from `source` to `target`."""
+        self.blocked.add((source, target))
+
+    def heal(self, pairs: set[tuple[str, str]] | None = None) -> None:
+        """Everything passes again (or the given directions); what was held is sent now."""
+        healed = sorted(self.blocked if pairs is None else self.blocked & pairs)
+        self.blocked.difference_update(healed)
+        for source, target in healed:
+            for endpoint in [e for e in self.endpoints
+                             if e.life.name == source and e.peer_name == target]:
+                held, endpoint.held = endpoint.held, []
+                for data in held:
+                    self._schedule(endpoint, data)
+                if endpoint.closed and endpoint in self.endpoints:
+                    self.endpoints.remove(endpoint)
+
+
+def _frames(data: bytes) -> list[bytes]:
+    """Cut written bytes into frames; the transport writes whole ones."""
+    frames = []
+    offset = 0
+    while offset < len(data):
+        end = offset + HEADER_BYTES + int.from_bytes(data[offset:offset + HEADER_BYTES], "big")
+        frames.append(data[offset:end])
+        offset = end
+    return frames

@@ -1,0 +1,71 @@
+"""What one run does, drawn from its seed before it starts."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+FAULTS = (
+    "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
+    "partition", "one-way", "flapping", "weather", "reset", "fsync-error", "disk-full", "clock-step",
+    "bit-flip", "old-disk", "long-absence", "transfer",
+)
+"""Every fault that a run can draw; `nemesis.py` carries them out."""
+
+ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
+"""How far a run takes the encryption life cycle, and when."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run. Times are virtual seconds; `settings` are those of every engine."""
+
+    seed: int
+    size: int
+    settings: dict[str, Any]
+    encryption: str
+    faults: tuple[str, ...]
+    fault_gap_s: float
+    fault_s: float
+    clients: int
+    flush_interval_ms: int
+    sync_delay_s: float
+    network_s: float
+    rates: tuple[float, ...] = field(default=())
+
+
+def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS) -> Plan:
+    """The plan of `seed`. Small segments and logs make rolls, compaction and snapshots frequent."""
+    size = generator.choice((3, 3, 3, 5))
+    heartbeat_s = generator.choice((0.04, 0.06))
+    election_s = heartbeat_s * generator.choice((3.5, 5))
+    compact_entries = generator.choice((12, 30, 1000))
+    settings = {
+        "tick_s": 0.015,
+        "heartbeat_s": heartbeat_s,
+        "election_min_s": election_s,
+        "election_max_s": 2 * election_s,
+        "leader_fallback_s": 2 * election_s,
+        "max_entry_bytes": 1 << 16,
+        "segment_bytes": generator.choice((600, 3000, 1 << 20)),
+        "cache_bytes": generator.choice((1, 1 << 20)),
+        "batch_bytes": generator.choice((300, 1 << 16)),
+        "window_bytes": generator.choice((600, 1 << 18)),
+        "apply_group_entries": generator.choice((1, 7, 512)),
+        "inline_sync_bytes": generator.choice((0, 0, 1 << 20)),
+        "compact_entries": compact_entries,
+        "keep_entries": generator.choice((2, 8)) if compact_entries < 1000 else 1000,
+        "snapshot_chunk_bytes": generator.choice((64, 1000, 1 << 16)),
+        "memory_flush_s": 0.2,
+        "greeting_grace_s": 2 * election_s,
+    }
+    count = min(len(enabled), generator.choice((1, 2, 3, 4)))
+    return Plan(
+        seed=seed, size=size, settings=settings, encryption=generator.choice(ENCRYPTION),
+        faults=tuple(generator.sample(enabled, count)),
+        fault_gap_s=generator.choice((0.1, 0.2, 0.35)), fault_s=generator.choice((1.0, 1.5, 2.0)),
+        clients=generator.choice((2, 3, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
+        sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
+        network_s=generator.choice((0.0005, 0.002, 0.008)),
+        rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size)))
