@@ -56,6 +56,7 @@ class Flusher:
         self._due_at: float | None = None
         self._compact_at: float | None = None
         self._audit_pending = True
+        self._flushed_last = False
         self.error: DiskFull | None = None
         store.on_dirty(self._notice)
 
@@ -102,10 +103,14 @@ class Flusher:
         now = asyncio.get_running_loop().time()
         self._wake.clear()
         self._audit_pending = self._audit_pending and self._store.backend.poll_audit()
-        if self._flush_due(now):
-            await self._flush()
-        elif self._compaction_due(now):
+        flush_due, compaction_due = self._flush_due(now), self._compaction_due(now)
+        if compaction_due and (self._flushed_last or not flush_due):
+            # In turns, so that flushes that never pause do not keep old versions for ever.
+            self._flushed_last = False
             await self._compact()
+        elif flush_due:
+            self._flushed_last = True
+            await self._flush()
         else:
             audit_at = now + AUDIT_POLL_S if self._audit_pending else None
             deadlines = [at for at in (self._due_at, self._compact_at, audit_at)

@@ -15,7 +15,7 @@ class Job:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self.done = False
 
     def run(self) -> None:
@@ -23,12 +23,12 @@ class Job:
         with self._lock:
             if self.done:
                 return
-            if self._error is not None:
-                raise self._error
+            if self.error is not None:
+                raise self.error
             try:
                 self._work()
             except BaseException as error:
-                self._error = error
+                self.error = error
                 raise
             self.done = True
 

@@ -113,6 +113,7 @@ class Store:
         self._active = _Layer()
         self._frozen: _Layer | None = None
         self._job: Job | None = None
+        self._failure: BaseException | None = None
         self._on_dirty: Callable[[], None] | None = None
         self._rows: dict[bytes, bytes] = {}
         self._meta: dict[bytes, bytes] = {}
@@ -296,9 +297,15 @@ class Store:
 
     def begin_flush(self) -> FlushJob | None:
         """Freeze what is dirty and return the job that writes it; None when there is nothing to do
-        or a job is under way. After a failed job, the next one is for the same frozen layer."""
+        or a job is under way.
+
+        After a job that ended in `DiskFull` the next one is for the same frozen layer. After any
+        other error nobody knows what was written, and this raises that error from then on.
+        """
         if self._job is not None:
             return None
+        if self._failure is not None:
+            raise self._failure
         if self._frozen is None:
             if not self.dirty:
                 return None
@@ -353,8 +360,12 @@ class Store:
 
     def finish_job(self, job: Job) -> None:
         """The job is over: see what it wrote. Harmless when `settle` has done so."""
-        if job is self._job:
-            self._job = None
+        if job is not self._job:
+            return
+        self._job = None
+        if job.error is not None and not isinstance(job.error, DiskFull):
+            self._failure = job.error
+        else:
             self._refresh_view()
 
     def settle(self) -> None:

@@ -1,0 +1,52 @@
+"""Stores for tests, over both backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from elastickv.durable import OsDisk
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.memory_backend import MemoryBackend
+from elastickv.store.mvcc_store import Store
+from elastickv.store.tables import Backend
+
+LATEST = (1 << 64) - 1
+
+OpenStore = Callable[..., Store]
+
+
+def open_backend(kind: str, directory: Path) -> Backend:
+    if kind == "lmdb":
+        # A tiny map, so that every test also grows it.
+        return LmdbBackend(directory, initial_map_bytes=1 << 17)
+    return MemoryBackend(OsDisk(), directory)
+
+
+@pytest.fixture(params=["lmdb", "memory"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def open_store(kind: str, tmp_path: Path) -> Iterator[OpenStore]:
+    """`open_store(name="store")`: a store over the backend under test; opening a name again closes
+    the store that had it, without flushing: what a crash leaves."""
+    stores: dict[str, Store] = {}
+
+    def opener(name: str = "store") -> Store:
+        if name in stores:
+            stores.pop(name).close()
+        stores[name] = Store.open(open_backend(kind, tmp_path / name))
+        return stores[name]
+
+    yield opener
+    for store in stores.values():
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    return open_store()

@@ -1,0 +1,152 @@
+"""Compaction: what may go, and that it goes in bounded steps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastickv.clock import pack_timestamp
+from elastickv.store import gc
+from elastickv.store.gc import Compactor, StoredVersion, grouped, horizon, removable
+from elastickv.store.header import encode_header
+from elastickv.store.mvcc import Version, encode_store_key, select, visible
+from elastickv.store.mvcc_store import Store
+from elastickv.store.tables import Table
+from elastickv.store.values import plain_record, tombstone_record
+from tests.store.conftest import LATEST
+
+VALUE = encode_header()
+GONE = encode_header(tombstone=True)
+
+
+def version(commit_ms: int, header: bytes = VALUE) -> StoredVersion:
+    commit_ts = pack_timestamp(commit_ms)
+    return StoredVersion(commit_ts, encode_store_key(b"k", commit_ts), header)
+
+
+@pytest.mark.parametrize(("wall_ms", "newest_ms", "retention_ms", "expected_ms"), [
+    (1_000, 1_000, 100, 900), (1_000, 700, 100, 600), (700, 1_000, 100, 600),
+    (1_000, 1_000, 1_000, 0), (1_000, 1_000, 5_000, 0), (1_000, 0, 100, 0), (1_000, 1_000, 0, 1_000),
+], ids=["even", "replica-lags", "clock-lags", "all-retained", "retention-over-age", "empty-store",
+        "no-retention"])
+def test_horizon_follows_the_slower_of_clock_and_log(
+        wall_ms: int, newest_ms: int, retention_ms: int, expected_ms: int) -> None:
+    assert horizon(wall_ms, pack_timestamp(newest_ms, 7), retention_ms) == pack_timestamp(expected_ms)
+
+
+@pytest.mark.parametrize(("versions", "gone_ms"), [
+    ([version(50)], []),
+    ([version(150)], []),
+    ([version(50), version(40), version(30)], [40, 30]),
+    ([version(150), version(100), version(99)], [99]),
+    ([version(150), version(120), version(101)], []),
+    ([version(50, GONE)], [50]),
+    ([version(50, GONE), version(40)], [50, 40]),
+    ([version(150, GONE), version(40)], []),
+    ([version(150), version(50, GONE), version(40)], [50, 40]),
+    ([version(50, encode_header(expiry_ms=100)), version(40)], [50, 40]),
+    ([version(50, encode_header(expiry_ms=101)), version(40)], [40]),
+    ([version(150, encode_header(expiry_ms=1)), version(40)], []),
+    ([version(50), version(40, GONE), version(30)], [40, 30]),
+    ([], []),
+], ids=["single", "single-new", "shadowed", "base-at-horizon", "all-above", "tombstone",
+        "tombstone-with-older", "new-tombstone", "tombstone-under-new", "expired-at-horizon",
+        "expires-later", "new-and-expired", "live-over-tombstone", "none"])
+def test_removable(versions: list[StoredVersion], gone_ms: list[int]) -> None:
+    gone = removable(versions, pack_timestamp(100))
+    assert [v.commit_ts for v in gone] == [pack_timestamp(ms) for ms in gone_ms]
+
+
+headers = st.one_of(st.just(VALUE), st.just(GONE), st.builds(
+    lambda expiry_ms: encode_header(expiry_ms=expiry_ms), st.integers(1, 12)))
+
+
+@given(st.dictionaries(st.integers(1, 12), headers), st.integers(0, 12), st.integers(0, 12),
+       st.integers(0, 12))
+def test_no_permitted_read_changes(history: dict[int, bytes], horizon_ms: int, after_ms: int,
+                                   later_ms: int) -> None:
+    """A read at or above the horizon, at any time from the horizon on, sees what it saw."""
+    versions = [version(ms, history[ms]) for ms in sorted(history, reverse=True)]
+    kept = [v for v in versions if v not in removable(versions, pack_timestamp(horizon_ms))]
+
+    def read(candidates: list[StoredVersion]) -> int | None:
+        found = select([Version(*v) for v in candidates], pack_timestamp(horizon_ms + after_ms))
+        if found is None or not visible(found.record, horizon_ms + later_ms):
+            return None
+        return found.commit_ts
+
+    assert read(kept) == read(versions)
+
+
+def test_grouping_by_key() -> None:
+    entries = [(encode_store_key(key, ts), VALUE + b"body")
+               for key, ts in [(b"a", 3), (b"a", 1), (b"a\x00", 9), (b"b", 2)]]
+    assert [[v.commit_ts for v in group] for group in grouped(iter(entries))] == [[3, 1], [9], [2]]
+    assert all(v.header == VALUE for group in grouped(iter(entries)) for v in group)
+
+
+def fill(store: Store, keys: int, versions: int) -> None:
+    for number in range(1, versions + 1):
+        record = tombstone_record() if number == versions else plain_record(b"%d" % number)
+        store.apply_group(store.applied_index + 1, [
+            (b"key-%03d" % key, pack_timestamp(number), record if key % 2 else plain_record(b"v"))
+            for key in range(keys)])
+    store.flush_now()
+
+
+@pytest.mark.parametrize("step_entries", [1, 7, 1000])
+def test_passes_in_steps_of_any_size(store: Store, step_entries: int,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", step_entries)
+    fill(store, keys=20, versions=5)
+    compactor = Compactor(store, lambda: 1 << 40, retention_ms=0)
+    before = store.scan(b"", b"", 100, LATEST, 0)
+    assert len(before) == 10
+    # Ten keys keep one version, ten end in a tombstone and vanish.
+    assert compactor.run_pass() == 20 * 5 - 10
+    assert store.scan(b"", b"", 100, LATEST, 0) == before
+    assert store.stats().entries[Table.MVCC] == 10
+    assert compactor.run_pass() == 0
+
+
+def test_versions_in_the_overlay_do_not_confuse_it(store: Store) -> None:
+    fill(store, keys=4, versions=3)
+    store.apply_group(9, [(b"key-001", pack_timestamp(9), plain_record(b"again"))])
+    Compactor(store, lambda: 1 << 40, retention_ms=0).run_pass()
+    found = store.get(b"key-001", LATEST, 0)
+    assert found is not None
+    assert found.record == plain_record(b"again")
+    store.flush_now()
+    assert [key for key, _ in store.scan(b"", b"", 9, LATEST, 0)] == [
+        b"key-000", b"key-001", b"key-002"]
+
+
+def test_what_is_not_durable_does_not_move_the_horizon(store: Store) -> None:
+    store.apply_group(1, [(b"k", pack_timestamp(1), plain_record(b"v", expiry_ms=2))])
+    store.flush_now()
+    store.apply_group(2, [(b"other", pack_timestamp(100), plain_record(b"v"))])
+    # A crash now replays entry 2 and whatever compares with k before it: k must still be there.
+    Compactor(store, lambda: 1 << 40, retention_ms=0).run_pass()
+    assert store.get(b"k", LATEST, 1) is not None
+    store.flush_now()
+    Compactor(store, lambda: 1 << 40, retention_ms=0).run_pass()
+    assert store.latest_version(b"k", LATEST) is None
+
+
+def test_steps_are_spaced_and_passes_far_apart(store: Store,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 5)
+    fill(store, keys=4, versions=3)
+    compactor = Compactor(store, lambda: 1 << 40, retention_ms=0)
+    assert compactor.delay_s() == gc.PASS_DELAY_S
+    step = compactor.begin()
+    assert step is not None
+    assert compactor.begin() is None
+    step.run()
+    compactor.finish(step)
+    assert compactor.delay_s() == gc.STEP_DELAY_S
+
+
+def test_an_empty_store_has_nothing_to_compact(store: Store) -> None:
+    assert Compactor(store, lambda: 1 << 40, retention_ms=0).run_pass() == 0
