@@ -68,7 +68,7 @@ class Caller:
         known = len(self._pool)
         if not (isinstance(error, NotLeader) and error.leader_address != failed.address
                 and self._pool.prefer(error.leader_address)):
-            self._pool.advance(failed)
+            self._pool.advance(failed, unreachable=isinstance(error, Unreachable))
         return failures.backoff_s(attempt, known, random.random())
 
     async def close(self) -> None:

@@ -107,7 +107,7 @@ class Pool:
             parse_address(address, "endpoints")
         self._credentials = credentials_of(tls) if tls is not None else None
         self._endpoints = [Endpoint(address, self._credentials) for address in unique]
-        self._learned = 0
+        self._learned: dict[str, Endpoint] = {}
         self._current = 0
 
     def __len__(self) -> int:
@@ -117,30 +117,46 @@ class Pool:
         """The endpoint to ask now."""
         return self._endpoints[self._current]
 
-    def advance(self, failed: Endpoint) -> None:
-        """Ask the one after `failed` next, unless a concurrent call has moved on already."""
-        if self.current() is failed:
+    def advance(self, failed: Endpoint, *, unreachable: bool) -> None:
+        """Ask the one after `failed` next, unless a concurrent call has moved on already.
+
+        An unreachable one leaves the rotation if it was learned and not given.
+        """
+        current = self.current()
+        if unreachable and failed in self._endpoints and failed.address in self._learned:
+            self._current = self._endpoints.index(failed)
+            self._endpoints.remove(failed)
+            if current is not failed:
+                self._current = self._endpoints.index(current)
+            self._current %= len(self._endpoints)
+        elif current is failed:
             self._current = (self._current + 1) % len(self._endpoints)
 
     def prefer(self, address: str) -> bool:
         """Ask `address`, the leader, next; False when it cannot be used.
 
-        A leader outside the given list is added to it, so that a partial list is enough.
+        A leader outside the given list joins the rotation, so that a partial list is enough.
         """
         for index, endpoint in enumerate(self._endpoints):
             if endpoint.address == address:
                 self._current = index
                 return True
+        learned = self._learned.get(address) or self._learn(address)
+        if learned is None:
+            return False
+        self._endpoints.append(learned)
+        self._current = len(self._endpoints) - 1
+        return True
+
+    def _learn(self, address: str) -> Endpoint | None:
         try:
             parse_address(address, "leader hint")
         except ConfigError:
-            return False
-        if self._learned >= MAX_LEARNED_ENDPOINTS:
-            return False
-        self._learned += 1
-        self._endpoints.append(Endpoint(address, self._credentials))
-        self._current = len(self._endpoints) - 1
-        return True
+            return None
+        if len(self._learned) >= MAX_LEARNED_ENDPOINTS:
+            return None
+        self._learned[address] = Endpoint(address, self._credentials)
+        return self._learned[address]
 
     async def unreachable(self) -> Unreachable:
         """The error that says why no endpoint could be reached."""
@@ -151,4 +167,5 @@ class Pool:
 
     async def close(self) -> None:
         """Close every channel."""
-        await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints))
+        every = {*self._endpoints, *self._learned.values()}
+        await asyncio.gather(*(endpoint.close() for endpoint in every))

@@ -17,7 +17,7 @@ import grpc
 
 from elastickv.errors import BindFailed
 from elastickv.server.errors import refusal_of, time_for_call
-from elastickv.server.methods import Services, Stream, Unary
+from elastickv.server.methods import Services, Stream, Unary, parse_request
 from elastickv.server.tls import ServerTls
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -36,17 +36,17 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 
 def unary_handler(name: str, method: Unary) -> Handler:
     """A gRPC handler around a `Unary`."""
-    call = method.call
+    call, parse = method.call, method.parse
 
-    async def handle(request: Any, context: Context) -> Any:
+    async def handle(content: bytes, context: Context) -> Any:
         try:
-            return await call(request, time_for_call(context.time_remaining()))
+            return await call(parse_request(parse, content),
+                              time_for_call(context.time_remaining()))
         except Exception as error:
             status = refusal_of(error, name)
         return await context.abort(status.code, status.detail, status.trailers)
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=method.parse, response_serializer=method.serialize)
+    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=method.serialize)
 
 
 def stream_handler(method: Stream) -> Handler:

@@ -9,6 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from google.protobuf.message import DecodeError
+
+from elastickv.errors import InvalidArgument
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -36,6 +40,15 @@ Methods = Mapping[str, Unary | Stream]
 
 Services = Mapping[str, Methods]
 """Methods by full service name."""
+
+
+def parse_request(parse: Callable[[bytes], Any], content: bytes) -> Any:
+    """The request message. Raises `InvalidArgument` for bytes that are none."""
+    try:
+        return parse(content)
+    except DecodeError:
+        raise InvalidArgument("the request is not a message of this method",
+                              remedy="generate the client from proto/ of this version") from None
 
 
 def unary(call: Callable[[Request, float], Awaitable[Response]], request_type: Any,

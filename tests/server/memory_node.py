@@ -1,8 +1,8 @@
 """A node for the servers to serve: real behaviour over `kv.api` and `raft.engine`, in memory.
 
-One process, one copy of the data, no log: the rules are the node's own (`kv.txn`, the HLC, the nonce
-ids), so that what a caller sees is what a node of one member shows. `faults` makes the next calls
-fail as a node's parts can.
+One process, one copy of the data, no log: the rules are the node's own (`kv.txn`, the HLC, the
+nonce ids), so that what a caller sees is what a node of one member shows. `faults` makes the next
+calls fail as a node's parts can.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from elastickv.kv.api import (
     ReadResult,
     RotateResult,
     SidecarState,
-    WriterRow,
     WriteResult,
+    WriterRow,
 )
 from elastickv.kv.txn import check_key, check_ops
 from elastickv.raft.engine import EngineStatus, Member, Role, Suffrage

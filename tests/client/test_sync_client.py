@@ -1,0 +1,147 @@
+"""elastickv.client.SyncClient: the same surface, blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from memory_node import MemoryNode, running
+
+from elastickv.client import (
+    Client,
+    Condition,
+    Delete,
+    EncryptionCalls,
+    Pair,
+    Purpose,
+    Put,
+    RaftCalls,
+    Role,
+    SyncClient,
+    SyncEncryptionCalls,
+    SyncRaftCalls,
+    Writer,
+)
+from elastickv.errors import ConfigError, ElasticKVError, GateOff, InvalidArgument, Unreachable
+
+
+@pytest.fixture
+def node() -> Iterator[MemoryNode]:
+    """A node on a loop of its own, as it is for a program that uses the blocking client."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    stop = asyncio.Event()
+    up: threading.Event = threading.Event()
+    made: list[MemoryNode] = []
+
+    async def serve() -> None:
+        made.append(MemoryNode())
+        async with running(*made):
+            up.set()
+            await stop.wait()
+
+    serving = asyncio.run_coroutine_threadsafe(serve(), loop)
+    assert up.wait(10)
+    yield made[0]
+    loop.call_soon_threadsafe(stop.set)
+    serving.result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def public(kind: type) -> dict[str, Callable[..., object]]:
+    return {name: value for name, value in vars(kind).items()
+            if inspect.isfunction(value) and not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("blocking", "original"), [
+    (SyncClient, Client), (SyncEncryptionCalls, EncryptionCalls), (SyncRaftCalls, RaftCalls)],
+    ids=["keys", "encryption", "raft"])
+def test_the_surface_is_the_same(blocking: type, original: type) -> None:
+    ours, theirs = public(blocking), public(original)
+    assert set(ours) == set(theirs)
+    for name, function in ours.items():
+        assert function.__doc__
+        assert inspect.signature(function).parameters == \
+            inspect.signature(theirs[name]).parameters, name
+
+
+def test_keys(node: MemoryNode) -> None:
+    with SyncClient([node.address]) as client:
+        written = client.put(b"a", b"1")
+        assert client.get(b"a").value == b"1"
+        assert client.latest_commit_ts(b"a") == (written.commit_ts, True)
+        client.batch([Put(b"b", b"2"), Put(b"c", b"3"), Delete(b"a")],
+                     conditions=[Condition(b"b", 0)])
+        assert client.scan() == [Pair(b"b", b"2"), Pair(b"c", b"3")]
+        assert list(client.scan_pages(page=1)) == [[Pair(b"b", b"2")], [Pair(b"c", b"3")]]
+        client.delete(b"b")
+        assert client.scan(keys_only=True, reverse=True) == [Pair(b"c", b"")]
+
+
+def test_administration(node: MemoryNode) -> None:
+    with SyncClient([node.address]) as client:
+        assert client.encryption.bootstrap().storage_dek_id == 1
+        assert client.encryption.rotate_dek(Purpose.STORAGE).new_dek_id == 3
+        assert client.encryption.register_writers(3, [Writer(5, 1)]) == 3
+        client.encryption.enable_storage_envelope()
+        assert client.encryption.enable_raft_envelope().applied_index == 5
+        assert client.encryption.sidecar_state().active_storage_id == 3
+        assert client.encryption.resync_sidecar(5).active_storage_id == 3
+        assert client.encryption.capability().sidecar_present
+        assert [member.node_id for member in client.encryption.members()] == ["n1", "gone"]
+        assert client.raft.status().role is Role.LEADER
+        client.raft.add_learner("n2", "127.0.0.1:2")
+        client.raft.promote_learner("n2")
+        client.raft.add_voter("n3", "127.0.0.1:3")
+        client.raft.remove_server("n3")
+        assert [member.node_id for member in client.raft.members()] == ["n1", "n2"]
+        client.raft.transfer_leadership()
+
+
+def test_errors_are_typed(node: MemoryNode) -> None:
+    node.encryption.gate = False
+    with SyncClient([node.address]) as client:
+        with pytest.raises(InvalidArgument):
+            client.put(b"", b"v")
+        with pytest.raises(GateOff):
+            client.encryption.bootstrap()
+        assert client.put(b"k", b"v").commit_index == 1
+
+
+def test_from_several_threads(node: MemoryNode) -> None:
+    with SyncClient([node.address]) as client, ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: client.put(b"%d" % number, b"v"), range(80)))
+        assert len(client.scan()) == 80
+
+
+def test_closing(node: MemoryNode) -> None:
+    before = threading.active_count()
+    client = SyncClient([node.address])
+    client.put(b"k", b"v")
+    client.close()
+    client.close()
+    assert threading.active_count() == before
+    with pytest.raises(ElasticKVError, match="closed"):
+        client.get(b"k")
+
+
+def test_bad_settings_leave_no_thread_behind() -> None:
+    before = threading.active_count()
+    with pytest.raises(ConfigError):
+        SyncClient(["nonsense"])
+    assert threading.active_count() == before
+
+
+def test_within_a_running_event_loop() -> None:
+    async def blocking_call() -> None:
+        with pytest.raises(Unreachable), SyncClient(["127.0.0.1:1"], timeout_s=0.1) as client:
+            client.get(b"k")
+
+    asyncio.run(blocking_call())
