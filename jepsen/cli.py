@@ -57,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, help="repeats the choices of a run")
     run.add_argument("--nodes", type=int, choices=(3, 5), default=3)
     run.add_argument("--rate", type=float, default=150.0, help="operations per second")
-    run.add_argument("--concurrency", type=int, default=10, help="clients per workload")
+    run.add_argument("--concurrency", type=int, default=10,
+                     help="clients per workload that write; one more per node only reads")
     every = commands.add_parser("all", help="every workload with every fault package")
     every.add_argument("--budget", type=float, default=BUDGET_S,
                        help="seconds that all runs together may take")

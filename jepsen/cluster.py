@@ -224,11 +224,15 @@ class Cluster:
         return Client([self.network.client_address(node) for node in order],
                       tls=self._tls(CLIENT_NAME), timeout_s=timeout_s)
 
-    def admin(self, node: str) -> Client:
+    def pinned_client(self, node: str, timeout_s: float) -> Client:
         """A client that asks nobody but `node`."""
+        return Client([self.network.client_address(node)], tls=self._tls(CLIENT_NAME),
+                      timeout_s=timeout_s)
+
+    def admin(self, node: str) -> Client:
+        """The harness's own pinned client of `node`."""
         if node not in self._clients:
-            self._clients[node] = Client([self.network.client_address(node)],
-                                         tls=self._tls(CLIENT_NAME), timeout_s=3.0)
+            self._clients[node] = self.pinned_client(node, timeout_s=3.0)
         return self._clients[node]
 
     async def close_clients(self) -> None:

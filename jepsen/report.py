@@ -86,8 +86,8 @@ def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
     from matplotlib.patches import Patch
 
     names = sorted({window.name for window in windows})
-    palette = pyplot.get_cmap("tab20")
-    shades = {name: palette(number % 20) for number, name in enumerate(names)}
+    palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
+    shades = {name: palette(number % palette.N) for number, name in enumerate(names)}
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(13, 8),
                                              height_ratios=(3, 2))
     for axes in (above, below):
@@ -110,7 +110,7 @@ def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
         bins = range(max(per_bin, default=0) + 1)
         below.plot([place * BIN_S for place in bins], [per_bin[place] / BIN_S for place in bins],
                    color=colour, linewidth=1, label=kind.value)
-    above.set_yscale("log")
+    above.set_yscale("log" if ended else "linear")
     above.set_ylabel("latency (ms)")
     above.set_title(title)
     below.set_ylabel("operations per second")

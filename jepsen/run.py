@@ -174,28 +174,34 @@ class Run:
             finally:
                 await session.client.close()
 
-    def _session(self, name: str, processes: Processes, number: int,
-                 timeout_s: float) -> Session:
+    def _session(self, name: str, processes: Processes, number: int, timeout_s: float, *,
+                 only_reads: bool = False) -> Session:
         nodes = self._cluster.nodes
-        client = self._cluster.new_client(nodes[number % len(nodes)], timeout_s)
+        node = nodes[number % len(nodes)]
+        client = (self._cluster.pinned_client(node, timeout_s) if only_reads
+                  else self._cluster.new_client(node, timeout_s))
         return Session(client, self._recorders[name], processes, self._codec,
-                       random.Random(f"{self._settings.seed} {name} {number}"))
+                       random.Random(f"{self._settings.seed} {name} {number}"),
+                       only_reads=only_reads)
 
     async def _work(self) -> None:
         self._processes = {name: Processes() for name in self._workloads}
+        writers = self._settings.concurrency
         async with asyncio.TaskGroup() as group:
-            for number in range(self._settings.concurrency):
+            for number in range(writers + len(self._cluster.nodes)):
                 for name in self._workloads:
-                    group.create_task(self._client(name, number))
+                    group.create_task(self._client(name, number, only_reads=number >= writers))
             await self._nemesis.run(self._settings.duration_s)
             self._end_ns = self._now_ns()
             self._stopping.set()
 
-    async def _client(self, name: str, number: int) -> None:
+    async def _client(self, name: str, number: int, *, only_reads: bool) -> None:
         """Operations one after the other, at random intervals, until the load ends."""
         settings = self._settings
-        session = self._session(name, self._processes[name], number, CALL_TIMEOUT_S)
-        interval_s = settings.concurrency * len(self._workloads) / settings.rate
+        session = self._session(name, self._processes[name], number, CALL_TIMEOUT_S,
+                                only_reads=only_reads)
+        sessions = settings.concurrency + len(self._cluster.nodes)
+        interval_s = sessions * len(self._workloads) / settings.rate
         try:
             while not self._stopping.is_set():
                 with contextlib.suppress(TimeoutError):

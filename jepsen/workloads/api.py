@@ -27,14 +27,19 @@ class Processes:
 
 
 class Session:
-    """One logical client of a workload: a connection, a process number, a source of choices."""
+    """One logical client of a workload: a connection, a process number, a source of choices.
+
+    A session that `only_reads` asks one node and no other, so that there is somebody to notice when
+    a node that was cut off answers with what it last knew; a writer would hang there.
+    """
 
     def __init__(self, client: Client, recorder: Recorder, processes: Processes, codec: Codec,
-                 source: random.Random) -> None:
+                 source: random.Random, *, only_reads: bool = False) -> None:
         self.client = client
         self.recorder = recorder
         self.codec = codec
         self.random = source
+        self.only_reads = only_reads
         self._processes = processes
         self.process = processes.new()
 

@@ -32,7 +32,7 @@ class AppendWorkload(Workload):
         generation = self._appends // (KEYS * ELEMENTS_PER_KEY)
         key = f"list-{generation}-{session.random.randrange(KEYS)}"
         self._keys.add(key)
-        if session.random.random() < 0.5:
+        if session.only_reads or session.random.random() < 0.3:
             await self._read(session, key)
             return
         self._appends += 1

@@ -23,7 +23,7 @@ class BankWorkload(Workload):
                                     for account in ACCOUNTS])
 
     async def step(self, session: Session) -> None:
-        if session.random.random() < 0.3:
+        if session.only_reads or session.random.random() < 0.2:
             await self._read(session)
             return
         source, target = session.random.sample(ACCOUNTS, 2)

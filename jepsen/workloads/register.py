@@ -41,7 +41,7 @@ class RegisterWorkload(Workload):
     async def step(self, session: Session) -> None:
         key = self._choose_key(session)
         choice = session.random.random()
-        if choice < 0.45:
+        if session.only_reads or choice < 0.4:
             await self._read(session, key)
         elif choice < 0.75:
             number = next(self._numbers)

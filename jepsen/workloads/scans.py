@@ -27,7 +27,7 @@ class ScansWorkload(Workload):
 
     async def step(self, session: Session) -> None:
         group = f"group-{session.random.randrange(GROUPS)}"
-        if session.random.random() < 0.5:
+        if not session.only_reads and session.random.random() < 0.6:
             await self._write(session, group)
         else:
             known = self._timestamps[group][-RECENT:]

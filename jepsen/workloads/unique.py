@@ -24,8 +24,9 @@ class UniqueWorkload(Workload):
         self._keys: list[str] = []
 
     async def step(self, session: Session) -> None:
-        if self._keys and session.random.random() < 0.4:
-            await self._read(session, session.random.choice(self._keys[-RECENT:]))
+        if session.only_reads or (self._keys and session.random.random() < 0.3):
+            if self._keys:
+                await self._read(session, session.random.choice(self._keys[-RECENT:]))
             return
         number = next(self._numbers)
         key = f"unique-{number:07d}"
