@@ -174,6 +174,8 @@ async def test_a_member_that_comes_back_is_found_within_the_call(
     async with Client([proxies[0].address], timeout_s=20) as client:
         await client.put(b"k", b"v")
         await proxies[0].refuse()
+        with pytest.raises(Unreachable):  # the loss has been noticed
+            await client.get(b"k", timeout_s=0.2)
         put = asyncio.create_task(client.put(b"k", b"w"))
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(put), 0.2)

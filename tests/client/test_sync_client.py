@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from memory_node import MemoryNode, running
+from memory_node import MemoryNode, in_thread
 
 from elastickv.client import (
     Client,
@@ -31,28 +31,8 @@ from elastickv.errors import ConfigError, ElasticKVError, GateOff, InvalidArgume
 
 @pytest.fixture
 def node() -> Iterator[MemoryNode]:
-    """A node on a loop of its own, as it is for a program that uses the blocking client."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    stop = asyncio.Event()
-    up: threading.Event = threading.Event()
-    made: list[MemoryNode] = []
-
-    async def serve() -> None:
-        made.append(MemoryNode())
-        async with running(*made):
-            up.set()
-            await stop.wait()
-
-    serving = asyncio.run_coroutine_threadsafe(serve(), loop)
-    assert up.wait(10)
-    yield made[0]
-    loop.call_soon_threadsafe(stop.set)
-    serving.result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with in_thread(MemoryNode()) as node:
+        yield node
 
 
 def public(kind: type) -> dict[str, Callable[..., object]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastickv.clock import HybridLogicalClock, SystemClock, pack_timestamp
@@ -328,6 +329,30 @@ async def running(*nodes: MemoryNode) -> AsyncIterator[None]:
     finally:
         for node in started:
             await node.stop()
+
+
+@contextlib.contextmanager
+def in_thread(node: MemoryNode) -> Iterator[MemoryNode]:
+    """The node on a loop and a thread of its own, as it is for a program that blocks."""
+    started = threading.Event()
+    stop = asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        async with running(node):
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        if not started.wait(10):
+            raise TimeoutError("the node did not start")
+        yield node
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join(10)
 
 
 async def eventually(check: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -1,0 +1,204 @@
+"""`elastickv client` against a real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from cli_shell import Shell
+from memory_node import MemoryNode
+
+from elastickv.cli.main import run
+from elastickv.errors import ConditionFailed, ExitCode, IntegrityError, NoLeader, OutcomeUnknown
+
+BINARY = bytes(range(256))
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def test_put_get_delete(shell: Shell) -> None:
+    put = shell("client", "put", "greeting", "hello world")
+    assert (put.code, put.err) == (0, "")
+    assert b"commit index  1" in put.out
+    assert shell("client", "get", "greeting").out == b"hello world\n"
+    assert shell("client", "delete", "greeting", "--output", "json").document["commit_index"] == 2
+    gone = shell("client", "get", "greeting")
+    assert (gone.code, gone.out, gone.err) == (1, b"", "not found\n")
+
+
+def test_get_as_json(shell: Shell) -> None:
+    written = shell("client", "put", "k", "hello", "--output", "json").document
+    found = shell("client", "get", "k", "--output", "json")
+    assert found.code == 0
+    assert found.document == {
+        "key": encoded(b"k"), "key_text": "k", "exists": True, "value": encoded(b"hello"),
+        "value_text": "hello", "commit_ts": written["commit_ts"], "read_at_index": 1}
+    absent = shell("client", "get", "other", "--output", "json")
+    assert (absent.code, absent.document["exists"], absent.document["value"]) == (1, False, "")
+
+
+def test_binary_values_through_stdin_and_stdout(shell: Shell) -> None:
+    assert shell("client", "put", "k", "-", stdin=BINARY).code == 0
+    assert shell("client", "get", "k", "--raw").out == BINARY
+    assert shell("client", "get", "k").out == f"base64:{encoded(BINARY)}\n".encode()
+    document = shell("client", "get", "k", "--output", "json").document
+    assert (document["value"], document["value_text"]) == (encoded(BINARY), None)
+
+
+def test_values_from_files(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_bytes(BINARY)
+    shell("client", "put", "k", "--value-file", str(path))
+    assert shell("client", "get", "k", "--raw").out == BINARY
+    shell("client", "put", "k", "--value-file", "-", stdin=b"from stdin")
+    assert shell("client", "get", "k", "--raw").out == b"from stdin"
+
+
+def test_binary_keys(shell: Shell) -> None:
+    key = f"base64:{encoded(BINARY)}"
+    shell("client", "put", key, "v")
+    assert shell("client", "get", key).out == b"v\n"
+    assert shell("client", "scan").lines[1] == [key, "v"]
+
+
+def test_old_versions_and_stale_reads(shell: Shell, memory_node: MemoryNode) -> None:
+    old = shell("client", "put", "k", "old", "--output", "json").document["commit_ts"]
+    shell("client", "put", "k", "new")
+    assert shell("client", "get", "k", "--ts", str(old)).out == b"old\n"
+    shell("client", "get", "k", "--stale")
+    assert memory_node.faults.before[-2:] == ["read", "stale read"]
+
+
+def test_scan(shell: Shell) -> None:
+    shell("client", "batch", *(word for n in range(6) for word in ("put", f"user/{n}", f"v{n}")),
+          "put", "other", "x")
+    assert shell("client", "scan", "--prefix", "user/", "--limit", "2").lines == [
+        ["key", "value"], ["user/0", "v0"], ["user/1", "v1"]]
+    assert shell("client", "scan", "--start", "user/3", "--end", "user/5", "--reverse",
+                 "--keys-only").lines == [["key"], ["user/4"], ["user/3"]]
+    document = shell("client", "scan", "--start", "user/5", "--output", "json").document
+    assert document == [{"key": encoded(b"user/5"), "key_text": "user/5",
+                         "value": encoded(b"v5"), "value_text": "v5"}]
+    assert shell("client", "scan", "--prefix", "none", "--output", "json").document == []
+    assert shell("client", "scan", "--prefix", "none").out == b"key\tvalue\n"
+
+
+def test_a_scan_of_several_pages(shell: Shell, memory_node: MemoryNode) -> None:
+    lines = "".join(json.dumps({"op": "put", "key": f"{n:05}", "value": ""}) + "\n"
+                    for n in range(2500))
+    loaded = shell("client", "batch", "--file", "-", "--chunk", "1000", stdin=lines.encode())
+    assert loaded.code == 0
+    assert memory_node.kv.index == 3
+    assert len(shell("client", "scan", "--limit", "2200", "--keys-only").lines) == 2201
+    assert len(shell("client", "scan", "--limit", "9999", "--keys-only").lines) == 2501
+
+
+def test_batch_is_atomic_and_conditional(shell: Shell, memory_node: MemoryNode) -> None:
+    done = shell("client", "batch", "put", "a", "1", "put", "b", "2", "delete", "a", "--if", "a=0",
+                 "--output", "json")
+    assert done.document["operations"] == 3
+    assert memory_node.kv.index == 1
+    assert shell("client", "scan").lines[1:] == [["b", "2"]]
+    refused = shell("client", "batch", "put", "c", "3", "--if", "b=1")
+    assert (refused.code, refused.out) == (1, b"")
+    assert "condition" in refused.err
+    held = done.document["commit_ts"]
+    assert shell("client", "batch", "put", "b", "3", "--if", f"b={held}").code == 0
+
+
+def test_a_chunk_that_fails_says_how_far_it_came(shell: Shell, memory_node: MemoryNode,
+                                                 tmp_path: Path) -> None:
+    path = tmp_path / "ops"
+    path.write_text('{"op": "put", "key": "a", "value": "1"}\n'
+                    '{"op": "put", "key": "b", "value": "2"}\n'
+                    '{"op": "put", "key": "", "value": "3"}\n')
+    done = shell("client", "batch", "--file", str(path), "--chunk", "2")
+    assert done.code == 1
+    assert "the first 2 operations were applied" in done.err
+    assert memory_node.kv.index == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (OutcomeUnknown("who knows"), ExitCode.OUTCOME_UNKNOWN),
+    (ConditionFailed("no"), ExitCode.ERROR),
+    (IntegrityError("does not open"), ExitCode.CORRUPTION),
+])
+def test_exit_codes_of_errors(shell: Shell, memory_node: MemoryNode, error: Exception,
+                              code: ExitCode) -> None:
+    memory_node.faults.errors.append(error)
+    done = shell("client", "put", "k", "v")
+    assert (done.code, done.out) == (code, b"")
+    assert str(error).split(".")[0] in done.err
+    assert done.err.startswith("elastickv: ")
+    assert done.err.count("\n") == 1
+
+
+def test_no_leader_and_nobody_there(shell: Shell, memory_node: MemoryNode) -> None:
+    memory_node.faults.errors.extend(NoLeader("nobody leads") for _ in range(1000))
+    done = shell("client", "put", "k", "v", "--timeout", "0.3")
+    assert (done.code, "nobody leads" in done.err) == (ExitCode.UNAVAILABLE, True)
+    memory_node.faults.errors.clear()
+    done = shell("client", "get", "k", "--endpoints", "127.0.0.1:1", "--timeout", "0.2")
+    assert (done.code, "127.0.0.1:1" in done.err) == (ExitCode.UNAVAILABLE, True)
+
+
+def test_several_endpoints(shell: Shell, memory_node: MemoryNode) -> None:
+    endpoints = f"127.0.0.1:1, {memory_node.address}"
+    assert shell("client", "put", "k", "v", "--endpoints", endpoints).code == 0
+
+
+USAGE: dict[str, list[str]] = {
+    "no value": ["client", "put", "k"],
+    "two values": ["client", "put", "k", "v", "--value-file", "f"],
+    "no such file": ["client", "put", "k", "--value-file", "/no/such/file"],
+    "negative ttl": ["client", "put", "k", "v", "--ttl-ms", "-1"],
+    "raw json": ["client", "get", "k", "--raw", "--output", "json"],
+    "no operation": ["client", "batch"],
+    "an unknown operation": ["client", "batch", "get", "k"],
+    "operations twice": ["client", "batch", "delete", "k", "--file", "f"],
+    "no such batch": ["client", "batch", "--file", "/no/such/file"],
+    "chunks with a condition": ["client", "batch", "delete", "k", "--chunk", "2", "--if", "k=0"],
+    "a bad condition": ["client", "batch", "delete", "k", "--if", "k"],
+    "a prefix and a start": ["client", "scan", "--prefix", "a", "--start", "b"],
+    "limit 0": ["client", "scan", "--limit", "0"],
+    "timeout 0": ["client", "get", "k", "--timeout", "0"],
+    "bad endpoint": ["client", "get", "k", "--endpoints", "nonsense"],
+    "no endpoint": ["client", "get", "k", "--endpoints", ","],
+    "unknown output": ["client", "get", "k", "--output", "xml"],
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_usage_errors(shell: Shell, memory_node: MemoryNode, name: str) -> None:
+    done = shell(*USAGE[name])
+    assert (done.code, done.out) == (ExitCode.USAGE, b"")
+    assert done.err
+    assert memory_node.faults.before == []
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+    (["--endpoints", "127.0.0.1:1"], "--tls-ca, --tls-cert, --tls-key missing"),
+    (["--endpoints", "127.0.0.1:1", "--tls-ca", "ca.crt"], "--tls-cert, --tls-key missing"),
+    (["--endpoints", "10.0.0.1:1,127.0.0.1:1", "--insecure"], "10.0.0.1:1 is not on this machine"),
+    (["--tls-ca", "/none", "--tls-cert", "/none", "--tls-key", "/none"], "cannot be used"),
+])
+def test_transport_options_that_are_refused(arguments: list[str], named: str,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["client", "get", "k", *arguments]) == ExitCode.USAGE
+    captured = capsys.readouterr()
+    assert named in captured.err
+    assert "Remedy" in captured.err
+
+
+@pytest.mark.parametrize("command", ["put", "get", "delete", "scan", "batch"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["client", command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"elastickv client {command} " in out
+    for option in ("--endpoints", "ELASTICKV_ENDPOINTS", "--tls-ca", "--insecure", "--timeout",
+                   "--output"):
+        assert option in out
