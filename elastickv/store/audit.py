@@ -4,7 +4,8 @@ LMDB's pages carry no checksum. The values do (`records`), but a damaged branch 
 header or free list makes a lookup miss a key that is there, or a later write destroy a live page,
 without an error. The audit walks every reachable page and refuses the file unless
 
-* both meta pages are sound, are of consecutive transactions, and neither is younger than it says;
+* both meta pages are sound, are of consecutive transactions, and of those that their
+  free lists name;
 * every page stores its own number, is reached once, lies within the file, and is packed as LMDB
 packs it; * every key lies between the separators above it and after its left neighbour, so that a
 lookup finds it;
@@ -236,8 +237,9 @@ def _ascends(lower: bytes | None, upper: bytes | None, name: str) -> bool:
 def newest_meta(image: mmap.mmap) -> Meta:
     """The committed state of a file at rest. Raises `StoreCorrupt` unless both metas make sense.
 
-    Two damaged bits could pass the older state off as the newer one; but a free list has an entry
-    for the transaction that wrote it, so neither meta may be younger than its own free list.
+    One damaged bit of a transaction number could pass the older state off as the newest one. But
+    every transaction after the first replaces pages and lists them in its own free list under its
+    number, so the numbers of both metas are checked against their free lists.
     """
     first = fmt.decode_meta(image[:fmt.META_BYTES], 0)
     page_bytes = first.page_bytes
@@ -251,10 +253,12 @@ def newest_meta(image: mmap.mmap) -> Meta:
         _fail("the meta pages are not of consecutive transactions")
     for meta in (older, newer):
         walk = _Walk(image, meta)
+        last = 0
         for leaf in walk.leaves(meta.free, "free"):
             walk.data_of(leaf, "free")
-            if len(leaf[0]) != 8 or _number(leaf[0]) > meta.transaction:
-                _fail("a meta page is older than its free list")
+            last = _number(leaf[0]) if len(leaf[0]) == 8 else fmt.NO_PAGE
+        if last != meta.transaction and (last or meta.transaction > 1):
+            _fail("a meta page and its free list are of different transactions")
     return newer
 
 

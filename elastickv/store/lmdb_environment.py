@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import resource
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +20,8 @@ from elastickv.store.tables import Item, MapFull, Table, WriteBatch
 PAGE_BYTES = 4096
 RESTORE = "restore this node from a healthy member: remove its data directory and let it rejoin"
 
+PROBE_BYTES = 4 << 20
+
 _MAX_READERS = 64
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CORRUPT_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError,
@@ -32,11 +36,29 @@ def raise_typed(error: lmdb.Error) -> NoReturn:
     if isinstance(error, lmdb.MapFullError):
         raise MapFull("the store's memory map is full") from None
     if code in _FULL_ERRNOS:
-        raise DiskFull("no space left to write the store",
-                       remedy="free space on the data directory's file system") from None
+        raise_full()
     if isinstance(error, _CORRUPT_ERRORS):
         raise StoreCorrupt(f"the store's file is damaged ({error})", remedy=RESTORE) from None
     raise OSError(code, f"the store failed: {error}") from None
+
+
+def raise_full() -> NoReturn:
+    """Raise `DiskFull`."""
+    raise DiskFull("no space left to write the store",
+                   remedy="free space on the data directory's file system") from None
+
+
+def has_room(path: Path) -> bool:
+    """Whether the file at `path` could grow by `PROBE_BYTES`: found out by writing that much."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and path.stat().st_size + PROBE_BYTES > limit:
+        return False
+    with tempfile.TemporaryFile(dir=path.parent, buffering=0) as probe:
+        try:
+            written = probe.write(bytes(PROBE_BYTES))
+        except OSError as error:
+            return error.errno not in _FULL_ERRNOS
+    return written == PROBE_BYTES
 
 
 class Environment:
@@ -88,6 +110,10 @@ class Environment:
                         txn.put(name, records.protect(Table.META, name, totals[table].encode()),
                                 db=self.totals_database)
         except lmdb.Error as error:
+            # LMDB calls a short write, which is how a disk fills up, an I/O error. Nothing was
+            # committed then, and a repetition writes every page of the batch again.
+            if error.code == errno.EIO and not has_room(self.path):
+                raise_full()
             raise_typed(error)
         self.totals = totals
 

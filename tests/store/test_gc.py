@@ -27,12 +27,14 @@ def version(commit_ms: int, header: bytes = VALUE) -> StoredVersion:
 
 @pytest.mark.parametrize(("wall_ms", "newest_ms", "retention_ms", "expected_ms"), [
     (1_000, 1_000, 100, 900), (1_000, 700, 100, 600), (700, 1_000, 100, 600),
-    (1_000, 1_000, 1_000, 0), (1_000, 1_000, 5_000, 0), (1_000, 0, 100, 0), (1_000, 1_000, 0, 1_000),
+    (1_000, 1_000, 1_000, 0), (1_000, 1_000, 5_000, 0), (1_000, 0, 100, 0),
+    (1_000, 1_000, 0, 1_000),
 ], ids=["even", "replica-lags", "clock-lags", "all-retained", "retention-over-age", "empty-store",
         "no-retention"])
 def test_horizon_follows_the_slower_of_clock_and_log(
         wall_ms: int, newest_ms: int, retention_ms: int, expected_ms: int) -> None:
-    assert horizon(wall_ms, pack_timestamp(newest_ms, 7), retention_ms) == pack_timestamp(expected_ms)
+    newest_ts = pack_timestamp(newest_ms, 7)
+    assert horizon(wall_ms, newest_ts, retention_ms) == pack_timestamp(expected_ms)
 
 
 @pytest.mark.parametrize(("versions", "gone_ms"), [

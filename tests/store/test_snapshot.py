@@ -300,8 +300,8 @@ def test_headers_that_do_not_parse(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("payload", [
-    b"\x01\x00\x03\x00\x00\x00", b"\x01\x00\x03\x00\x00\x00\x01ke", b"\x03\x00\x01\x00\x00\x00\x00k",
-    b"\x09\x00\x01\x00\x00\x00\x00k",
+    b"\x01\x00\x03\x00\x00\x00", b"\x01\x00\x03\x00\x00\x00\x01ke",
+    b"\x03\x00\x01\x00\x00\x00\x00k", b"\x09\x00\x01\x00\x00\x00\x00k",
 ], ids=["cut-in-lengths", "cut-in-key", "meta-table", "unknown-table"])
 def test_entries_that_do_not_parse(payload: bytes) -> None:
     with pytest.raises(WireError):

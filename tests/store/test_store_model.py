@@ -40,7 +40,7 @@ class Group(NamedTuple):
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`log` is what consensus would hold; a crash forgets the store's memory and replays from it."""
+    """`log` is what consensus holds; a crash forgets the store's memory and replays from it."""
 
     kind = ""
 

@@ -1,0 +1,141 @@
+"""What both backends promise alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastickv.errors import StoreCorrupt
+from elastickv.store.tables import Backend, Item, Table, WriteBatch
+from tests.store.conftest import open_backend
+
+FEW_KEYS = st.sampled_from([b"a", b"a\x00", b"b", b"c", b"\xff"])
+batches = st.lists(st.tuples(st.sampled_from(Table),
+                             st.dictionaries(FEW_KEYS, st.binary(max_size=3000), max_size=3),
+                             st.sets(FEW_KEYS, max_size=2)), max_size=6)
+
+
+@pytest.fixture
+def backend(kind: str, tmp_path: Path) -> Iterator[Backend]:
+    backend = open_backend(kind, tmp_path)
+    yield backend
+    backend.close()
+
+
+def put(backend: Backend, table: Table, *items: Item) -> None:
+    backend.reserve(sum(len(key) + len(value) for key, value in items))
+    backend.write(WriteBatch(puts={table: sorted(items)}))
+
+
+def content(backend: Backend, table: Table) -> list[Item]:
+    view = backend.view()
+    try:
+        return list(view.iterate(table))
+    finally:
+        view.close()
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "memory"])
+@given(batches=batches)
+@settings(max_examples=30)
+def test_batches_of_puts_and_deletes(tmp_path_factory: pytest.TempPathFactory, kind: str,
+                                     batches: list[tuple[Table, dict[bytes, bytes],
+                                                         set[bytes]]]) -> None:
+    """Deletes come before puts in a batch; content and entry counts survive being opened again."""
+    directory = tmp_path_factory.mktemp("backend")
+    backend = open_backend(kind, directory)
+    model: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table}
+    for table, puts, deletes in batches:
+        backend.reserve(sum(map(len, puts.values())))
+        backend.write(WriteBatch(puts={table: sorted(puts.items())},
+                                 deletes={table: sorted(deletes)}))
+        for key in deletes:
+            model[table].pop(key, None)
+        model[table].update(puts)
+    for _ in ("written", "opened again"):
+        for table in Table:
+            assert content(backend, table) == sorted(model[table].items())
+            assert backend.stats().entries[table] == len(model[table])
+        backend.close()
+        backend = open_backend(kind, directory)
+    backend.close()
+
+
+@pytest.mark.parametrize(("start", "end"), list(itertools.product(
+    [b"", b"a", b"b", b"bb", b"z"], [b"", b"a", b"b\x00", b"c", b"zz"])))
+def test_iteration_bounds(backend: Backend, start: bytes, end: bytes) -> None:
+    items = [(key, key * 3) for key in (b"a", b"b", b"b\x00", b"c", b"d")]
+    put(backend, Table.ROWS, *items)
+    put(backend, Table.META, (b"b", b"another table"))
+    expected = [item for item in items if start <= item[0] and (not end or item[0] < end)]
+    view = backend.view()
+    assert list(view.iterate(Table.ROWS, start, end)) == expected
+    assert list(view.iterate(Table.ROWS, start, end, reverse=True)) == expected[::-1]
+    ceiling = view.ceiling(Table.ROWS, start or b"\x00")
+    assert ceiling == next((item for item in items if item[0] >= start), None)
+    view.close()
+
+
+def test_a_view_does_not_move(backend: Backend) -> None:
+    put(backend, Table.ROWS, (b"a", b"1"))
+    before = backend.view()
+    put(backend, Table.ROWS, (b"a", b"2"), (b"b", b"2"))
+    after = backend.view()
+    assert (before.get(Table.ROWS, b"a"), before.get(Table.ROWS, b"b")) == (b"1", None)
+    assert (after.get(Table.ROWS, b"a"), after.get(Table.ROWS, b"b")) == (b"2", b"2")
+    before.close()
+    before.close()
+    after.close()
+
+
+def test_two_iterations_of_one_view_do_not_interfere(backend: Backend) -> None:
+    items = [(b"%d" % number, b"v") for number in range(5)]
+    put(backend, Table.MVCC, *items)
+    view = backend.view()
+    one, other = view.iterate(Table.MVCC), view.iterate(Table.MVCC, reverse=True)
+    assert [(next(one), next(other)) for _ in items] == list(zip(items, items[::-1], strict=True))
+    assert view.ceiling(Table.MVCC, b"3") == (b"3", b"v")
+    view.close()
+
+
+def test_an_import_replaces_everything_at_once(kind: str, tmp_path: Path,
+                                               backend: Backend) -> None:
+    put(backend, Table.ROWS, (b"old", b"1"))
+    sink = backend.begin_import()
+    sink.append(Table.MVCC, [(b"a", b"1"), (b"b", b"2")])
+    sink.append(Table.MVCC, [(b"c", b"3")])
+    sink.append(Table.META, [(b"m", b"4")])
+    assert content(backend, Table.ROWS) == [(b"old", b"1")]
+    sink.install()
+    sink.discard()
+    reopened = backend
+    for _ in ("installed", "opened again"):
+        assert content(reopened, Table.ROWS) == []
+        assert content(reopened, Table.MVCC) == [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
+        assert content(reopened, Table.META) == [(b"m", b"4")]
+        reopened.close()
+        reopened = open_backend(kind, tmp_path)
+    put(reopened, Table.ROWS, (b"new", b"5"))
+    reopened.close()
+
+
+@pytest.mark.parametrize("keys", [[b"b", b"a"], [b"a", b"a"]], ids=["descending", "repeated"])
+def test_imports_must_be_ordered(backend: Backend, keys: list[bytes]) -> None:
+    sink = backend.begin_import()
+    sink.append(Table.ROWS, [(keys[0], b"")])
+    with pytest.raises(StoreCorrupt, match="order"):
+        sink.append(Table.ROWS, [(keys[1], b"")])
+    sink.discard()
+
+
+def test_a_second_import_drops_the_first(backend: Backend) -> None:
+    backend.begin_import().discard()
+    sink = backend.begin_import()
+    sink.append(Table.ROWS, [(b"a", b"1")])
+    sink.install()
+    assert content(backend, Table.ROWS) == [(b"a", b"1")]

@@ -1,0 +1,307 @@
+"""The LMDB backend: files, growth, full disks, crashes, and generations."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
+from elastickv.store.lmdb_backend import LmdbBackend, decode_current, encode_current
+from elastickv.store.mvcc_store import Store
+from elastickv.store.snapshot import StoreSnapshots
+from elastickv.store.tables import MapFull, Table, WriteBatch
+from elastickv.store.values import plain_record
+from tests.store.conftest import LATEST
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=REPOSITORY,
+                          text=True, capture_output=True, timeout=60, check=False)
+
+
+def fill(store: Store, count: int, size: int = 1_000) -> None:
+    store.apply_group(store.applied_index + 1, [
+        (b"key-%05d" % number, store.applied_index + 1, plain_record(bytes(size)))
+        for number in range(count)])
+
+
+def test_files_are_for_the_owner_only(tmp_path: Path) -> None:
+    backend = LmdbBackend(tmp_path / "store")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "store").iterdir()}
+    assert modes == {"CURRENT": 0o600, "gen-00000001.mdb": 0o600, "gen-00000001.mdb-lock": 0o600}
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+    backend.close()
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"gen-00000001\n", encode_current(1)[:-1], encode_current(1) + b"\n",
+    encode_current(1).replace(b"1", b"2", 1), encode_current(1).upper(),
+], ids=["empty", "no-checksum", "cut", "longer", "other-number", "other-case"])
+def test_a_damaged_current_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    LmdbBackend(tmp_path).close()
+    (tmp_path / "CURRENT").write_bytes(data)
+    with pytest.raises(StoreCorrupt, match="CURRENT"):
+        LmdbBackend(tmp_path)
+
+
+@pytest.mark.parametrize("generation", [1, 2, 99_999_999])
+def test_current_round_trip(generation: int) -> None:
+    assert decode_current(encode_current(generation)) == generation
+
+
+def test_a_missing_file_is_not_an_empty_store(tmp_path: Path) -> None:
+    store = Store.open(LmdbBackend(tmp_path))
+    fill(store, 1)
+    store.flush_now()
+    store.close()
+    (tmp_path / "gen-00000001.mdb").rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreCorrupt, match="missing"):
+        LmdbBackend(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "gen-00000001.mdb")
+    (tmp_path / "CURRENT").unlink()
+    with pytest.raises(StoreCorrupt, match="CURRENT"):
+        LmdbBackend(tmp_path)
+
+
+@pytest.mark.parametrize("crashed_before", ["rename", "current"])
+def test_a_crash_while_the_store_was_made(tmp_path: Path, crashed_before: str) -> None:
+    LmdbBackend(tmp_path).close()
+    (tmp_path / "CURRENT").unlink()
+    if crashed_before == "rename":
+        for name in ("gen-00000001.mdb", "gen-00000001.mdb-lock"):
+            (tmp_path / name).rename(tmp_path / name.replace(".mdb", ".mdb.new"))
+        (tmp_path / "gen-00000001.mdb.new").write_bytes(b"half a page")
+    backend = LmdbBackend(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "CURRENT", "gen-00000001.mdb", "gen-00000001.mdb-lock"]
+    backend.close()
+
+
+def test_the_map_grows_from_a_tiny_size(tmp_path: Path) -> None:
+    backend = LmdbBackend(tmp_path, initial_map_bytes=1 << 17)
+    store = Store.open(backend)
+    first_bytes = backend.stats().bytes_mapped
+    for _ in range(4):
+        fill(store, 500)
+        store.flush_now()
+    assert backend.stats().bytes_mapped >= 16 * first_bytes
+    assert len(store.scan(b"", b"", 9_999, LATEST, 0)) == 500
+    store.close()
+    reopened = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 17))
+    assert len(reopened.scan(b"", b"", 9_999, LATEST, 0)) == 500
+    fill(reopened, 500)
+    reopened.flush_now()
+    reopened.close()
+
+
+def test_a_full_map_is_told_apart_from_its_limit(tmp_path: Path) -> None:
+    backend = LmdbBackend(tmp_path, initial_map_bytes=1 << 17, max_map_bytes=1 << 18)
+    items = [(b"%05d" % number, bytes(1_000)) for number in range(1_000)]
+    with pytest.raises(MapFull):
+        backend.write(WriteBatch(puts={Table.MVCC: items}))
+    backend.reserve(0)
+    with pytest.raises(DiskFull, match=str(1 << 18)) as caught:
+        backend.write(WriteBatch(puts={Table.MVCC: items}))
+    assert not isinstance(caught.value, MapFull)
+    backend.write(WriteBatch(puts={Table.MVCC: items[:50]}))
+    view = backend.view()
+    assert list(view.iterate(Table.MVCC)) == items[:50]
+    backend.close()
+
+
+def test_a_store_at_its_limit_goes_on_reading(tmp_path: Path) -> None:
+    store = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 17, max_map_bytes=1 << 19))
+    fill(store, 50)
+    store.flush_now()
+    fill(store, 1_000)
+    with pytest.raises(DiskFull):
+        store.flush_now()
+    assert (store.durable_index, store.applied_index) == (1, 2)
+    assert len(store.scan(b"", b"", 9_999, LATEST, 0)) == 1_000
+    store.close()
+
+
+def test_growth_ends_open_exports_with_a_typed_error(tmp_path: Path) -> None:
+    store = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 17))
+    fill(store, 100, size=5_000)
+    store.flush_now()
+    export = StoreSnapshots(store).open_export()
+    export.read(10)
+    fill(store, 3_000)
+    store.flush_now()
+    with pytest.raises(Overloaded, match="resized"):
+        b"".join(iter(lambda: export.read(1 << 20), b""))
+    export.close()
+    store.close()
+
+
+def test_installing_removes_the_generation_before(tmp_path: Path) -> None:
+    source = Store.open(LmdbBackend(tmp_path / "source"))
+    fill(source, 10)
+    source.flush_now()
+    target = Store.open(LmdbBackend(tmp_path / "target"))
+    for generation in (2, 3):
+        export = StoreSnapshots(source).open_export()
+        receiver = StoreSnapshots(target).open_import()
+        receiver.write(export.read(1 << 30))
+        receiver.finish()
+        export.close()
+        assert sorted(path.name for path in (tmp_path / "target").iterdir()) == [
+            "CURRENT", f"gen-{generation:08d}.mdb", f"gen-{generation:08d}.mdb-lock"]
+    source.close()
+    target.close()
+
+
+@pytest.mark.parametrize("named", [1, 2])
+def test_a_crash_while_a_snapshot_is_installed(tmp_path: Path, named: int) -> None:
+    """Before CURRENT is replaced the old content is the store, afterwards the new one."""
+    for generation in (1, 2):
+        backend = LmdbBackend(tmp_path / str(generation))
+        backend.write(WriteBatch(puts={Table.ROWS: [(b"generation", b"%d" % generation)]}))
+        backend.close()
+    crashed = tmp_path / "1"
+    (tmp_path / "2" / "gen-00000001.mdb").rename(crashed / "gen-00000002.mdb")
+    (crashed / "CURRENT").write_bytes(encode_current(named))
+    backend = LmdbBackend(crashed)
+    view = backend.view()
+    assert view.get(Table.ROWS, b"generation") == b"%d" % named
+    backend.close()
+    assert [path.name for path in crashed.glob("*.mdb")] == [f"gen-{named:08d}.mdb"]
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    from elastickv.errors import DiskFull
+    from elastickv.store.lmdb_backend import LmdbBackend
+    from elastickv.store.mvcc_store import Store
+    from elastickv.store.values import plain_record
+
+    store = Store.open(LmdbBackend(Path(sys.argv[1])))
+    store.apply_group(1, [(b"before", 1, plain_record(b"x" * 9000))])
+    store.flush_now()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    store.apply_group(2, [(b"%04d" % n, 2, plain_record(b"y" * 1000)) for n in range(1000)])
+    for attempt in range(3):
+        try:
+            store.flush_now()
+        except DiskFull as error:
+            print("full:", error.remedy)
+    assert store.durable_index == 1
+    assert len(store.scan(b"", b"", 9999, 1 << 40, 0)) == 1001
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    store.flush_now()
+    assert store.durable_index == 2
+    store.close()
+    store = Store.open(LmdbBackend(Path(sys.argv[1])))
+    assert len(store.scan(b"", b"", 9999, 1 << 40, 0)) == 1001
+    print("recovered")
+"""
+
+
+def test_a_full_disk_under_lmdb(tmp_path: Path) -> None:
+    """A file-size limit stands in for the full disk: the kernel refuses the same writes."""
+    done = run_child(FULL_DISK, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("full: free space") == 3
+    assert done.stdout.endswith("recovered\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB of its own."""
+    mount_point = tmp_path / "small"
+    mount_point.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(mount_point)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system here")
+    yield mount_point
+    subprocess.run(["umount", "-l", str(mount_point)], check=True)
+
+
+def test_a_full_file_system(small_disk: Path) -> None:
+    store = Store.open(LmdbBackend(small_disk / "store"))
+    fill(store, 10)
+    store.flush_now()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(7 << 20))
+    fill(store, 1_500)
+    for _ in range(2):
+        with pytest.raises(DiskFull, match="no space"):
+            store.flush_now()
+    assert (store.durable_index, len(store.scan(b"", b"", 9_999, LATEST, 0))) == (1, 1_500)
+    ballast.unlink()
+    store.flush_now()
+    store.close()
+    store = Store.open(LmdbBackend(small_disk / "store"))
+    assert (store.applied_index, len(store.scan(b"", b"", 9_999, LATEST, 0))) == (2, 1_500)
+    store.close()
+
+
+def test_an_import_on_a_full_file_system(small_disk: Path, tmp_path: Path) -> None:
+    source = Store.open(LmdbBackend(tmp_path / "source"))
+    fill(source, 9_000)
+    source.flush_now()
+    target = Store.open(LmdbBackend(small_disk / "store"))
+    export = StoreSnapshots(source).open_export()
+    receiver = StoreSnapshots(target).open_import()
+    with pytest.raises(DiskFull):
+        deque(map(receiver.write, iter(lambda: export.read(1 << 20), b"")), maxlen=0)
+    export.close()
+    assert [path.name for path in (small_disk / "store").glob("*.mdb")] == ["gen-00000001.mdb"]
+    fill(target, 10)
+    target.flush_now()
+    source.close()
+    target.close()
+
+
+WRITER = """
+    import sys
+    from pathlib import Path
+    from elastickv.store.lmdb_backend import LmdbBackend
+    from elastickv.store.mvcc_store import Store
+    from elastickv.store.values import plain_record
+
+    store = Store.open(LmdbBackend(Path(sys.argv[1]), initial_map_bytes=1 << 17))
+    while True:
+        index = store.applied_index + 1
+        key, record = b"%03d" % (index * 7 % 101), plain_record(b"%d" % index)
+        store.apply_group(index, [(key, index, record)], rows=[(b"row", b"%d" % index)])
+        store.flush_now()
+        print(index, flush=True)
+"""
+
+
+def test_kill_at_any_moment_keeps_what_was_flushed(tmp_path: Path) -> None:
+    generator = random.Random(7)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path)], cwd=REPOSITORY,
+            stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(generator.randint(5, 40)):
+            last = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.stdout.read().split("\n")[:-1]
+        process.wait()
+        process.stdout.close()
+        flushed = int(rest[-1]) if rest else last
+        store = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 17))
+        assert store.applied_index in (flushed, flushed + 1)
+        for index in range(1, store.applied_index + 1):
+            version = store.latest_version(b"%03d" % (index * 7 % 101), index)
+            assert version is not None
+            assert version.record == plain_record(b"%d" % index)
+        assert store.row(b"row") == b"%d" % store.applied_index
+        store.close()
