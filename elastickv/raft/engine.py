@@ -24,7 +24,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A committed log entry. `payload` is b"" for entries that are Raft's own (no-op, membership)."""
+    """A committed log entry. `payload` is b"" for Raft's own entries (no-op, membership)."""
 
     index: int
     term: int

@@ -72,16 +72,14 @@ class Members:
             remedy="stop this node; it may join again with an empty data directory"))
 
     def on_removed(self, peer_id: str, message: frames.Removed) -> None:
-        """A member says that this node is none; believed when it knows a later configuration."""
-        configuration = self._context.configuration
-        if self.is_member() and configuration.find(peer_id) is not None \
-                and message.index > configuration.index:
+        """A peer says that this node is no member; believed when it knows a later configuration."""
+        if self.is_member() and message.index > self._context.configuration.index:
             self._leave(message.index)
 
-    def on_stranger(self, peer_id: str, message: frames.AnyMessage) -> None:
-        """Raft's own messages from one that is no member: it may not know that it was removed."""
+    def tell_stranger(self, peer_id: str) -> None:
+        """A candidate that is no member may not know that it was removed."""
         configuration = self._context.configuration
-        if isinstance(message, frames.PreVote | frames.RequestVote) \
+        if configuration.find(peer_id) is None \
                 and 0 < configuration.index <= self._context.core.commit_index():
             self._context.send(peer_id, frames.Removed(configuration.index))
 

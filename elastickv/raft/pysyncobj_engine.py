@@ -506,39 +506,36 @@ class PySyncObjEngine:
         self._schedule()
 
     def _message_table(self) -> dict[type, Callable[..., None]]:
-        """Who handles what. Raft's own messages count from members only."""
-        members_only: dict[type, Callable[..., None]] = {
+        """Who handles what. Whether the sender is a member is each handler's question: a leader or
+        a candidate that is not in our configuration may be in a later one (Raft, section 6)."""
+        return {
             frames.AppendEntries: self._follower.on_append,
             frames.Ack: self._replication.on_ack,
             frames.StaleTerm: self._elections.on_stale_term,
-            frames.RequestVote: self._elections.on_request_vote,
+            frames.RequestVote: self._on_request_vote,
             frames.Vote: self._on_vote,
-            frames.PreVote: self._elections.on_pre_vote,
+            frames.PreVote: self._on_pre_vote,
             frames.PreVoteReply: self._elections.on_pre_vote_reply,
             frames.Probe: self._reads.on_probe,
             frames.ProbeAck: self._reads.on_probe_ack,
+            frames.ReadRequest: self._reads.on_read_request,
+            frames.ReadReply: self._reads.on_read_reply,
             frames.TimeoutNow: self._elections.on_timeout_now,
             frames.SnapshotOffer: self._receiver.on_offer,
             frames.SnapshotChunk: self._receiver.on_chunk,
             frames.SnapshotAck: self._sender.on_ack,
             frames.Removed: self._members.on_removed,
-        }
-        return {kind: partial(self._from_member, handler)
-                for kind, handler in members_only.items()} | {
-            frames.ReadRequest: self._reads.on_read_request,
-            frames.ReadReply: self._reads.on_read_reply,
             frames.Request: self._calls.received_request,
             frames.Response: self._calls.received_response,
         }
 
-    def _from_member(self, handler: Callable[..., None], peer_id: str,
-                     message: frames.AnyMessage) -> None:
-        """A node that is no member itself yet listens to everybody who was let in."""
-        if self._context.configuration.find(peer_id) is not None \
-                or not self._members.is_member():
-            handler(peer_id, message)
-        else:
-            self._members.on_stranger(peer_id, message)
+    def _on_pre_vote(self, peer_id: str, message: frames.PreVote) -> None:
+        self._members.tell_stranger(peer_id)
+        self._elections.on_pre_vote(peer_id, message)
+
+    def _on_request_vote(self, peer_id: str, message: frames.RequestVote) -> None:
+        self._members.tell_stranger(peer_id)
+        self._elections.on_request_vote(peer_id, message)
 
     def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
         self._storage.memory.spoke(peer_id, message.term)

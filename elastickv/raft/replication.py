@@ -68,7 +68,8 @@ class Replication:
     def on_ack(self, peer_id: str, message: Ack) -> None:
         """Raises `LogDiverged` when the peer claims entries that its leader never had."""
         core = self._core
-        if not core.is_leading() or message.term != core.term():
+        if not core.is_leading() or message.term != core.term() \
+                or self._context.configuration.find(peer_id) is None:
             return
         match_index = message.next_index - 1
         if message.accepted and match_index > self._journal.last_index:

@@ -33,6 +33,8 @@ log = get_logger("elastickv.raft.snapshots")
 MARKER_KIND = b"EKIM"
 STALLED_S = 10.0
 """A stream of which nothing was acknowledged for so long is begun anew."""
+REFUSED_S = 1.0
+"""A peer that refused a stream is offered the next one after so long."""
 
 
 class InstallMarker(msgspec.Struct, array_like=True, frozen=True):
@@ -92,6 +94,7 @@ class SnapshotSender:
         self._source = source
         self._installed = installed
         self._streams: dict[str, _Stream] = {}
+        self._refused_at: dict[str, float] = {}
         self._last_number = 0
         self.sent_bytes = 0
 
@@ -102,7 +105,8 @@ class SnapshotSender:
         if stream is not None and context.now() - stream.progress_at < STALLED_S:
             return
         self.cancel(peer_id)
-        if self._source is None:
+        if self._source is None \
+                or context.now() - self._refused_at.get(peer_id, -REFUSED_S) < REFUSED_S:
             return
         export = self._source.open_export()
         index = export.applied_index
@@ -130,6 +134,7 @@ class SnapshotSender:
             self._installed(peer_id, index)
         elif message.offset < 0:
             self.cancel(peer_id)
+            self._refused_at[peer_id] = self._context.now()
         else:
             stream.acked = max(stream.acked, message.offset)
             self._fill(peer_id, stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsFiles, TlsLinks
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 TIMEOUT_S = 10.0
 

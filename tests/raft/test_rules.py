@@ -145,8 +145,9 @@ COMMITS = [
 ]
 
 
-@pytest.mark.parametrize(("previous", "proposed", "durable", "matches", "votes", "term", "expected"),
-                         [case[1:] for case in COMMITS], ids=[case[0] for case in COMMITS])
+@pytest.mark.parametrize(
+    ("previous", "proposed", "durable", "matches", "votes", "term", "expected"),
+    [case[1:] for case in COMMITS], ids=[case[0] for case in COMMITS])
 def test_commit(previous, proposed, durable, matches, votes, term, expected):
     assert rules.committed_index(previous, proposed, durable, matches, votes, TERMS.__getitem__,
                                  term) == expected

@@ -34,25 +34,23 @@ def test_hard_state_is_remembered(tmp_path):
     assert HardStateFile(DISK, path).state.boot_epoch == 9
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: HardStateFile(DISK, path).begin_boot(),
-    lambda path: _remember(path),
-    lambda path: ConfigurationFile(DISK, path).save(CONFIGURATION)],
+@pytest.mark.parametrize(("make", "load"), [
+    (lambda path: HardStateFile(DISK, path).begin_boot(), lambda path: HardStateFile(DISK, path)),
+    (lambda path: _remember(path), lambda path: PeerMemory(DISK, path)),
+    (lambda path: ConfigurationFile(DISK, path).save(CONFIGURATION),
+     lambda path: ConfigurationFile(DISK, path).load())],
     ids=["hardstate", "peers", "members"])
 @pytest.mark.parametrize("spoil", [
     lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"", lambda data: data[:5],
     lambda data: bytes([data[0] ^ 1]) + data[1:], lambda data: data[:-1] + bytes([data[-1] ^ 8]),
     lambda data: bytes(len(data))],
     ids=["short", "long", "empty", "stub", "flip-first", "flip-last", "zeros"])
-def test_damaged_record_refuses_the_start(tmp_path, make, spoil):
+def test_damaged_record_refuses_the_start(tmp_path, make, load, spoil):
     path = tmp_path / "record"
     make(path)
     path.write_bytes(spoil(path.read_bytes()))
-    opener = {b"EKHS": HardStateFile, b"EKPM": PeerMemory}
     with pytest.raises(JournalCorrupt, match="damaged"):
-        for kind in opener.values():
-            kind(DISK, path)
-        ConfigurationFile(DISK, path).load()
+        load(path)
 
 
 CONFIGURATION = Configuration(12, (Member("n1", "h:1"), Member("n2", "h:2", Suffrage.LEARNER)))

@@ -1,0 +1,265 @@
+"""Membership changes, joining, leaving, and handing the leadership over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from raft_lab import Lab, LabNode, outcome, run
+
+from elastickv.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    MembershipConflict,
+    NotLeader,
+    RemovedFromCluster,
+)
+from elastickv.raft import frames
+from elastickv.raft.engine import Member, Role, Suffrage
+from elastickv.raft.membership import ChangeKind, MembershipChange
+
+SECOND = 1.0
+
+
+async def change(leader: LabNode, kind: ChangeKind, node_id: str, **fields: object) -> int:
+    address = "host9:1" if kind in (ChangeKind.ADD_VOTER, ChangeKind.ADD_LEARNER) else ""
+    return await leader.engine.change_members(
+        MembershipChange(kind, node_id, address, **fields), timeout_s=5)  # type: ignore[arg-type]
+
+
+async def newcomer(lab: Lab, node_id: str = "n9") -> LabNode:
+    node = LabNode(lab, Member(node_id, "host9:1"), joining=True)
+    lab.nodes[node_id] = node
+    await node.start()
+    return node
+
+
+def suffrages(node: LabNode) -> dict[str, Suffrage]:
+    return {member.node_id: member.suffrage for member in node.engine.members()}
+
+
+def test_learner_joins_catches_up_and_is_promoted():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        for number in range(30):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        joined = await newcomer(lab)
+        await lab.until(lambda: len(joined.engine.members()) == 3)
+        assert joined.status().role is Role.FOLLOWER
+        index = await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        assert leader.status().configuration_index == index
+        await lab.until(lambda: joined.state.payloads() == leader.state.payloads())
+        assert suffrages(joined)["n9"] is Suffrage.LEARNER
+        await lab.until(lambda: leader.core.match_index("n9") == leader.journal.last_index)
+        await change(leader, ChangeKind.PROMOTE, "n9", previous_index=index)
+        await lab.settle()
+        assert all(suffrages(node)["n9"] is Suffrage.VOTER for node in lab.nodes.values())
+        # Four voters need three: with two of the old ones gone, nothing is committed.
+        for node in lab.others(leader, joined):
+            lab.hub.isolate(node.node_id)
+        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=0.3)), Exception)
+
+    run(scenario())
+
+
+def test_learner_neither_counts_nor_stands():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        others = lab.others(leader, joined)
+        lab.hub.isolate(leader.node_id, [node.node_id for node in others])
+        result = await outcome(leader.engine.propose(b"x", timeout_s=0.3))
+        assert isinstance(result, Exception), "committed by a learner's acknowledgement"
+        for node in others:
+            lab.hub.isolate(node.node_id)
+        lab.hub.isolate(leader.node_id)
+        await asyncio.sleep(5)
+        assert joined.status().role is Role.FOLLOWER
+        assert not lab.hub.sent(frames.RequestVote, "n9")
+
+    run(scenario())
+
+
+def test_added_voter_counts_at_once():
+    async def scenario() -> None:
+        lab = Lab(1)
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_VOTER, "n9")
+        await lab.settle()
+        lab.hub.isolate("n9")
+        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=0.3)), Exception)
+        lab.hub.heal()
+        new = await lab.leader()
+        assert await new.engine.propose(b"y", timeout_s=5) == b"y"
+        await lab.settle()
+        assert joined.state.payloads()[-1] == b"y"
+
+    run(scenario())
+
+
+def test_removed_follower_stops_itself_with_a_clear_message():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        removed = lab.others(leader)[0]
+        await change(leader, ChangeKind.REMOVE, removed.node_id)
+        await lab.until(lambda: bool(removed.fatal))
+        assert isinstance(removed.fatal[0], RemovedFromCluster)
+        assert removed.node_id in str(removed.fatal[0])
+        assert len(leader.engine.members()) == 2
+        assert await leader.engine.propose(b"x", timeout_s=SECOND) == b"x"
+
+    run(scenario())
+
+
+def test_node_removed_while_away_learns_it_when_it_comes_back():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        removed = lab.others(leader)[0]
+        term = leader.status().term
+        lab.hub.isolate(removed.node_id)
+        await change(leader, ChangeKind.REMOVE, removed.node_id)
+        await asyncio.sleep(3)
+        lab.hub.heal()
+        await lab.until(lambda: bool(removed.fatal))
+        assert isinstance(removed.fatal[0], RemovedFromCluster)
+        assert leader.engine.is_leader()
+        assert leader.status().term == term
+
+    run(scenario())
+
+
+def test_leader_that_removes_itself_commits_without_itself_and_hands_over():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        await change(leader, ChangeKind.REMOVE, leader.node_id)
+        await lab.until(lambda: bool(leader.fatal))
+        assert isinstance(leader.fatal[0], RemovedFromCluster)
+        new = await lab.leader(lab.others(leader))
+        assert len(new.engine.members()) == 2
+        assert await new.engine.propose(b"x", timeout_s=SECOND) == b"x"
+        leader.kill()
+        with pytest.raises(RemovedFromCluster):
+            await leader.start()
+
+    run(scenario())
+
+
+def test_uncommitted_change_is_undone_with_the_entry_that_made_it():
+    async def scenario() -> None:
+        lab = Lab(leader_fallback_s=5.0)
+        old = await lab.start()
+        await lab.settle()
+        lab.hub.isolate(old.node_id)
+        pending = asyncio.ensure_future(outcome(
+            change(old, ChangeKind.REMOVE, lab.others(old)[0].node_id)))
+        await asyncio.sleep(0.1)
+        assert len(old.engine.members()) == 2
+        new = await lab.leader(lab.others(old))
+        await new.engine.propose(b"x", timeout_s=SECOND)
+        lab.hub.heal()
+        await lab.until(lambda: old.state.payloads() == [b"x"])
+        assert len(old.engine.members()) == 3
+        assert isinstance(await pending, Exception)
+
+    run(scenario())
+
+
+def test_one_change_at_a_time():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        others = lab.others(leader)
+        for node in others:
+            node.offload.holding = True
+        first = asyncio.ensure_future(outcome(change(leader, ChangeKind.REMOVE,
+                                                     others[0].node_id)))
+        await asyncio.sleep(0)
+        assert leader.status().pending_configuration
+        with pytest.raises(MembershipConflict, match="under way"):
+            await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        for node in others:
+            node.offload.release()
+        assert isinstance(await first, int)
+
+    run(scenario())
+
+
+def test_membership_survives_restart_and_compaction():
+    async def scenario() -> None:
+        lab = Lab(segment_bytes=2000, compact_bytes=6000, keep_entries=10)
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await asyncio.gather(*(leader.engine.propose(b"%d" % number, timeout_s=10)
+                               for number in range(300)))
+        await lab.until(lambda: leader.journal.anchor_index > 100)
+        await lab.settle()
+        for node in lab.nodes.values():
+            await node.restart()
+        await lab.leader()
+        assert all(suffrages(node)["n9"] is Suffrage.LEARNER for node in lab.nodes.values())
+        assert joined.status().configuration_index == leader.status().configuration_index
+
+    run(scenario())
+
+
+def test_newcomer_behind_a_compacted_log_gets_the_membership_with_the_snapshot():
+    async def scenario() -> None:
+        lab = Lab(segment_bytes=2000, compact_bytes=6000, keep_entries=10)
+        leader = await lab.start()
+        await asyncio.gather(*(leader.engine.propose(b"%d" % number, timeout_s=10)
+                               for number in range(300)))
+        await lab.until(lambda: leader.journal.anchor_index > 100)
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_VOTER, "n9")
+        await lab.settle()
+        assert joined.state.entries == leader.state.entries
+        assert suffrages(joined) == suffrages(leader)
+
+    run(scenario())
+
+
+def test_transfer_moves_the_leadership_quickly_and_loses_no_write():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        target = lab.others(leader)[1]
+        acknowledged = [await leader.engine.propose(b"%d" % n, timeout_s=SECOND)
+                        for n in range(20)]
+        before = asyncio.get_running_loop().time()
+        await leader.engine.transfer_leadership(target.node_id, timeout_s=SECOND)
+        await lab.until(target.engine.is_leader)
+        assert asyncio.get_running_loop().time() - before < 0.3
+        acknowledged.append(await target.engine.propose(b"after", timeout_s=SECOND))
+        await lab.settle()
+        assert all(node.state.payloads() == acknowledged for node in lab.nodes.values())
+
+    run(scenario())
+
+
+def test_transfer_that_fails_leaves_the_leader_in_place():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        target = lab.others(leader)[0]
+        lab.hub.isolate(target.node_id)
+        with pytest.raises(DeadlineExceeded):
+            await leader.engine.transfer_leadership(target.node_id, timeout_s=0.2)
+        assert await leader.engine.propose(b"x", timeout_s=SECOND) == b"x"
+        with pytest.raises(InvalidArgument):
+            await leader.engine.transfer_leadership("n7", timeout_s=SECOND)
+        follower = lab.others(leader, target)[0]
+        with pytest.raises(NotLeader):
+            await follower.engine.transfer_leadership("", timeout_s=SECOND)
+
+    run(scenario())

@@ -1,0 +1,237 @@
+"""Compaction, and followers that are behind the start of the log."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from raft_lab import Lab, LabNode, ListState, run
+
+from elastickv.errors import CorruptionError, JournalCorrupt
+from elastickv.raft import frames
+from elastickv.raft.compaction import LogSize, compaction_target
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.snapshots import InstallMarker, MarkerFile
+
+SECOND = 1.0
+COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
+              "snapshot_chunk_bytes": 500}
+
+
+@pytest.mark.parametrize(("name", "size", "expected"), [
+    ("small log", LogSize(1, 500, 900, 500), 0),
+    ("many entries", LogSize(1, 2000, 900, 2000), 1900),
+    ("many bytes", LogSize(1, 500, 2000, 500), 400),
+    ("state not durable yet", LogSize(1, 2000, 900, 1200), 1200),
+    ("nothing durable", LogSize(1000, 2500, 900, 1000), 0),
+    ("tail is kept", LogSize(1950, 3000, 9000, 3000), 2900),
+    ("tail reaches the start", LogSize(2950, 3000, 9000, 3000), 0),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_compaction_target(name, size, expected, tmp_path):
+    settings = EngineSettings("n1", (), tmp_path, compact_bytes=1000, compact_entries=1000,
+                              keep_entries=100)
+    assert compaction_target(size, settings) == expected
+
+
+async def fill(lab: Lab, count: int, leader: LabNode, prefix: bytes = b"") -> None:
+    await asyncio.gather(*(leader.engine.propose(prefix + b"%d" % number, timeout_s=10)
+                           for number in range(count)))
+
+
+async def compacted(lab: Lab, node: LabNode, below: int) -> None:
+    await lab.until(lambda: node.journal.anchor_index > below)
+
+
+def test_log_is_compacted_by_itself_and_serves_on():
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        await fill(lab, 400, leader)
+        for node in lab.nodes.values():
+            await compacted(lab, node, 100)
+            assert node.journal.total_bytes < 20_000
+        await fill(lab, 10, leader)
+        await lab.settle()
+
+    run(scenario())
+
+
+def test_lagging_follower_gets_a_snapshot_while_the_leader_serves():
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        lab.hub.heal()
+        await fill(lab, 50, leader, b"meanwhile")
+        await lab.settle()
+        assert behind.engine._receiver.installed_count == 1
+        assert behind.journal.anchor_index > 100
+        assert behind.state.entries == leader.state.entries
+        await behind.restart()
+        await fill(lab, 5, leader, b"after")
+        await lab.settle()
+        assert behind.state.entries == leader.state.entries
+
+    run(scenario())
+
+
+def test_snapshot_survives_the_leaders_death_half_way():
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind, other = lab.others(leader)
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        for node in (leader, other):
+            await compacted(lab, node, behind.journal.last_index)
+        before = list(behind.state.entries)
+        chunks = 0
+
+        def stop_half_way(source: str, target: str, message: frames.AnyMessage) -> int:
+            nonlocal chunks
+            if isinstance(message, frames.SnapshotChunk):
+                chunks += 1
+                return int(chunks < 4)
+            return 1
+
+        lab.hub.rule = stop_half_way
+        lab.hub.heal()
+        await lab.until(lambda: chunks >= 4)
+        assert behind.state.entries == before
+        leader.kill()
+        lab.hub.rule = lambda source, target, message: 1
+        new = await lab.leader([behind, other])
+        assert new is other
+        await fill(lab, 5, new, b"after")
+        await lab.until(lambda: behind.state.entries == new.state.entries)
+
+    run(scenario())
+
+
+def test_stalled_stream_is_begun_anew():
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        dropped = []
+
+        def drop_one(source: str, target: str, message: frames.AnyMessage) -> int:
+            if isinstance(message, frames.SnapshotChunk) and message.offset and not dropped:
+                dropped.append(message)
+                return 0
+            return 1
+
+        lab.hub.rule = drop_one
+        lab.hub.heal()
+        await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
+        assert dropped
+        assert len(lab.hub.sent(frames.SnapshotOffer)) == 2
+
+    run(scenario())
+
+
+def test_damaged_stream_is_refused_and_sent_again(monkeypatch):
+    finish = ListState.open_import
+    refusals = []
+
+    class Refusing:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def write(self, chunk):
+            self.inner.write(chunk)
+
+        def finish(self):
+            if not refusals:
+                refusals.append(1)
+                raise CorruptionError("the checksum differs")
+            return self.inner.finish()
+
+        def abort(self):
+            self.inner.abort()
+
+    monkeypatch.setattr(ListState, "open_import", lambda self: Refusing(finish(self)))
+
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        lab.hub.heal()
+        await lab.until(lambda: behind.state.entries == leader.state.entries)
+        assert refusals == [1]
+        assert not behind.fatal
+        assert not behind.disk.exists(behind.path / "install")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("state_was_replaced", [True, False])
+def test_crash_between_the_steps_of_an_installation(state_was_replaced):
+    """The marker is there. Whether the log follows depends on which state the store has."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        await lab.settle()
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 100, leader)
+        index = leader.state.applied_index
+        behind.kill()
+        configuration = leader.engine._context.configuration
+        marker = MarkerFile(behind.disk, behind.path / "install")
+        from elastickv.raft.membership import encode_members
+        marker.save(InstallMarker(index, leader.journal.term_at(index), configuration.index,
+                                  encode_members(configuration.members)))
+        if state_was_replaced:
+            behind.state.entries = list(leader.state.entries)
+        last_index = behind.journal.last_index
+        lab.hub.heal()
+        await behind.start()
+        assert marker.load() is None
+        assert behind.journal.anchor_index == (index if state_was_replaced else 1)
+        assert behind.journal.last_index == (index if state_was_replaced else last_index)
+        await fill(lab, 5, leader, b"after")
+        await lab.settle()
+        assert behind.state.entries == leader.state.entries
+
+    run(scenario())
+
+
+def test_state_outside_the_log_refuses_the_start():
+    async def scenario() -> None:
+        lab = Lab(1, **COMPACTING)
+        node = await lab.start()
+        await fill(lab, 400, node)
+        await compacted(lab, node, 100)
+        node.kill()
+        entries = node.state.entries
+        node.state.entries = entries[:50]
+        with pytest.raises(JournalCorrupt, match="state is that of entry 51"):
+            await node.start()
+        node.state.entries = [*entries, type(entries[0])(entries[-1].index + 1, 9, b"x")]
+        with pytest.raises(JournalCorrupt, match="state is that of entry"):
+            await node.start()
+
+    run(scenario())
+
+
+def test_lost_hard_state_refuses_the_start():
+    async def scenario() -> None:
+        lab = Lab(1)
+        node = await lab.start()
+        await fill(lab, 3, node)
+        node.kill()
+        del node.disk.files[node.path / "hardstate"]
+        with pytest.raises(JournalCorrupt, match="no term and vote"):
+            await node.start()
+
+    run(scenario())
