@@ -3,7 +3,7 @@
     from elastickv.client import SyncClient, TlsFiles
 
     with SyncClient(["127.0.0.1:50051", "127.0.0.1:50052"],
-                    tls=TlsFiles(ca=..., cert=..., key=...)) as client:
+                    tls=TlsFiles(ca=Path(...), cert=Path(...), key=Path(...))) as client:
         client.put(b"greeting", b"hello")
         client.get(b"greeting").value
 

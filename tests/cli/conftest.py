@@ -13,10 +13,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "server"))
 
-from cli_shell import Done, Shell
-from memory_node import MemoryNode, in_thread
+from cli_shell import Done, Shell  # noqa: E402
+from memory_node import MemoryNode, in_thread  # noqa: E402
 
-from elastickv.cli.main import run
+from elastickv.cli.main import run  # noqa: E402
 
 
 @pytest.fixture
