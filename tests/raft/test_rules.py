@@ -97,14 +97,15 @@ def test_conflict_with_a_committed_entry_stops_the_node(previous, sent):
 
 @given(st.data())
 def test_append_never_loses_a_matching_entry_and_acknowledges_only_equal_ones(data):
-    """Against random logs that share a prefix, as Raft guarantees they do."""
+    """Against random logs that share a prefix and where no other entry has the same index and
+    term, as Raft guarantees (even terms are ours, odd ones theirs)."""
     def log_terms(name: str) -> list[int]:
         return sorted(data.draw(st.lists(st.integers(1, 4), max_size=6), label=name))
 
     shared = log_terms("shared")
     floor = shared[-1] if shared else 0
-    ours = [0, *shared, *(t + floor for t in log_terms("ours"))]
-    theirs = [0, *shared, *(t + floor for t in log_terms("theirs"))]
+    ours = [0, *shared, *(2 * (t + floor) for t in log_terms("ours"))]
+    theirs = [0, *shared, *(2 * (t + floor) + 1 for t in log_terms("theirs"))]
     same = 0
     while same < min(len(ours), len(theirs)) and ours[same] == theirs[same]:
         same += 1
