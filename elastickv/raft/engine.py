@@ -17,9 +17,12 @@ Contract, which `pysyncobj_engine.py` keeps and every user may rely on:
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from elastickv.raft.membership import MembershipChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,10 @@ class EngineStatus:
     configuration_index: int
     pending_configuration: bool
     ready: bool
+    log_bytes: int = 0
+    snapshot_sent_bytes: int = 0
+    snapshot_received_bytes: int = 0
+    snapshots_installed: int = 0
 
 
 class StateMachine(Protocol):
@@ -205,28 +212,25 @@ class RaftEngine(Protocol):
         """The current configuration, this node included."""
         ...
 
-    async def add_voter(self, node_id: str, address: str, *, previous_index: int,
-                        timeout_s: float) -> int:
-        """Commit a new voting member; the configuration's index. `previous_index` other than 0 must
-        equal `configuration_index` (compare-and-set). One change at a time."""
+    def state_age_s(self) -> float:
+        """Seconds since the applied state here is known to have been complete; inf = never."""
         ...
 
-    async def add_learner(self, node_id: str, address: str, *, previous_index: int,
-                          timeout_s: float) -> int:
-        """Commit a new member that receives the log and does not vote."""
+    def introduce(self, addresses: Mapping[str, str]) -> None:
+        """Keep links with these nodes (id -> raft `host:port`) too, members or not; replaces the
+        nodes introduced before."""
         ...
 
-    async def promote_learner(self, node_id: str, *, previous_index: int, min_applied_index: int,
-                              skip_min_applied_check: bool, timeout_s: float) -> int:
-        """Let a learner vote once it has applied `min_applied_index`."""
+    async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
+        """Commit one change; the configuration's index. The entry is appended before this first
+        yields to the loop.
+
+        Raises `NotLeader`, what `raft.membership.plan_change` raises, or `OutcomeUnknown`.
+        """
         ...
 
-    async def remove_server(self, node_id: str, *, previous_index: int, timeout_s: float) -> int:
-        """Commit the removal of a member, which then stops itself."""
-        ...
-
-    async def transfer_leadership(self, node_id: str, *, timeout_s: float) -> None:
-        """Hand leadership to `node_id` ("" = the most up-to-date voter); returns when it leads."""
+    async def transfer_leadership(self, target_id: str, *, timeout_s: float) -> None:
+        """Hand leadership to `target_id` ("" = the most complete voter); returns when it leads."""
         ...
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:

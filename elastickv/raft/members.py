@@ -31,6 +31,7 @@ class Members:
         self._set_peers = set_peers
         self._leave_cluster = leave
         self._asking: asyncio.Task[None] | None = None
+        self._guests: dict[str, str] = {}
         calls.handle(CONFIGURATION_METHOD, self._tell)
 
     def is_member(self) -> bool:
@@ -47,7 +48,13 @@ class Members:
                 context.core.connected(member.node_id)
         members = configuration.members if self.is_member() \
             else (*context.settings.members, *configuration.members)
-        self._set_peers({m.node_id: m.address for m in members if m.node_id != context.node_id})
+        self._set_peers({**self._guests, **{m.node_id: m.address for m in members
+                                            if m.node_id != context.node_id}})
+
+    def introduce(self, addresses: Mapping[str, str]) -> None:
+        """See `RaftEngine.introduce`."""
+        self._guests = dict(addresses)
+        self.changed()
 
     def committed(self, index: int) -> None:
         """The configuration of entry `index` is committed: those who left hear of it."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from elastickv.durable import Disk
 from elastickv.errors import (
     ApplyHalted,
-    DeadlineExceeded,
     DiskFull,
+    ElasticKVError,
     InvalidArgument,
     NoLeader,
     NotLeader,
@@ -42,6 +42,7 @@ from elastickv.raft.engine import (
 )
 from elastickv.raft.follower import Follower
 from elastickv.raft.frames import encode_message
+from elastickv.raft.freshness import Freshness, quorum_contact
 from elastickv.raft.links import Links
 from elastickv.raft.members import Members
 from elastickv.raft.membership import (
@@ -76,9 +77,11 @@ class PySyncObjEngine:
     def __init__(self, settings: EngineSettings, state_machine: StateMachine, disk: Disk,
                  links: Links, *, offload: Offload | None = None,
                  generator: random.Random | None = None,
-                 snapshots: SnapshotSource | None = None) -> None:
+                 snapshots: SnapshotSource | None = None,
+                 on_sync: Callable[[float], None] | None = None) -> None:
         """`offload` runs fsyncs under load (default: inline), `generator` draws timeouts. Without
-        `snapshots` the log is never compacted."""
+        `snapshots` the log is never compacted. `on_sync` is told the seconds that each fsync took,
+        from its order to the moment when the loop learned of its end."""
         self.node_id = settings.node_id
         self._settings = settings
         self._machine = state_machine
@@ -98,6 +101,9 @@ class PySyncObjEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._ticks = 0
         self._sync_running = False
+        self._sync_began = 0.0
+        self._on_sync = on_sync
+        self._freshness = Freshness()
         self._disk_full = False
         self._proposals = Proposals()
         self._waiters = AppliedWaiters()
@@ -160,8 +166,8 @@ class PySyncObjEngine:
         if self._active and self._core.is_leading() and len(self._core.voters()) > 1:
             try:
                 await self.transfer_leadership("", timeout_s=self._settings.election_min_s)
-            except (DeadlineExceeded, NoLeader, NotLeader):
-                log.info("stopping while leading", node=self.node_id)
+            except ElasticKVError as error:  # whatever the reason, the node stops all the same
+                log.info("stopping while leading", node=self.node_id, reason=str(error))
         self._running = False
         if self._timer is not None:
             self._timer.cancel()
@@ -264,6 +270,7 @@ class PySyncObjEngine:
         if self._sync_running or not self._journal.needs_sync:
             return
         self._sync_running = True
+        self._sync_began = self._loop.time()
         job, ticket = self._journal.begin_sync()
         little = self._journal.unsynced_bytes <= self._settings.inline_sync_bytes
         offload = InlineOffload() if little else self._offload
@@ -277,6 +284,8 @@ class PySyncObjEngine:
             # After a failed fsync the kernel may have dropped the pages: never retried.
             self._fail(error)
             return
+        if self._on_sync is not None:
+            self._on_sync(self._loop.time() - self._sync_began)
         self._disk_full = False
         self._journal.finish_sync(ticket)
         self._follower.acknowledge()
@@ -403,6 +412,9 @@ class PySyncObjEngine:
         self._require_leader()
         await self._transfer.run(target_id, timeout_s)
 
+    def introduce(self, addresses: Mapping[str, str]) -> None:
+        self._members.introduce(addresses)
+
     async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
         """Propose a change and wait until it is applied; the index of its entry.
 
@@ -509,7 +521,7 @@ class PySyncObjEngine:
         """Who handles what. Whether the sender is a member is each handler's question: a leader or
         a candidate that is not in our configuration may be in a later one (Raft, section 6)."""
         return {
-            frames.AppendEntries: self._follower.on_append,
+            frames.AppendEntries: self._on_append,
             frames.Ack: self._replication.on_ack,
             frames.StaleTerm: self._elections.on_stale_term,
             frames.RequestVote: self._on_request_vote,
@@ -536,6 +548,12 @@ class PySyncObjEngine:
     def _on_request_vote(self, peer_id: str, message: frames.RequestVote) -> None:
         self._members.tell_stranger(peer_id)
         self._elections.on_request_vote(peer_id, message)
+
+    def _on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
+        self._follower.on_append(peer_id, message)
+        if message.term == self._core.term():
+            self._freshness.heard(self._loop.time(), message.commit_index,
+                                  self._core.applied_index())
 
     def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
         self._storage.memory.spoke(peer_id, message.term)
@@ -564,6 +582,13 @@ class PySyncObjEngine:
     def on_fatal(self, callback: Callable[[BaseException], None]) -> None:
         self._fatal_callbacks.append(callback)
 
+    def state_age_s(self) -> float:
+        now, core = self._loop.time(), self._core
+        if self.is_leader():
+            return now - quorum_contact(now, [core.last_response(voter) for voter in core.voters()
+                                              if voter != self.node_id])
+        return now - self._freshness.fresh_at(core.applied_index())
+
     def status(self) -> EngineStatus:
         core, journal, configuration = self._core, self._journal, self._context.configuration
         leader_id = core.leader_id()
@@ -588,4 +613,8 @@ class PySyncObjEngine:
             pending_configuration=configuration.index > core.commit_index(),
             ready=self._active and bool(leader_id) and core.applied_index() >= min(
                 core.commit_index(), journal.durable_index),
+            log_bytes=journal.total_bytes,
+            snapshot_sent_bytes=self._sender.sent_bytes,
+            snapshot_received_bytes=self._receiver.received_bytes,
+            snapshots_installed=self._receiver.installed_count,
         )

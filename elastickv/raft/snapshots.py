@@ -184,6 +184,7 @@ class SnapshotReceiver:
         self._stream = 0
         self._offset = 0
         self.installed_count = 0
+        self.received_bytes = 0
 
     def on_offer(self, peer_id: str, message: frames.SnapshotOffer) -> None:
         """Raises `WireError` on a configuration that does not parse."""
@@ -221,6 +222,7 @@ class SnapshotReceiver:
             self._refuse(error)
             return
         self._offset += len(message.data)
+        self.received_bytes += len(message.data)
         if message.last:
             self._finish()
         else:
