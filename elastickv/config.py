@@ -25,6 +25,7 @@ MIB = 1024 * 1024
 
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -39,6 +40,7 @@ class Kind(enum.Enum):
     BOOL = "bool"
     INT = "integer"
     CHOICE = "choice"
+    DURATION = "duration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,13 @@ SETTINGS: tuple[Setting, ...] = (
             "readable by its owner only.", go_flag="kekFile"),
     Setting("encryption_enabled", Kind.BOOL, "Open the gate for operations that change "
             "encryption. Needs a KEK.", default="false"),
+    Setting("encryption_rotate_on_startup", Kind.BOOL, "Rotate both DEKs once if this node is the "
+            "first leader that it sees after its start.", default="false"),
+    Setting("dek_max_age", Kind.DURATION, "Age at which the leader rotates a DEK by itself: a "
+            "number and s, m, h or d. 0 = never.", default="0"),
+    Setting("dek_max_writes", Kind.INT, "Writes under one DEK: the leader rotates it at 90 % of "
+            "them, and refuses writes at 100 %. The same on every member.",
+            default=str(1 << 32), minimum=100, maximum=1 << 40),
     Setting("tls_cert", Kind.PATH, "This node's certificate (PEM); its common name is --raftId."),
     Setting("tls_key", Kind.PATH, "The certificate's private key (PEM), owner-only."),
     Setting("tls_ca", Kind.PATH, "Certificate authority that members and clients must be signed by "
@@ -181,6 +190,9 @@ class NodeSettings:
     raft_bootstrap_members: tuple[BootstrapMember, ...]
     kek_file: Path | None
     encryption_enabled: bool
+    encryption_rotate_on_startup: bool
+    dek_max_age: int
+    dek_max_writes: int
     tls_cert: Path | None
     tls_key: Path | None
     tls_ca: Path | None
@@ -283,6 +295,15 @@ def _parse_int(setting: Setting, text: str, where: str) -> int:
                       f"{setting.maximum}", remedy="give a number within the limits")
 
 
+def parse_duration(text: str, where: str) -> int:
+    """Seconds in `90d`, `12h`, `30m`, `45s` or `0`."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])|0", text)
+    if match is None:
+        raise ConfigError(f"{where}: {text!r} is not a duration",
+                          remedy="give a whole number and a unit: 45s, 30m, 12h, 90d, or 0")
+    return int(match[1]) * _UNIT_S[match[2]] if match[1] else 0
+
+
 def parse_value(setting: Setting, text: str, where: str) -> object:
     """The typed value of `text`, which came from `where`; "" means unset where that is allowed."""
     if text == "" and not setting.default:
@@ -300,6 +321,8 @@ def parse_value(setting: Setting, text: str, where: str) -> object:
             return _parse_bool(text, where)
         case Kind.INT:
             return _parse_int(setting, text, where)
+        case Kind.DURATION:
+            return parse_duration(text, where)
         case Kind.PATH:
             if text == "" or "\0" in text:
                 raise ConfigError(f"{where}: not a path", remedy="name a file or directory")

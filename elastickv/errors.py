@@ -170,6 +170,12 @@ class OperatorError(ElasticKVError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class DekExhausted(OperatorError):
+    """A DEK has been used for as many writes as `--dek-max-writes` allows; a new one is needed."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
 class GateOff(OperatorError):
     """Encryption RPCs are switched off on this node (no KEK or no --encryption-enabled)."""
 
@@ -205,6 +211,10 @@ class KekError(StartupRefused):
     """The KEK cannot be read, is not 32 bytes, is too open, or does not unwrap a DEK."""
 
     guard = "kek"
+
+
+class KekTooOpen(KekError):
+    """Others than its owner can access the KEK file."""
 
 
 class UnsupportedFileSystem(StartupRefused):

@@ -28,9 +28,11 @@ from elastickv.errors import ElasticKVError, ExitCode, StartupRefused
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
+from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
+from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft.engine import Member, Role, SnapshotSource
 from elastickv.raft.offload import ThreadOffload
@@ -123,7 +125,9 @@ class Node:
         self._engine.on_role_change(self._log_role)
         self._encryption = EncryptionController(
             self._engine, store, applier, full_node_id=full_node_id(settings.raft_id), kek=kek,
-            gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail)
+            gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail,
+            rotation=RotationSettings(Limits(settings.dek_max_writes), settings.dek_max_age,
+                                      settings.encryption_rotate_on_startup))
         self._flusher = Flusher(store, self._runner, on_fatal=self._fail,
                                 compactor=Compactor(store, SystemClock().wall_ms),
                                 interval_ms=settings.flush_interval_ms)
@@ -131,13 +135,14 @@ class Node:
             self._engine, store, hlc, self._encryption.proposer,
             sealer=self._encryption.record_sealer,
             opener=lambda store_key, record: open_record(applier.keystore, store_key, record),
-            writable=lambda: self._flusher.error, tombstone=tombstone_record(),
+            writable=lambda: self._flusher.error or self._encryption.refusal(),
+            tombstone=tombstone_record(),
             max_value_bytes=settings.max_value_bytes,
             max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
         self._encryption.set_wake(self._coordinator.wake)
         self._flusher.start()
         await self._engine.start()
-        self._encryption.ensure_writers()
+        self._encryption.start()
         self._server = GrpcServer(
             settings.address.host, settings.address.port, kv=self._coordinator,
             encryption=self._encryption, engine=self._engine, tls=self._server_tls(),
@@ -151,7 +156,8 @@ class Node:
 
     def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
         applier = Applier(disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),
-                          sidecar_path=self._settings.raft_data_dir / RELATIVE_PATH)
+                          sidecar_path=self._settings.raft_data_dir / RELATIVE_PATH,
+                          full_node_id=full_node_id(self._settings.raft_id))
         disk.make_directory(self._settings.raft_data_dir / RELATIVE_PATH.parent)
         applier.load()
         return applier
@@ -229,7 +235,7 @@ class Node:
         if hasattr(self, "_server"):
             await self._server.stop(grace_s=0.0 if fatal else 2.0)
         if hasattr(self, "_encryption"):
-            self._encryption.writers.stop()
+            self._encryption.stop()
         if hasattr(self, "_engine"):
             await self._engine.stop()
         if hasattr(self, "_flusher"):

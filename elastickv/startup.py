@@ -11,9 +11,10 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import Disk, probe_file_system
-from elastickv.errors import ElasticKVError
+from elastickv.errors import ElasticKVError, KekTooOpen
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import Facts
+from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX, decode_u64
 from elastickv.store.mvcc_store import Store
@@ -28,20 +29,26 @@ class Gathered:
 
 
 def gather(settings: NodeSettings, disk: Disk, store: Store | None,
-           member_ids: Mapping[str, int]) -> Gathered:
-    """Everything that `keys.guards` wants to know. `store` None = the node never ran."""
-    kek, kek_problem = _load_kek(settings)
+           member_ids: Mapping[str, int], *, store_problem: str = "") -> Gathered:
+    """Everything that `keys.guards` wants to know.
+
+    `store` None = the node never ran, or its store cannot be opened: `store_problem` says why.
+    """
+    kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
         encryption_enabled=settings.encryption_enabled,
         kek_configured=settings.kek_file is not None,
         file_system_problem=_probe(settings, disk),
-        kek_problem=kek_problem,
+        store_problem=store_problem,
+        kek_problem=kek_error.message if kek_error else "",
+        kek_remedy=kek_error.remedy if kek_error else "",
+        kek_insecure=isinstance(kek_error, KekTooOpen),
         sidecar=sidecar,
         sidecar_problem=sidecar_problem,
         unwrap_problem=_unwrap_problem(kek, sidecar),
-        registry=dict(store.rows()) if store else {},
+        registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
         last_encryption_index=decode_u64(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_u64(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
         member_ids=member_ids), kek)
@@ -55,13 +62,13 @@ def _probe(settings: NodeSettings, disk: Disk) -> str:
     return ""
 
 
-def _load_kek(settings: NodeSettings) -> tuple[Kek | None, str]:
+def _load_kek(settings: NodeSettings) -> tuple[Kek | None, ElasticKVError | None]:
     if settings.kek_file is None:
-        return None, ""
+        return None, None
     try:
-        return FileKekProvider(settings.kek_file).load(), ""
+        return FileKekProvider(settings.kek_file).load(), None
     except ElasticKVError as error:
-        return None, str(error)
+        return None, error
 
 
 def _load_sidecar(settings: NodeSettings, disk: Disk) -> tuple[Sidecar | None, str]:

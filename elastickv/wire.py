@@ -8,7 +8,8 @@ An entry is `opcode(1) | payload`, and every payload starts with a version byte,
     0x03 REGISTRATION   one writer of one DEK
     0x04 BOOTSTRAP      the first two DEKs and their writers
     0x05 ROTATION       key changes and cutovers, told apart by a sub-tag
-    0x06, 0x07          reserved for encryption
+    0x06                reserved for encryption
+    0x07 RESERVATION    how far a writer may count its nonces
 
 0x03 to 0x05 are byte-compatible with the Go implementation (`tests/vectors`). Integers are
 big-endian.
@@ -45,6 +46,12 @@ class Opcode(enum.IntEnum):
     REGISTRATION = 0x03
     BOOTSTRAP = 0x04
     ROTATION = 0x05
+    RESERVATION = 0x07
+
+
+CLEAR_OPCODES: Final = frozenset((Opcode.REGISTRATION, Opcode.RESERVATION))
+"""Entries that may stand unsealed after the raft cutover: ids and counters that a process must have
+committed before it may seal anything. None of them is an envelope version."""
 
 
 class RotationTag(enum.IntEnum):
@@ -125,7 +132,17 @@ class Rotation:
     proposer: RegistryRow
 
 
-Entry = Writes | HlcCeiling | Registration | Bootstrap | Rotation
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A writer may use write counts up to `count` in nonces of its epoch `local_epoch`."""
+
+    dek_id: int
+    full_node_id: int
+    local_epoch: int
+    count: int
+
+
+Entry = Writes | HlcCeiling | Registration | Bootstrap | Rotation | Reservation
 EncryptionEntry = Registration | Bootstrap | Rotation
 
 _U16 = struct.Struct(">H")
@@ -137,6 +154,7 @@ _ROW = struct.Struct(">IQH")
 _REGISTRATION = struct.Struct(">BIQH")
 _ID_AND_LENGTH = struct.Struct(">II")
 _ROTATION_HEAD = struct.Struct(">BBIBI")
+_RESERVATION = struct.Struct(">BIQHQ")
 
 _SINGLE_PREFIX = bytes((Opcode.SINGLE, WIRE_VERSION))
 _BATCH_PREFIX = bytes((Opcode.BATCH, WIRE_VERSION))
@@ -413,6 +431,18 @@ def decode_rotation_payload(payload: bytes) -> Rotation:
                     RegistryRow(*_ROW.unpack_from(payload, row_offset)))
 
 
+def _encode_reservation(entry: Reservation) -> bytes:
+    """`version(1) | dek_id(4) | full_node_id(8) | local_epoch(2) | count(8)`."""
+    return _pack(_RESERVATION, WIRE_VERSION, entry.dek_id, entry.full_node_id, entry.local_epoch,
+                 entry.count)
+
+
+def _decode_reservation(data: bytes) -> Reservation:
+    if len(data) != 1 + _RESERVATION.size:
+        raise WireError(f"reservation: {len(data)} bytes, must be {1 + _RESERVATION.size}")
+    return Reservation(*_RESERVATION.unpack_from(data, 1)[1:])
+
+
 # --- the table -------------------------------------------------------------------------------
 
 _DECODERS: dict[int, Callable[[bytes], Entry]] = {
@@ -422,6 +452,7 @@ _DECODERS: dict[int, Callable[[bytes], Entry]] = {
     Opcode.REGISTRATION: lambda data: decode_registration_payload(data[1:]),
     Opcode.BOOTSTRAP: lambda data: decode_bootstrap_payload(data[1:]),
     Opcode.ROTATION: lambda data: decode_rotation_payload(data[1:]),
+    Opcode.RESERVATION: _decode_reservation,
 }
 
 _ENCODERS: dict[type[Any], tuple[Opcode, Callable[[Any], bytes]]] = {
@@ -429,6 +460,7 @@ _ENCODERS: dict[type[Any], tuple[Opcode, Callable[[Any], bytes]]] = {
     Registration: (Opcode.REGISTRATION, encode_registration_payload),
     Bootstrap: (Opcode.BOOTSTRAP, encode_bootstrap_payload),
     Rotation: (Opcode.ROTATION, encode_rotation_payload),
+    Reservation: (Opcode.RESERVATION, _encode_reservation),
 }
 
 

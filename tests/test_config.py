@@ -77,7 +77,7 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
     sample = {
         Kind.NODE_ID: "node-7", Kind.ADDRESS: "10.0.0.7:7000", Kind.PATH: "/somewhere",
         Kind.MEMBERS: "n1=127.0.0.1:50151", Kind.BOOL: "true", Kind.INT: str(setting.maximum),
-        Kind.CHOICE: setting.choices[-1] if setting.choices else "",
+        Kind.CHOICE: setting.choices[-1] if setting.choices else "", Kind.DURATION: "90d",
     }[setting.kind]
     if setting.name == "insecure":
         base = {"raft_id": "n1"}
@@ -259,3 +259,16 @@ def test_description_covers_every_setting_and_is_text() -> None:
     assert described["insecure"] == "true"
     assert described["kek_file"] == ""
     assert described["address"] == "127.0.0.1:50051"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("0", 0), ("45s", 45), ("30m", 1800), ("12h", 43_200), ("90d", 7_776_000), ("0d", 0),
+])
+def test_durations(text: str, seconds: int) -> None:
+    assert config.parse_duration(text, "--dek-max-age") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "d", "-1d", "1.5h", "1w", "90 d", "9999999999d", "1d "])
+def test_what_is_no_duration_is_refused_with_the_forms_that_are(text: str) -> None:
+    with pytest.raises(ConfigError, match="--dek-max-age.*90d"):
+        config.parse_duration(text, "--dek-max-age")

@@ -16,6 +16,7 @@ from elastickv.wire import (
     Opcode,
     Registration,
     RegistryRow,
+    Reservation,
     Rotation,
     RotationTag,
     WriteOp,
@@ -40,7 +41,8 @@ ENTRIES = st.one_of(
     st.builds(HlcCeiling, U64),
     st.builds(Registration, ROWS),
     st.builds(Bootstrap, U32, SHORT_BYTES, U32, SHORT_BYTES, st.lists(ROWS, max_size=4).map(tuple)),
-    st.builds(Rotation, st.sampled_from(RotationTag), U32, st.integers(0, 255), SHORT_BYTES, ROWS))
+    st.builds(Rotation, st.sampled_from(RotationTag), U32, st.integers(0, 255), SHORT_BYTES, ROWS),
+    st.builds(Reservation, U32, U64, U16, U64))
 
 ROW = RegistryRow(7, 0x1122_3344_5566_7788, 3)
 SAMPLES = {
@@ -53,6 +55,7 @@ SAMPLES = {
     "registration": Registration(ROW),
     "bootstrap": Bootstrap(1, b"s" * 60, 2, b"r" * 60, (ROW, ROW)),
     "rotate-dek": Rotation(RotationTag.ROTATE_DEK, 7, 1, b"w" * 60, ROW),
+    "reservation": Reservation(7, 0x1122_3344_5566_7788, 3, 1 << 40),
     "cutover": Rotation(RotationTag.ENABLE_RAFT_ENVELOPE, 7, 2, b"", ROW),
 }
 
@@ -106,7 +109,7 @@ def test_one_changed_byte_is_refused_or_reads_as_another_whole_entry(
     assert encode_entry(changed) == encoded
 
 
-@pytest.mark.parametrize("opcode", [0x06, 0x07, 0x08, 0x7F, 0xFF])
+@pytest.mark.parametrize("opcode", [0x06, 0x08, 0x7F, 0xFF])
 def test_an_unknown_opcode_is_refused(opcode: int) -> None:
     with pytest.raises(WireError, match=f"unknown opcode 0x{opcode:02x}"):
         decode_entry(bytes((opcode, wire.WIRE_VERSION)) + bytes(20))

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from elastickv.crypto.kek import KEK_BYTES, Kek
-from elastickv.errors import KekError
+from elastickv.errors import KekError, KekTooOpen
 
 _ROOT_UID = 0
 
@@ -43,10 +43,10 @@ class FileKekProvider:
             raise KekError(f"the KEK file {self.path} is not a regular file",
                            remedy=f"point --kekFile at a regular file of {KEK_BYTES} bytes")
         if status.st_uid not in (os.geteuid(), _ROOT_UID):
-            raise KekError(f"the KEK file {self.path} belongs to user {status.st_uid}",
-                           remedy=f"chown it to user {os.geteuid()}, who runs the node")
+            raise KekTooOpen(f"the KEK file {self.path} belongs to user {status.st_uid}",
+                             remedy=f"chown it to user {os.geteuid()}, who runs the node")
         if status.st_mode & 0o077:
-            raise KekError(
+            raise KekTooOpen(
                 f"the KEK file {self.path} has mode {stat.S_IMODE(status.st_mode):04o}:"
                 " others can access it", remedy=f"chmod 600 {self.path}")
         if status.st_size != KEK_BYTES:

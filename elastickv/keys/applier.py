@@ -9,7 +9,7 @@ sidecar may thus be ahead of the store, never behind: entries at or below the si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,8 @@ from elastickv.errors import (
     NotBootstrapped,
 )
 from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.epochs import with_epochs_at_least
+from elastickv.keys.registry import own_epochs
 from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan
 from elastickv.keys.sidecar import Sidecar
 from elastickv.wire import EncryptionEntry, Registration
@@ -48,11 +50,14 @@ class Applier:
 
     def __init__(self, *, disk: Disk, read_row: ReadRow, kek: Kek | None = None,
                  keystore: Keystore | None = None, sidecar_path: Path | None = None,
-                 now: Callable[[], str] = utc_now) -> None:
+                 full_node_id: int = 0, now: Callable[[], str] = utc_now) -> None:
+        """`full_node_id` is this node's own: the sidecar's epochs never fall below the registry
+        rows that are written for it. 0 = leave the epochs to `set_local_epoch`."""
         self._disk = disk
         self._read_row = read_row
         self._kek = kek
         self._path = sidecar_path
+        self._full_node_id = full_node_id
         self._now = now
         self._has_keystore = keystore is not None
         self._state = KeyState(None, keystore if keystore is not None else Keystore())
@@ -92,8 +97,19 @@ class Applier:
         `EntryNotApplicable` with nothing changed, or what the disk raises; then the node must stop.
         """
         result = self._plan(index, entry)
-        self._replace_state(result.state)
+        self._replace_state(self._with_own_epochs(result.state, result.rows))
         return result.rows
+
+    def note_registry(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Durably raise this node's epochs to what registry `rows` hold for it, as after a
+        snapshot, whose rows come without a log entry."""
+        self._replace_state(self._with_own_epochs(self._state, rows))
+
+    def _with_own_epochs(self, state: KeyState, rows: Iterable[tuple[bytes, bytes]]) -> KeyState:
+        if not self._full_node_id or state.sidecar is None:
+            return state
+        sidecar = with_epochs_at_least(state.sidecar, own_epochs(rows, self._full_node_id))
+        return state if sidecar is state.sidecar else replace(state, sidecar=sidecar)
 
     def set_local_epoch(self, dek_id: int, epoch: int) -> None:
         """Durably note the nonce epoch that this node is about to register for `dek_id`.

@@ -1,8 +1,8 @@
 """Start-up guards: when a node must not run, why, and what to do (DESIGN section 5).
 
-Pure: facts in, verdicts out. `node.py` gathers the facts and refuses to start on the first failure;
-`elastickv doctor` shows every verdict. The order of `GUARDS` is the order in which a person would
-mend things: the machine first, then the KEK, then what the files say about each other.
+Pure: facts in, verdicts out. `startup.py` gathers the facts; the node refuses to start on the first
+failure and `elastickv doctor` shows every verdict. The order of `GUARDS` is the order in which a
+person would mend things: the machine first, then the KEK, then what the files say about each other.
 """
 
 from __future__ import annotations
@@ -10,21 +10,115 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
 from elastickv.errors import StartupRefused
-from elastickv.keys.registry import decode_row_key, decode_row_value
+from elastickv.keys.registry import (
+    WRITERS_PREFIX,
+    decode_row_key,
+    decode_row_value,
+    own_epochs,
+)
 from elastickv.keys.sidecar import Sidecar
 
-_RESYNC = "restore it from the leader: elastickv admin encryption resync-sidecar"
+RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
+_RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
+_RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
 
 
 class GuardFailed(StartupRefused):
-    """A guard refused. `guard_name` is its name in `elastickv doctor` and the documentation."""
+    """A start-up guard refused; each guard has its own class. `guard` is its name in `elastickv
+    doctor` and in the documentation."""
 
-    def __init__(self, guard_name: str, message: str, *, remedy: str) -> None:
-        super().__init__(f"start-up guard {guard_name}: {message}", remedy=remedy)
-        self.guard_name = guard_name
+    resync: ClassVar[bool] = False
+    """Whether taking the key state from the leader mends it."""
+
+    def __init__(self, message: str, *, remedy: str) -> None:
+        super().__init__(f"start-up guard {self.guard}: {message}", remedy=remedy)
+
+
+class FileSystemUnsafe(GuardFailed):
+    """The data directory's file system lacks write, fsync, rename or directory fsync."""
+
+    guard = "file-system"
+
+
+class StoreUnreadable(GuardFailed):
+    """The store cannot be opened, so nothing that it says can be compared."""
+
+    guard = "store-readable"
+
+
+class KekRequired(GuardFailed):
+    """--encryption-enabled is set and no KEK is."""
+
+    guard = "kek-required"
+
+
+class KekInsecure(GuardFailed):
+    """The KEK file can be accessed by others than its owner."""
+
+    guard = "kek-insecure"
+
+
+class KekUnreadable(GuardFailed):
+    """The KEK cannot be read, or is not a KEK."""
+
+    guard = "kek-readable"
+
+
+class SidecarUnreadable(GuardFailed):
+    """The sidecar is damaged."""
+
+    guard = "sidecar-readable"
+    resync = True
+
+
+class SidecarWithoutFlag(GuardFailed):
+    """The data directory holds wrapped keys and the node is started without encryption."""
+
+    guard = "sidecar-without-flag"
+
+
+class KekDoesNotUnwrap(GuardFailed):
+    """The KEK is not the one that wrapped the keys in the sidecar."""
+
+    guard = "kek-unwraps"
+
+
+class EpochExhausted(GuardFailed):
+    """This node has used every nonce epoch of an active DEK."""
+
+    guard = "epoch-exhausted"
+    resync = True
+
+
+class EpochRolledBack(GuardFailed):
+    """The sidecar's epoch is below what the registry has seen: the sidecar is an old copy."""
+
+    guard = "epoch-rollback"
+    resync = True
+
+
+class SidecarBehindLog(GuardFailed):
+    """The store has applied an encryption entry that the sidecar has not."""
+
+    guard = "sidecar-behind-log"
+    resync = True
+
+
+class NodeIdTaken(GuardFailed):
+    """Another node has the 16-bit node id that goes into this node's nonces."""
+
+    guard = "node-id-collision"
+
+
+class CutoverDiverged(GuardFailed):
+    """Store and sidecar name different indexes for the raft cutover."""
+
+    guard = "cutover-divergence"
+    resync = True
 
 
 class Status(enum.StrEnum):
@@ -57,7 +151,10 @@ class Facts:
     encryption_enabled: bool
     kek_configured: bool
     file_system_problem: str = ""
+    store_problem: str = ""
     kek_problem: str = ""
+    kek_remedy: str = ""
+    kek_insecure: bool = False
     sidecar: Sidecar | None = None
     sidecar_problem: str = ""
     unwrap_problem: str = ""
@@ -79,15 +176,28 @@ def _file_system(facts: Facts) -> Problem | None:
     return None
 
 
+def _store_readable(facts: Facts) -> Problem | None:
+    if facts.store_problem:
+        return facts.store_problem, "rebuild this node from the other members, or from a backup"
+    return None
+
+
 def _kek_required(facts: Facts) -> Problem | None:
     if facts.encryption_enabled and not facts.kek_configured:
         return "--encryption-enabled is set and no KEK is", "name the KEK with --kekFile"
     return None
 
 
+def _kek_insecure(facts: Facts) -> Problem | None:
+    if facts.kek_problem and facts.kek_insecure:
+        return facts.kek_problem, facts.kek_remedy or "chmod 600 the KEK file"
+    return None
+
+
 def _kek_readable(facts: Facts) -> Problem | None:
-    if facts.kek_problem:
-        return facts.kek_problem, "give the node an owner-only regular file of exactly 32 bytes"
+    if facts.kek_problem and not facts.kek_insecure:
+        return facts.kek_problem, (facts.kek_remedy
+                                   or "give the node an owner-only regular file of 32 bytes")
     return None
 
 
@@ -113,17 +223,18 @@ def _epoch_exhausted(facts: Facts) -> Problem | None:
         key = facts.sidecar.keys[dek_id] if facts.sidecar else None
         if key is not None and key.local_epoch >= MAX_EPOCH:
             return (f"this node has used every epoch of active DEK {dek_id}",
-                    "rotate it on another node: elastickv admin encryption rotate-dek")
+                    "rotate it on another node (elastickv admin encryption rotate-dek), then take"
+                    f" the new key over here: {RESYNC_COMMAND}")
     return None
 
 
 def _epoch_rollback(facts: Facts) -> Problem | None:
     if facts.sidecar is None:
         return None
-    for row_dek_id, node, last_seen in _rows(facts):
-        key = facts.sidecar.keys.get(row_dek_id)
-        if node == facts.full_node_id and key is not None and key.local_epoch < last_seen:
-            return (f"the sidecar's epoch {key.local_epoch} for DEK {row_dek_id} is below"
+    for dek_id, last_seen in own_epochs(facts.registry.items(), facts.full_node_id).items():
+        key = facts.sidecar.keys.get(dek_id)
+        if key is not None and key.local_epoch < last_seen:
+            return (f"the sidecar's epoch {key.local_epoch} for DEK {dek_id} is below"
                     f" {last_seen}, which the registry has seen: the sidecar is an old copy",
                     _RESYNC)
     return None
@@ -131,9 +242,10 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
 
 def _sidecar_behind_log(facts: Facts) -> Problem | None:
     applied = facts.sidecar.raft_applied_index if facts.sidecar else 0
-    if facts.last_encryption_index > applied:
-        return (f"the sidecar stands at index {applied} and the store has applied the encryption"
-                f" entry {facts.last_encryption_index}", _RESYNC)
+    if facts.last_encryption_index > applied and not facts.sidecar_problem:
+        what = f"the sidecar stands at index {applied}" if facts.sidecar else "there is no sidecar"
+        return (f"{what} and the store has applied the encryption entry"
+                f" {facts.last_encryption_index}", _RESYNC)
     return None
 
 
@@ -141,13 +253,11 @@ def _node_id_collision(facts: Facts) -> Problem | None:
     own16 = node_id16(facts.full_node_id)
     for name, other in facts.member_ids.items():
         if other != facts.full_node_id and node_id16(other) == own16:
-            return (f"member {name} has the same 16-bit node id {own16:#06x}",
-                    "choose another --raftId (elastickv admin encryption probe-node-id)")
-    for dek_id, node, _ in _rows(facts):
+            return f"member {name} has the same 16-bit node id {own16:#06x}", _RENAME
+    for dek_id, node in _writers(facts):
         if node != facts.full_node_id and node_id16(node) == own16:
             return (f"another node is registered for DEK {dek_id} under this node's 16-bit id"
-                    f" {own16:#06x}",
-                    "choose another --raftId (elastickv admin encryption probe-node-id)")
+                    f" {own16:#06x}", _RENAME)
     return None
 
 
@@ -168,13 +278,10 @@ def _active(facts: Facts) -> list[int]:
     return [dek_id for dek_id in (sidecar.active_storage, sidecar.active_raft) if dek_id]
 
 
-def _rows(facts: Facts) -> list[tuple[int, int, int]]:
-    """`(dek_id, full_node_id, last_seen_epoch)` of every registry row."""
-    rows = []
-    for key, value in facts.registry.items():
-        record = decode_row_value(value)
-        rows.append((decode_row_key(key)[0], record.full_node_id, record.last_seen_epoch))
-    return rows
+def _writers(facts: Facts) -> list[tuple[int, int]]:
+    """`(dek_id, full_node_id)` of every registry row."""
+    return [(decode_row_key(key)[0], decode_row_value(value).full_node_id)
+            for key, value in facts.registry.items() if key.startswith(WRITERS_PREFIX)]
 
 
 def _always(facts: Facts) -> bool:
@@ -189,37 +296,58 @@ def _has_sidecar(facts: Facts) -> bool:
     return facts.sidecar is not None
 
 
-GUARDS: Sequence[tuple[str, Callable[[Facts], bool], Check]] = (
-    ("file-system", _always, _file_system),
-    ("kek-required", _always, _kek_required),
-    ("kek-readable", _has_kek, _kek_readable),
-    ("sidecar-readable", _always, _sidecar_readable),
-    ("sidecar-without-flag", _has_sidecar, _sidecar_without_flag),
-    ("kek-unwraps", _has_sidecar, _kek_unwraps),
-    ("epoch-exhausted", _has_sidecar, _epoch_exhausted),
-    ("epoch-rollback", _has_sidecar, _epoch_rollback),
-    ("sidecar-behind-log", _always, _sidecar_behind_log),
-    ("node-id-collision", _always, _node_id_collision),
-    ("cutover-divergence", _has_sidecar, _cutover_divergence),
+class Guard(NamedTuple):
+    """One guard: when it says anything at all, and what it checks."""
+
+    error: type[GuardFailed]
+    applies: Callable[[Facts], bool]
+    check: Check
+
+    @property
+    def name(self) -> str:
+        return self.error.guard
+
+
+GUARDS: Sequence[Guard] = (
+    Guard(FileSystemUnsafe, _always, _file_system),
+    Guard(StoreUnreadable, _always, _store_readable),
+    Guard(KekRequired, _always, _kek_required),
+    Guard(KekInsecure, _has_kek, _kek_insecure),
+    Guard(KekUnreadable, _has_kek, _kek_readable),
+    Guard(SidecarUnreadable, _always, _sidecar_readable),
+    Guard(SidecarWithoutFlag, _has_sidecar, _sidecar_without_flag),
+    Guard(KekDoesNotUnwrap, _has_sidecar, _kek_unwraps),
+    Guard(EpochExhausted, _has_sidecar, _epoch_exhausted),
+    Guard(EpochRolledBack, _has_sidecar, _epoch_rollback),
+    Guard(SidecarBehindLog, _always, _sidecar_behind_log),
+    Guard(NodeIdTaken, _always, _node_id_collision),
+    Guard(CutoverDiverged, _has_sidecar, _cutover_divergence),
 )
-"""`(name, applies, check)`."""
 
 
 def run_guards(facts: Facts) -> list[Verdict]:
     """Every guard's verdict, in order."""
     verdicts = []
-    for name, applies, check in GUARDS:
-        if not applies(facts):
-            verdicts.append(Verdict(name, Status.NOT_APPLICABLE))
-        elif (problem := check(facts)) is not None:
-            verdicts.append(Verdict(name, Status.FAIL, *problem))
+    for guard in GUARDS:
+        if not guard.applies(facts):
+            verdicts.append(Verdict(guard.name, Status.NOT_APPLICABLE))
+        elif (problem := guard.check(facts)) is not None:
+            verdicts.append(Verdict(guard.name, Status.FAIL, *problem))
         else:
-            verdicts.append(Verdict(name, Status.PASS))
+            verdicts.append(Verdict(guard.name, Status.PASS))
     return verdicts
 
 
+def first_failure(facts: Facts) -> GuardFailed | None:
+    """The error of the first guard that fails."""
+    for guard in GUARDS:
+        if guard.applies(facts) and (problem := guard.check(facts)) is not None:
+            return guard.error(problem[0], remedy=problem[1])
+    return None
+
+
 def require_safe(facts: Facts) -> None:
-    """Raise `GuardFailed` for the first guard that fails."""
-    for verdict in run_guards(facts):
-        if verdict.status is Status.FAIL:
-            raise GuardFailed(verdict.guard, verdict.message, remedy=verdict.remedy)
+    """Raise the `GuardFailed` of the first guard that fails."""
+    failure = first_failure(facts)
+    if failure is not None:
+        raise failure

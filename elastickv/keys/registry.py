@@ -12,6 +12,7 @@ each other's nonces, and the value's full id shows it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from elastickv.crypto.nonce import node_id16
@@ -58,6 +59,20 @@ def decode_row_value(value: bytes) -> WriterRecord:
     if len(value) != _VALUE.size:
         raise StoreCorrupt(f"a writer registry row of {len(value)} bytes, must be {_VALUE.size}")
     return WriterRecord(*_VALUE.unpack(value))
+
+
+def own_epochs(rows: Iterable[tuple[bytes, bytes]], full_node_id: int) -> dict[int, int]:
+    """`{dek_id: last seen epoch}` of one node in store rows; rows of others are ignored."""
+    epochs: dict[int, int] = {}
+    for key, value in rows:
+        if not key.startswith(WRITERS_PREFIX):
+            continue
+        dek_id, short = decode_row_key(key)
+        if short == node_id16(full_node_id):
+            record = decode_row_value(value)
+            if record.full_node_id == full_node_id:
+                epochs[dek_id] = record.last_seen_epoch
+    return epochs
 
 
 class Insert(NamedTuple):

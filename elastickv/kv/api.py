@@ -122,6 +122,37 @@ class SidecarState:
     raft_envelope_cutover_index: int
     latest_applied_index: int
     writer_registry_for_caller: Mapping[int, int] = field(default_factory=dict)
+    storage_envelope_cutover_index: int = 0
+    sidecar_index: int = 0
+    purposes_by_id: Mapping[int, int] = field(default_factory=dict)
+    created_by_id: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DekStatus:
+    """One DEK as one member sees it. `epoch` is confirmed in the member's present process, 0 = not
+    (yet); `writes` is an upper bound over all members, `writes_left` what --dek-max-writes
+    leaves; `refusal` says why the leader refuses to register the member."""
+
+    dek_id: int
+    purpose: int
+    active: bool
+    writer_state: str
+    epoch: int
+    local_epoch: int
+    writes: int
+    writes_left: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReport:
+    """What a member says of itself for `status`."""
+
+    capability: Capability
+    sidecar: SidecarState
+    deks: Sequence[DekStatus] = ()
+    max_writes: int = 0
 
 
 class BootstrapResult(NamedTuple):
@@ -147,14 +178,16 @@ class CutoverResult:
 
 @dataclass(frozen=True, slots=True)
 class MemberEncryptionStatus:
-    """One row of `elastickv admin encryption status`; `problem` is "" or one line with its
-    remedy."""
+    """One row of `elastickv admin encryption status`. `problems` has a line with its remedy for
+    each thing that is wrong with the member, `problem` the first of them or ""."""
 
     node_id: str
     reachable: bool
     capability: Capability | None
     sidecar: SidecarState | None
     problem: str = ""
+    problems: Sequence[str] = ()
+    deks: Sequence[DekStatus] = ()
 
 
 class EncryptionApi(Protocol):

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
 from elastickv.errors import (
     DeadlineExceeded,
-    DiskFull,
     ElasticKVError,
     InvalidArgument,
     NoLeader,
@@ -68,14 +67,14 @@ class _Pending:
 class Coordinator:
     """One node's key-value operations. Implements `kv.api.KvApi`.
 
-    `sealer()` returns the function that makes records now, or None while this node's writer is not
-    confirmed; `writable()` returns the error that keeps the store from taking writes, or None.
+    `sealer(count)` returns the function that makes the next `count` records, or None while this
+    node may not seal that many; `writable()` returns the error that refuses all writes, or None.
     """
 
     def __init__(self, engine: RaftEngine, store: Store, hlc: HybridLogicalClock,
-                 proposer: Proposer, *, sealer: Callable[[], Sealer | None],
+                 proposer: Proposer, *, sealer: Callable[[int], Sealer | None],
                  opener: Callable[[bytes, bytes], bytes],
-                 writable: Callable[[], DiskFull | None], tombstone: bytes,
+                 writable: Callable[[], ElasticKVError | None], tombstone: bytes,
                  max_value_bytes: int, max_request_bytes: int) -> None:
         self._engine = engine
         self._store = store
@@ -194,20 +193,30 @@ class Coordinator:
                 self._queue_bytes += pending.size
         asyncio.get_running_loop().call_later(REFUSED_RETRY_S, self.wake)
 
+    def _put_back(self, group: Sequence[_Pending]) -> None:
+        """Requeue without a wake: whatever keeps the group from going wakes the pump itself."""
+        for pending in reversed(group):
+            if not pending.future.done():
+                self._queue.appendleft(pending)
+                self._queue_bytes += pending.size
+
     # --- the leader's side ----------------------------------------------------------------------
 
     def _propose_group(self) -> bool:
-        if self._groups_in_flight >= MAX_IN_FLIGHT or self._proposer.held:
+        if self._groups_in_flight >= MAX_IN_FLIGHT:
             return False
         refusal = self._writable()
         if refusal is not None:
             _reject(self._take_group(), refusal)
             return True
-        seal = self._sealer()
-        if seal is None or not self._raise_ceiling():
+        if not self._proposer.ready or self._sealer(1) is None or not self._raise_ceiling():
             return False
         group = self._take_group()
         if not group:
+            return False
+        seal = self._sealer(sum(len(pending.ops) for pending in group))
+        if seal is None:
+            self._put_back(group)
             return False
         requests = []
         for pending in group:
@@ -221,7 +230,7 @@ class Coordinator:
             del group[len(requests):]
         future = self._proposer.submit(encode_writes(requests), timeout_s=ENTRY_TIMEOUT_S)
         if future is None:
-            self._requeue(group)
+            self._put_back(group)
             return False
         self._groups_in_flight += 1
         future.add_done_callback(lambda done: self._group_ended(group, done))

@@ -17,6 +17,8 @@ METHOD_WRITE = "kv.write"
 METHOD_CAPABILITY = "encryption.capability"
 METHOD_SIDECAR_STATE = "encryption.sidecar_state"
 METHOD_REGISTER_SELF = "encryption.register_self"
+METHOD_REPORT = "encryption.report"
+METHOD_CAN_UNWRAP = "encryption.can_unwrap"
 METHOD_ADMIN = "encryption.admin"
 
 T = TypeVar("T")

@@ -26,14 +26,16 @@ from elastickv.errors import (
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.sidecar import Sidecar
+from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import Store
 from elastickv.wire import (
+    CLEAR_OPCODES,
     Bootstrap,
     HlcCeiling,
-    Opcode,
     Registration,
+    Reservation,
     Rotation,
     WriteRequest,
     Writes,
@@ -69,12 +71,13 @@ def decode_u64(value: bytes | None) -> int:
 def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore) -> bytes:
     """The clear entry behind a log payload.
 
-    Entries above the raft cutover are raft envelopes, with one exception: a writer registration
-    (opcode 0x03, ids and epochs only) may stay in the clear, because a cluster that restarts has no
-    confirmed writer who could seal it. 0x03 is no envelope version, so the two cannot be confused.
+    Entries above the raft cutover are raft envelopes, with two exceptions: writer registrations
+    and nonce reservations (opcodes 0x03 and 0x07, ids and counters only) may stay in the clear,
+    because a cluster that restarts has nobody who may seal yet. Neither opcode is an envelope
+    version, so they cannot be confused.
     Raises `CorruptionError` when the envelope does not open.
     """
-    if cutover_index == 0 or index <= cutover_index or payload[0] == Opcode.REGISTRATION:
+    if cutover_index == 0 or index <= cutover_index or payload[0] in CLEAR_OPCODES:
         return payload
     return open_raft(keystore, payload)
 
@@ -131,6 +134,10 @@ class KvStateMachine:
                     self._store.apply_group(
                         index, (), meta={META_HLC_CEILING: encode_u64(decoded.ceiling_ts)})
                     self._hlc.observe_ceiling(decoded.ceiling_ts)
+                    return index
+                case Reservation():
+                    self._store.apply_group(index, (), rows=[apply_reservation(
+                        self._store.row(usage_key_of(decoded)), decoded)])
                     return index
                 case _:
                     return self._apply_encryption(index, decoded)

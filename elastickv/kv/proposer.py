@@ -1,13 +1,16 @@
 """The one way into the log: seals entries after the raft cutover and keeps the cutover's barrier.
 
 Barrier (DESIGN section 5): the raft cutover's own entry is the last one in the clear. While it is
-under way every other proposal waits, so that no entry above the cutover index can be clear.
+under way every other proposal waits, so that no entry above the cutover index can be clear. Entries
+proposed before it need no separate drain: the log is ordered, so they have lower indexes and are
+decided before it. The barrier therefore lasts one commit, however long a queue is.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from elastickv.errors import DeadlineExceeded, NotLeader, OutcomeUnknown, PeerError
 from elastickv.raft.engine import RaftEngine
@@ -15,21 +18,32 @@ from elastickv.raft.engine import RaftEngine
 SETTLE_TIMEOUT_S = 60.0
 
 
+class Seals(Protocol):
+    """What the proposer needs of `kv.sealing.Sealing`."""
+
+    def entry_ready(self, *, own_entry: bool = False) -> bool: ...
+
+    def seal_entry(self, payload: bytes, *, own_entry: bool = False) -> bytes | None: ...
+
+
+class NotSealable(PeerError):
+    """This node may not seal an entry yet; certainly nothing was proposed."""
+
+
 class Proposer:
     """Wraps `RaftEngine.propose` with sealing and the barrier.
 
-    `seal(payload)` returns the payload as it goes into the log: unchanged before the raft cutover,
-    a raft envelope after it, None when this node may not seal yet (its writer is not confirmed).
+    `own_entry` marks an entry of the cluster's own (a key change), which may be sealed beyond the
+    limit of user writes.
     """
 
-    def __init__(self, engine: RaftEngine, seal: Callable[[bytes], bytes | None]) -> None:
+    def __init__(self, engine: RaftEngine, seals: Seals) -> None:
         self._engine = engine
-        self._seal = seal
+        self._seals = seals
         self._in_flight = 0
-        self._idle: asyncio.Event = asyncio.Event()
-        self._idle.set()
         self._open = True
         self._waiters: list[asyncio.Future[None]] = []
+        self.last_hold_s = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -40,6 +54,11 @@ class Proposer:
     def held(self) -> bool:
         """True while the barrier holds proposals back."""
         return not self._open
+
+    @property
+    def ready(self) -> bool:
+        """Whether `submit` would propose now; if not for want of a seal, work on it has begun."""
+        return self._open and self._seals.entry_ready()
 
     def require_leader(self) -> None:
         """Raise `NotLeader`, naming the leader where known, unless this node leads."""
@@ -64,30 +83,28 @@ class Proposer:
         finally:
             timer.cancel()
 
-    def submit(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object] | None:
+    def submit(self, payload: bytes, *, timeout_s: float,
+               own_entry: bool = False) -> asyncio.Future[object] | None:
         """Seal and propose now; None when held or when this node may not seal yet."""
         if not self._open:
             return None
-        sealed = self._seal(payload)
+        sealed = self._seals.seal_entry(payload, own_entry=own_entry)
         if sealed is None:
             return None
         return self._track(sealed, timeout_s)
 
     def submit_clear(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
-        """Propose without sealing: writer registrations and the raft cutover only."""
+        """Propose without sealing: the raft cutover, and what `wire.CLEAR_OPCODES` names."""
         return self._track(payload, timeout_s)
 
     def _track(self, payload: bytes, timeout_s: float) -> asyncio.Future[object]:
         future = asyncio.ensure_future(self._engine.propose(payload, timeout_s=timeout_s))
         self._in_flight += 1
-        self._idle.clear()
         future.add_done_callback(self._ended)
         return future
 
     def _ended(self, future: asyncio.Future[object]) -> None:
         self._in_flight -= 1
-        if self._in_flight == 0:
-            self._idle.set()
         if not future.cancelled():
             future.exception()  # Retrieved here too: the proposer may have stopped listening.
 
@@ -109,18 +126,38 @@ class Proposer:
             except PeerError:
                 return
 
-    async def propose_settled(self, payload: bytes, *, clear: bool = False) -> object:
-        """Propose and stay until the outcome is decided, whatever the caller's deadline.
+    async def wait_sealable(self, *, timeout_s: float) -> None:
+        """Return once this node leads and may seal an entry of the cluster's own.
 
-        The caller must hold the lock that covers its validation. Raises what the proposal ended in.
+        Raises `NotLeader`, or `NotSealable` after `timeout_s` seconds. Call it without the lock
+        that registrations need, or nobody can become a writer.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         while True:
             self.require_leader()
-            future = (self.submit_clear(payload, timeout_s=SETTLE_TIMEOUT_S) if clear
-                      else self.submit(payload, timeout_s=SETTLE_TIMEOUT_S))
-            if future is not None:
-                break
-            await self.wait_change(timeout_s=0.1)
+            if self._seals.entry_ready(own_entry=True):
+                return
+            remaining_s = deadline - loop.time()
+            if remaining_s <= 0:
+                raise NotSealable("the leader is not confirmed as a writer of the raft DEK yet",
+                                  remedy="retry; look at elastickv admin encryption status")
+            await self.wait_change(timeout_s=min(remaining_s, 0.1))
+
+    async def propose_settled(self, payload: bytes, *, clear: bool = False,
+                              then: Callable[[], None] | None = None) -> object:
+        """Propose and stay until the outcome is decided, whatever the caller's deadline.
+
+        The caller must hold the lock that covers its validation. `then()` runs when the entry is in
+        the log and not yet decided. Raises `NotSealable`, or what the proposal ended in.
+        """
+        self.require_leader()
+        future = (self.submit_clear(payload, timeout_s=SETTLE_TIMEOUT_S) if clear
+                  else self.submit(payload, timeout_s=SETTLE_TIMEOUT_S, own_entry=True))
+        if future is None:
+            raise NotSealable("the leader may not seal an entry yet", remedy="retry")
+        if then is not None:
+            then()
         try:
             return await future
         except OutcomeUnknown:
@@ -128,13 +165,15 @@ class Proposer:
             raise
 
     async def propose_behind_barrier(self, payload: bytes) -> object:
-        """The raft cutover: hold everything else, drain, propose in the clear, wait for apply."""
+        """The raft cutover: hold everything else, propose in the clear, wait for apply."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         self._open = False
         try:
-            await self._idle.wait()
             return await self.propose_settled(payload, clear=True)
         finally:
             self._open = True
+            self.last_hold_s = loop.time() - started
             self.notify()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from elastickv.clock import HybridLogicalClock
 from elastickv.keys.applier import Applier
+from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import parse
 from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR, decode_u64
 from elastickv.store.mvcc_store import Store
@@ -36,6 +37,7 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
             applier.adopt(foreign)
 
     def installed(applied_index: int) -> None:
+        applier.note_registry(store.rows(WRITERS_PREFIX))
         hlc.observe(store.max_commit_ts)
         hlc.observe_ceiling(decode_u64(store.meta(META_HLC_CEILING)))
         on_keys_changed(applied_index)

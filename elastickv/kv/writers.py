@@ -1,19 +1,20 @@
 """Confirmed writers: no nonce before the epoch that makes it unique is committed.
 
 A nonce is `node_id16 | local_epoch | counter`. It is unique under a DEK if no two processes ever
-count under the same (node, epoch). For each DEK a node walks this life cycle:
+count under the same (node, epoch). For each DEK a node walks this life cycle (`TRANSITIONS`):
 
     UNCONFIRMED --persist--> PERSISTED --propose--> PROPOSED --accepted--> CONFIRMED
          ^                                             |
          +------ stale (registry is ahead) ------------+
          +------ doubtful (lost answer, timeout) ------+
+         +------ refused (this DEK, for now) ----------+
 
 * The epoch is written to the sidecar before it is asked for, so a crash never asks for it again.
 * The leader accepts only an epoch strictly above the registry's, so the registry is the judge even
   when this node's whole disk is an old copy.
 * Only this process's own accepted registration confirms. A doubtful one may have been committed,
-hence
-  its epoch is abandoned and the next one asked for.
+  hence its epoch is abandoned and the next one asked for.
+* A 16-bit node id that another node holds can never be confirmed: the node stops.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from elastickv.crypto.nonce import NonceFactory
-from elastickv.errors import ElasticKVError, OutcomeUnknown, PeerError, StartupRefused
+from elastickv.errors import ElasticKVError, NodeIdCollision, OutcomeUnknown, PeerError
+from elastickv.keys.epochs import next_epoch
+from elastickv.keys.guards import NodeIdTaken
 
-MAX_EPOCH = 0xFFFF
+FIRST_PAUSE_S = 0.02
+MAX_PAUSE_S = 1.0
+RETRY_S = 0.05
 
 
 class WriterState(enum.Enum):
@@ -46,6 +51,7 @@ class WriterEvent(enum.Enum):
     ACCEPTED = "accepted"
     STALE = "stale"
     DOUBTFUL = "doubtful"
+    REFUSED = "refused"
 
 
 TRANSITIONS: Mapping[tuple[WriterState, WriterEvent], WriterState] = {
@@ -54,13 +60,8 @@ TRANSITIONS: Mapping[tuple[WriterState, WriterEvent], WriterState] = {
     (WriterState.PROPOSED, WriterEvent.ACCEPTED): WriterState.CONFIRMED,
     (WriterState.PROPOSED, WriterEvent.STALE): WriterState.UNCONFIRMED,
     (WriterState.PROPOSED, WriterEvent.DOUBTFUL): WriterState.UNCONFIRMED,
+    (WriterState.PROPOSED, WriterEvent.REFUSED): WriterState.UNCONFIRMED,
 }
-
-
-class EpochExhausted(StartupRefused):
-    """This node has used every epoch of a DEK."""
-
-    guard = "epoch-exhausted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +72,12 @@ class Registration:
     last_seen: int = 0
 
 
-def next_epoch(dek_id: int, local_epoch: int, registry_last_seen: int | None) -> int:
-    """The epoch to ask for: above what this node wrote down and above what the registry saw.
-
-    Raises `EpochExhausted` past 0xFFFF (DESIGN section 5).
-    """
-    epoch = max(local_epoch, -1 if registry_last_seen is None else registry_last_seen) + 1
-    if epoch > MAX_EPOCH:
-        raise EpochExhausted(f"every epoch of DEK {dek_id} is used on this node",
-                             remedy="rotate the DEK: elastickv admin encryption rotate-dek")
-    return epoch
-
-
 class WriterRegistrar:
     """Confirms this node as a writer of the DEKs it needs, one task per DEK.
 
     `persist(dek_id, epoch)` writes the epoch durably; `register(dek_id, epoch)` asks the leader and
-    raises `OutcomeUnknown` or another `PeerError` when no answer came.
+    raises `OutcomeUnknown` or another `PeerError` when no answer came, `NodeIdCollision` when the
+    id is another node's, and any other typed error when the leader refuses this DEK.
     """
 
     def __init__(self, node_id16: int, *, local_epoch: Callable[[int], int],
@@ -104,6 +94,8 @@ class WriterRegistrar:
         self._states: dict[int, WriterState] = {}
         self._factories: dict[int, NonceFactory] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._problems: dict[int, str] = {}
+        self._stopped = False
 
     def nonces(self, dek_id: int) -> NonceFactory | None:
         """The nonce factory of a confirmed DEK; None, and work on it, when not confirmed yet."""
@@ -117,9 +109,17 @@ class WriterRegistrar:
         factory = self._factories.get(dek_id)
         return factory.local_epoch if factory else None
 
+    def state(self, dek_id: int) -> WriterState:
+        """Where the DEK's registration stands."""
+        return self._states.get(dek_id, WriterState.UNCONFIRMED)
+
+    def problem(self, dek_id: int) -> str:
+        """Why the leader last refused to register this node for a DEK; "" when it did not."""
+        return self._problems.get(dek_id, "")
+
     def ensure(self, dek_id: int) -> None:
         """Start confirming `dek_id` unless confirmed or under way."""
-        if dek_id in self._factories or dek_id in self._tasks:
+        if dek_id in self._factories or dek_id in self._tasks or self._stopped:
             return
         task = asyncio.get_running_loop().create_task(self._confirm(dek_id))
         self._tasks[dek_id] = task
@@ -135,7 +135,8 @@ class WriterRegistrar:
         self._confirmed(dek_id, epoch)
 
     def stop(self) -> None:
-        """Cancel what is under way."""
+        """Cancel what is under way; nothing is confirmed afterwards."""
+        self._stopped = True
         for task in self._tasks.values():
             task.cancel()
 
@@ -145,45 +146,52 @@ class WriterRegistrar:
             self._on_fatal(error)
 
     def _step(self, dek_id: int, event: WriterEvent) -> None:
-        state = self._states.get(dek_id, WriterState.UNCONFIRMED)
-        self._states[dek_id] = TRANSITIONS[(state, event)]
+        self._states[dek_id] = TRANSITIONS[(self.state(dek_id), event)]
 
     def _confirmed(self, dek_id: int, epoch: int) -> None:
         self._step(dek_id, WriterEvent.ACCEPTED)
+        self._problems.pop(dek_id, None)
         self._factories[dek_id] = NonceFactory(self._node_id16, epoch)
         self._on_confirmed(dek_id)
 
     async def _confirm(self, dek_id: int) -> None:
         last_seen: int | None = None
-        pause_s = 0.02
+        pause_s = FIRST_PAUSE_S
         while dek_id not in self._factories:
             epoch = next_epoch(dek_id, self._local_epoch(dek_id), last_seen)
             self._persist(dek_id, epoch)
             self._step(dek_id, WriterEvent.PERSIST)
             self._step(dek_id, WriterEvent.PROPOSE)
-            outcome = await self._ask(dek_id, epoch)
+            event, seen = await self._ask(dek_id, epoch)
             if dek_id in self._factories:  # a rotation of our own was faster
                 return
-            if outcome is None:
-                self._step(dek_id, WriterEvent.DOUBTFUL)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 1.0)
-            elif outcome.accepted:
+            if event is WriterEvent.ACCEPTED:
                 self._confirmed(dek_id, epoch)
-            else:
-                self._step(dek_id, WriterEvent.STALE)
-                last_seen = outcome.last_seen
+                return
+            self._step(dek_id, event)
+            if event is WriterEvent.STALE:
+                last_seen = seen
+                continue
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
-    async def _ask(self, dek_id: int, epoch: int) -> Registration | None:
-        """None when doubtful. What certainly was not proposed is asked again with the same
-        epoch."""
+    async def _ask(self, dek_id: int, epoch: int) -> tuple[WriterEvent, int]:
+        """What came of asking, and the registry's epoch if it is ahead. What certainly was not
+        proposed is asked again with the same epoch."""
         while True:
             try:
-                return await self._register(dek_id, epoch)
+                reply = await self._register(dek_id, epoch)
             except OutcomeUnknown:
-                return None
+                return WriterEvent.DOUBTFUL, 0
             except PeerError:
-                await asyncio.sleep(0.05)
-            except ElasticKVError:
-                # Refused by the leader for another reason (this DEK is not known there yet).
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_S)
+            except NodeIdCollision as error:
+                raise NodeIdTaken(error.message, remedy="give this node another --raftId and a new"
+                                  " data directory, and join it again") from None
+            except ElasticKVError as error:
+                # For example a DEK that the leader does not know: the sidecar is from elsewhere.
+                self._problems[dek_id] = str(error)
+                return WriterEvent.REFUSED, 0
+            else:
+                event = WriterEvent.ACCEPTED if reply.accepted else WriterEvent.STALE
+                return event, reply.last_seen

@@ -36,7 +36,9 @@ FRESH = Facts(full_node_id=NODE, encryption_enabled=False, kek_configured=False)
 
 CASES: dict[str, Facts] = {
     "file-system": replace(HEALTHY, file_system_problem="cannot fsync"),
+    "store-readable": replace(HEALTHY, store_problem="a page is damaged"),
     "kek-required": replace(FRESH, encryption_enabled=True),
+    "kek-insecure": replace(HEALTHY, kek_problem="mode 0644", kek_insecure=True),
     "kek-readable": replace(HEALTHY, kek_problem="31 bytes"),
     "sidecar-readable": replace(FRESH, sidecar_problem="does not parse"),
     "sidecar-without-flag": replace(HEALTHY, encryption_enabled=False),
@@ -50,7 +52,7 @@ CASES: dict[str, Facts] = {
 
 
 def test_every_guard_has_a_case() -> None:
-    assert list(CASES) == [name for name, _, _ in GUARDS]
+    assert list(CASES) == [guard.name for guard in GUARDS]
 
 
 @pytest.mark.parametrize("facts", [HEALTHY, FRESH], ids=["healthy", "fresh"])
@@ -67,6 +69,12 @@ def test_each_guard_refuses_alone_and_names_the_remedy(name: str) -> None:
     with pytest.raises(GuardFailed, match=name) as caught:
         require_safe(CASES[name])
     assert caught.value.remedy == failed[0].remedy
+    assert caught.value.guard == name
+
+
+def test_every_guard_has_an_error_of_its_own() -> None:
+    assert len({guard.error for guard in GUARDS}) == len({guard.name for guard in GUARDS})
+    assert len(GUARDS) == len({guard.name for guard in GUARDS})
 
 
 def test_a_member_with_the_same_16_bit_id_is_a_collision() -> None:

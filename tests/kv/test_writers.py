@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from elastickv.errors import NoLeader, OutcomeUnknown
+from elastickv.crypto.nonce import MAX_EPOCH
+from elastickv.errors import EncryptionConflict, NodeIdCollision, NoLeader, OutcomeUnknown
+from elastickv.keys.epochs import next_epoch
+from elastickv.keys.guards import EpochExhausted, NodeIdTaken
 from elastickv.kv.writers import (
-    MAX_EPOCH,
     TRANSITIONS,
-    EpochExhausted,
     Registration,
     WriterEvent,
     WriterRegistrar,
     WriterState,
-    next_epoch,
 )
 
 
@@ -135,3 +135,40 @@ async def test_exhaustion_stops_the_node() -> None:
     while not harness.fatal:
         await asyncio.sleep(0)
     assert isinstance(harness.fatal[0], EpochExhausted)
+
+
+async def test_a_taken_node_id_stops_the_node_with_the_guards_remedy() -> None:
+    leader = Leader()
+    leader.script = [NodeIdCollision("nodes share the 16-bit id")]
+    harness = Harness(leader)
+    harness.registrar.ensure(1)
+    while not harness.fatal:
+        await asyncio.sleep(0)
+    error = harness.fatal[0]
+    assert isinstance(error, NodeIdTaken)
+    assert "--raftId" in error.remedy
+    assert leader.asked == [1]
+
+
+async def test_a_refused_registration_is_told_and_tried_again_with_a_higher_epoch() -> None:
+    leader = Leader()
+    leader.script = [EncryptionConflict("DEK 1 does not exist", remedy="resync")]
+    harness = Harness(leader)
+    harness.registrar.ensure(1)
+    while not harness.registrar.problem(1):
+        await asyncio.sleep(0)
+    assert "resync" in harness.registrar.problem(1)
+    assert await harness.confirm() == 2
+    assert harness.registrar.problem(1) == ""
+
+
+async def test_nothing_is_confirmed_after_a_stop() -> None:
+    harness = Harness(Leader())
+    harness.registrar.stop()
+    assert harness.registrar.nonces(1) is None
+    await asyncio.sleep(0)
+    assert harness.persisted == [0]
+
+
+def test_every_event_has_a_transition() -> None:
+    assert {event for _, event in TRANSITIONS} == set(WriterEvent)

@@ -1,0 +1,302 @@
+"""The leader's side of every operation that changes keys, one at a time.
+
+One lock is held from validation until the entry is decided: the leader validates with the applier's
+own rules against its applied state, so an entry that would stop the cluster cannot get into the
+log through the API (DESIGN section 5). Two operations that race are thereby two in a row.
+
+Registrations take the same lock and are what makes a node a writer. Hence nothing may wait for a
+writer while it holds the lock: an operation waits first, and starts anew when it was too early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Purpose
+from elastickv.crypto.nonce import node_id16
+from elastickv.errors import (
+    EncryptionConflict,
+    EntryRejected,
+    InvalidArgument,
+    NodeIdCollision,
+    NotBootstrapped,
+)
+from elastickv.keys.applier import Applier
+from elastickv.keys.epochs import FIRST_EPOCH
+from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value, row_key
+from elastickv.keys.sidecar import Sidecar
+from elastickv.kv import forwarding
+from elastickv.kv.api import CutoverResult, SidecarState
+from elastickv.kv.forwarding import RegisterReply, RegisterSelf
+from elastickv.kv.members import Members
+from elastickv.kv.proposer import NotSealable, Proposer
+from elastickv.kv.usage import NonceBudgets
+from elastickv.kv.writers import WriterRegistrar
+from elastickv.raft.engine import RaftEngine
+from elastickv.store.mvcc_store import Store
+from elastickv.wire import (
+    Bootstrap,
+    Registration,
+    RegistryRow,
+    Rotation,
+    RotationTag,
+    encode_entry,
+)
+
+PREPARE_TIMEOUT_S = 10.0
+
+Entry = Registration | Bootstrap | Rotation
+
+
+class LeaderOperations:
+    """Validates and proposes key changes. Every member has one; only the leader's does anything."""
+
+    def __init__(self, engine: RaftEngine, store: Store, applier: Applier, proposer: Proposer,
+                 writers: WriterRegistrar, budgets: NonceBudgets, members: Members, *,
+                 full_node_id: int, require_gate: Callable[[], Kek]) -> None:
+        self._engine = engine
+        self._store = store
+        self._applier = applier
+        self._proposer = proposer
+        self._writers = writers
+        self._budgets = budgets
+        self._members = members
+        self._full_node_id = full_node_id
+        self._require_gate = require_gate
+        self._lock = asyncio.Lock()
+        self.rotating_dek_id = 0
+        """The DEK of a rotation of our own under way: its entry registers this node itself."""
+
+    async def run(self, operation: str, arguments: dict[str, object]) -> bytes:
+        """Run an operation by name, once this node may; its msgpack result.
+
+        Raises `NotLeader` and other `PeerError`s only where certainly nothing was proposed.
+        """
+        self._require_gate()
+        known = OPERATIONS.get(operation)
+        if known is None:
+            raise InvalidArgument(f"unknown admin operation {operation!r}",
+                                  remedy="run the same version on every node")
+        while True:
+            self._proposer.require_leader()
+            if known.proposes:
+                await self._prepare(known.seals_under)
+            async with self._lock:
+                self._proposer.require_leader()
+                try:
+                    return forwarding.encode(await known.handler(self, **arguments))
+                except NotSealable:
+                    continue
+
+    async def _prepare(self, purpose: Purpose | None) -> None:
+        """Wait until the entry can be sealed and, for a cutover, until what follows it can be."""
+        await self._proposer.wait_sealable(timeout_s=PREPARE_TIMEOUT_S)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PREPARE_TIMEOUT_S
+        while purpose is not None and (sidecar := self._applier.sidecar) is not None:
+            if self._budgets.take(sidecar.active(purpose), 1) is not None:
+                return
+            self._proposer.require_leader()
+            if loop.time() >= deadline:
+                raise NotSealable(f"the leader may not seal under the {purpose.label} DEK yet",
+                                  remedy="retry; look at elastickv admin encryption status")
+            await self._proposer.wait_change(timeout_s=0.1)
+
+    # --- writer registration --------------------------------------------------------------------
+
+    async def register_self(self, message: RegisterSelf) -> RegisterReply:
+        """Commit a member's registration, if its epoch is above what the registry holds.
+
+        Raises `NodeIdCollision` when another node has its 16-bit id, `EncryptionConflict` for a
+        DEK that the cluster does not have.
+        """
+        async with self._lock:
+            self._proposer.require_leader()
+            value = self._store.row(row_key(message.dek_id, node_id16(message.full_node_id)))
+            if value is not None:
+                row = decode_row_value(value)
+                if row.full_node_id != message.full_node_id:
+                    raise NodeIdCollision(
+                        f"node {row.full_node_id:#x} is registered for DEK {message.dek_id} under"
+                        f" the 16-bit id {node_id16(message.full_node_id):#06x} of this node")
+                if row.last_seen_epoch >= message.local_epoch:
+                    return RegisterReply(0, row.last_seen_epoch)
+            self._require_known(message.dek_id)
+            index = await self._propose_validated(Registration(
+                RegistryRow(message.dek_id, message.full_node_id, message.local_epoch)))
+            return RegisterReply(index, message.local_epoch)
+
+    async def _register_writers(self, *, dek_id: int, writers: list[tuple[int, int]]) -> int:
+        self._require_bootstrapped()
+        self._require_known(dek_id)
+        index = 0
+        for node, epoch in writers:
+            index = await self._propose_validated(Registration(RegistryRow(dek_id, node, epoch)))
+        return index
+
+    def _require_known(self, dek_id: int) -> None:
+        if dek_id not in self._applier.keystore:
+            raise EncryptionConflict(
+                f"the cluster has no DEK {dek_id}",
+                remedy="see elastickv admin encryption status for the ids; a member that asks for"
+                       " another one needs elastickv admin encryption resync-sidecar")
+
+    # --- proposing ------------------------------------------------------------------------------
+
+    async def _propose_validated(self, entry: Entry, *, barrier: bool = False,
+                                 then: Callable[[], None] | None = None) -> int:
+        """Validate against applied state, propose, and stay until decided. Needs the lock.
+
+        `then()` runs when the entry is in the log and not yet decided.
+        """
+        self._proposer.require_leader()
+        try:
+            self._applier.validate(self._engine.status().last_log_index + 1, entry)
+        except EntryRejected as error:
+            raise EncryptionConflict(error.message, remedy=error.remedy) from None
+        payload = encode_entry(entry)
+        if barrier:
+            index = await self._proposer.propose_behind_barrier(payload)
+        else:
+            index = await self._proposer.propose_settled(
+                payload, clear=isinstance(entry, Registration), then=then)
+        if not isinstance(index, int):
+            raise TypeError("an encryption entry must end in its index")
+        return index
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    async def _bootstrap(self, *, wrapped_storage: bytes, wrapped_raft: bytes,
+                         storage_dek_id: int, raft_dek_id: int,
+                         writers: list[tuple[int, int]]) -> tuple[int, int, int]:
+        if not storage_dek_id:
+            if self._applier.sidecar is not None:
+                raise EncryptionConflict(
+                    "the cluster is already bootstrapped",
+                    remedy="use elastickv admin encryption rotate-dek for new keys")
+            kek = self._require_gate()
+            capable = await self._members.require_all_capable()
+            storage_dek_id = self._fresh_dek_id()
+            raft_dek_id = self._fresh_dek_id(other_than=storage_dek_id)
+            wrapped_storage = kek.generate_wrapped_dek()
+            wrapped_raft = kek.generate_wrapped_dek()
+            writers = [(member.full_node_id, member.local_epoch) for member in capable]
+        await self._members.require_unwraps([wrapped_storage, wrapped_raft])
+        rows = [RegistryRow(dek_id, node, epoch)
+                for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in writers]
+        index = await self._propose_validated(Bootstrap(
+            storage_dek_id, wrapped_storage, raft_dek_id, wrapped_raft, tuple(rows)))
+        return index, storage_dek_id, raft_dek_id
+
+    async def _rotate_dek(self, *, purpose: int, wrapped: bytes, new_dek_id: int,
+                          proposer_node_id: int, proposer_local_epoch: int,
+                          replaces: int = 0) -> tuple[int, int]:
+        """`replaces` other than 0: only if that DEK is still the active one."""
+        kek = self._require_gate()
+        active = self._require_bootstrapped().active(Purpose(purpose))
+        if replaces not in (0, active):
+            return 0, active
+        own = not new_dek_id
+        if own:
+            new_dek_id = self._fresh_dek_id()
+            wrapped = kek.generate_wrapped_dek()
+            proposer_node_id, proposer_local_epoch = self._full_node_id, FIRST_EPOCH
+            self.rotating_dek_id = new_dek_id
+        await self._members.require_unwraps([wrapped])
+        entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped,
+                         RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch))
+        try:
+            if not own:
+                return await self._propose_validated(entry), new_dek_id
+            index = await self._propose_validated(
+                entry, then=lambda: self._budgets.reserve_first(new_dek_id, FIRST_EPOCH))
+            self._writers.accept_own_proposal(new_dek_id, FIRST_EPOCH)
+        finally:
+            self.rotating_dek_id = 0
+        return index, new_dek_id
+
+    # --- cutovers -------------------------------------------------------------------------------
+
+    async def _enable_storage(self, *, proposer_node_id: int,
+                              proposer_local_epoch: int) -> CutoverResult:
+        sidecar = self._require_bootstrapped()
+        if sidecar.storage_envelope_active:
+            cutover = sidecar.storage_envelope_cutover_index
+            return CutoverResult(cutover, [], True, cutover_index_unknown=cutover == 0)
+        capable = await self._members.require_all_capable()
+        index = await self._propose_cutover(
+            RotationTag.ENABLE_STORAGE_ENVELOPE, Purpose.STORAGE, proposer_node_id,
+            proposer_local_epoch)
+        return CutoverResult(index, capable, False)
+
+    async def _enable_raft(self, *, proposer_node_id: int,
+                           proposer_local_epoch: int) -> CutoverResult:
+        sidecar = self._require_bootstrapped()
+        if sidecar.raft_envelope_cutover_index:
+            return CutoverResult(sidecar.raft_envelope_cutover_index, [], True)
+        if not sidecar.storage_envelope_active:
+            raise EncryptionConflict(
+                "the storage envelope is not active yet",
+                remedy="run elastickv admin encryption enable-storage-envelope first")
+        capable = await self._members.require_all_capable()
+        index = await self._propose_cutover(
+            RotationTag.ENABLE_RAFT_ENVELOPE, Purpose.RAFT, proposer_node_id,
+            proposer_local_epoch)
+        return CutoverResult(index, capable, False)
+
+    async def _propose_cutover(self, tag: RotationTag, purpose: Purpose, node_id: int,
+                               epoch: int) -> int:
+        dek_id = self._require_bootstrapped().active(purpose)
+        if not node_id:
+            # The row repeats what is registered already: a cutover makes nobody a writer.
+            node_id = self._full_node_id
+            epoch = self._members.registered_epoch(dek_id, node_id) or 0
+        return await self._propose_validated(
+            Rotation(tag, dek_id, int(purpose), b"", RegistryRow(dek_id, node_id, epoch)),
+            barrier=tag is RotationTag.ENABLE_RAFT_ENVELOPE)
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    async def _sidecar_state_for(self, *, caller_full_node_id: int) -> SidecarState:
+        return self._members.sidecar_state(caller_full_node_id)
+
+    def _require_bootstrapped(self) -> Sidecar:
+        sidecar = self._applier.sidecar
+        if sidecar is None:
+            raise NotBootstrapped("the cluster has no DEKs yet",
+                                  remedy="run elastickv admin encryption bootstrap first")
+        return sidecar
+
+    def _fresh_dek_id(self, *, other_than: int = 0) -> int:
+        """A random 32-bit id that names no key and no registry row: ids are never used again."""
+        sidecar = self._applier.sidecar
+        taken = set(sidecar.keys) if sidecar else set()
+        while True:
+            dek_id = secrets.randbits(32)
+            rows = self._store.rows(WRITERS_PREFIX + dek_id.to_bytes(4, "big"))
+            if dek_id and dek_id != other_than and dek_id not in taken and not rows:
+                return dek_id
+
+
+class Operation(NamedTuple):
+    """An operation that members may ask of the leader. `proposes`: it seals an entry, unless it is
+    a registration; `seals_under`: what user writes are sealed under once it has taken effect."""
+
+    handler: Callable[..., Awaitable[object]]
+    proposes: bool = True
+    seals_under: Purpose | None = None
+
+
+OPERATIONS: dict[str, Operation] = {
+    "bootstrap": Operation(LeaderOperations._bootstrap),
+    "rotate_dek": Operation(LeaderOperations._rotate_dek),
+    "register_writers": Operation(LeaderOperations._register_writers, proposes=False),
+    "enable_storage_envelope": Operation(LeaderOperations._enable_storage,
+                                         seals_under=Purpose.STORAGE),
+    "enable_raft_envelope": Operation(LeaderOperations._enable_raft, seals_under=Purpose.RAFT),
+    "sidecar_state_for": Operation(LeaderOperations._sidecar_state_for, proposes=False),
+}

@@ -1,0 +1,208 @@
+"""Automatic rotation: when a DEK is due for a successor, and the one task that sees to it.
+
+`reason_to_rotate` is the rule, `TRANSITIONS` the life cycle that the task executes, for each
+purpose:
+
+    IDLE --due--> ROTATING --applied--> IDLE
+                     |
+                     +--failed--> WAITING --retry time--> IDLE
+    anything --deposed--> IDLE
+
+Only the leader acts, and only on the DEK that it judged: when an operator's rotation was faster,
+nothing is left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from elastickv import logs
+from elastickv.clock import Clock
+from elastickv.crypto.keystore import Purpose
+from elastickv.errors import ElasticKVError
+from elastickv.keys.usage import Limits
+from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
+
+TICK_S = 1.0
+RETRY_S = 5.0
+
+log = logs.get_logger(__name__)
+
+
+class RotationState(enum.Enum):
+    """Where the automatic rotation of one purpose stands on this node."""
+
+    IDLE = "idle"
+    ROTATING = "rotating"
+    WAITING = "waiting"
+
+
+class RotationEvent(enum.Enum):
+    """What can happen to it."""
+
+    DUE = "due"
+    APPLIED = "applied"
+    FAILED = "failed"
+    RETRY_TIME = "retry time"
+    DEPOSED = "deposed"
+
+
+TRANSITIONS: Mapping[tuple[RotationState, RotationEvent], RotationState] = {
+    (RotationState.IDLE, RotationEvent.DUE): RotationState.ROTATING,
+    (RotationState.ROTATING, RotationEvent.APPLIED): RotationState.IDLE,
+    (RotationState.ROTATING, RotationEvent.FAILED): RotationState.WAITING,
+    (RotationState.WAITING, RotationEvent.RETRY_TIME): RotationState.IDLE,
+    (RotationState.IDLE, RotationEvent.DEPOSED): RotationState.IDLE,
+    (RotationState.ROTATING, RotationEvent.DEPOSED): RotationState.IDLE,
+    (RotationState.WAITING, RotationEvent.DEPOSED): RotationState.IDLE,
+}
+
+
+class Reason(enum.StrEnum):
+    """Why a DEK gets a successor; a line in the audit log."""
+
+    STARTUP = "start-up"
+    WRITES = "writes"
+    AGE = "age"
+    EPOCHS = "epochs"
+
+
+@dataclass(frozen=True, slots=True)
+class DekFacts:
+    """What the rule looks at. `age_s` None = unknown; `highest_epoch` is over all members; `spent`:
+    the limit keeps a write that waits from taking its nonces."""
+
+    dek_id: int
+    age_s: float | None
+    writes: int
+    highest_epoch: int
+    spent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RotationSettings:
+    """`max_age_s` 0 = DEKs do not age."""
+
+    limits: Limits
+    max_age_s: int = 0
+    on_startup: bool = False
+
+
+def reason_to_rotate(facts: DekFacts, settings: RotationSettings, *,
+                     startup_due: bool = False) -> Reason | None:
+    """Why the active DEK must be rotated now, the most pressing reason first."""
+    if facts.spent or settings.limits.rotation_due(facts.writes):
+        return Reason.WRITES
+    if facts.highest_epoch >= NEAR_END_OF_EPOCHS:
+        return Reason.EPOCHS
+    if settings.max_age_s and facts.age_s is not None and facts.age_s >= settings.max_age_s:
+        return Reason.AGE
+    return Reason.STARTUP if startup_due else None
+
+
+def age_s(created: str, wall_ms: int) -> float | None:
+    """Seconds since a sidecar's `created` (RFC 3339, UTC); None when it does not parse."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return wall_ms / 1000 - moment.timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the task sees of the cluster: whether this node leads or another one does, and the
+    active DEKs by purpose."""
+
+    leads: bool
+    another_leads: bool
+    dek_facts: Mapping[Purpose, DekFacts]
+
+
+class AutomaticRotation:
+    """The task of one node. `rotate(purpose, dek_id, reason)` replaces that DEK through the
+    leader's own operations and raises typed errors."""
+
+    def __init__(self, settings: RotationSettings, view: Callable[[], View],
+                 rotate: Callable[[Purpose, int, Reason], Awaitable[None]], clock: Clock) -> None:
+        self._settings = settings
+        self._view = view
+        self._rotate = rotate
+        self._clock = clock
+        self._states = dict.fromkeys(Purpose, RotationState.IDLE)
+        self._retry_at = dict.fromkeys(Purpose, 0.0)
+        self._startup_due = dict.fromkeys(Purpose, settings.on_startup)
+        self._poked = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin. Once."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="dek-rotation")
+
+    def stop(self) -> None:
+        """End; a rotation under way is decided by the log."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def poke(self) -> None:
+        """Something that the rule looks at has changed."""
+        self._poked.set()
+
+    def relieves(self, purpose: Purpose) -> bool:
+        """Whether writes that found the DEK spent should wait, because a successor is coming."""
+        return self._task is not None and not self._task.done() \
+            and self._states[purpose] is not RotationState.WAITING
+
+    def state(self, purpose: Purpose) -> RotationState:
+        """Where the rotation of a purpose stands."""
+        return self._states[purpose]
+
+    async def _run(self) -> None:
+        while True:
+            self._poked.clear()
+            for purpose in Purpose:
+                await self.step(purpose)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._poked.wait()
+
+    async def step(self, purpose: Purpose) -> None:
+        """Look once, and rotate if that is due."""
+        view = self._view()
+        if not view.leads:
+            self._event(purpose, RotationEvent.DEPOSED)
+            if view.another_leads:
+                self._startup_due[purpose] = False  # the one who led at the start does it
+            return
+        if self._states[purpose] is RotationState.WAITING:
+            if self._clock.monotonic() < self._retry_at[purpose]:
+                return
+            self._event(purpose, RotationEvent.RETRY_TIME)
+        facts = view.dek_facts.get(purpose)
+        reason = reason_to_rotate(facts, self._settings,
+                                  startup_due=self._startup_due[purpose]) if facts else None
+        if facts is None or reason is None:
+            self._startup_due[purpose] = False
+            return
+        self._event(purpose, RotationEvent.DUE)
+        try:
+            await self._rotate(purpose, facts.dek_id, reason)
+        except ElasticKVError as error:
+            log.warning("automatic rotation failed", purpose=purpose.label, reason=reason.value,
+                        error=str(error))
+            self._retry_at[purpose] = self._clock.monotonic() + RETRY_S
+            self._event(purpose, RotationEvent.FAILED)
+        else:
+            log.info("dek rotated", purpose=purpose.label, reason=reason.value)
+            self._startup_due[purpose] = False
+            self._event(purpose, RotationEvent.APPLIED)
+
+    def _event(self, purpose: Purpose, event: RotationEvent) -> None:
+        self._states[purpose] = TRANSITIONS[(self._states[purpose], event)]
