@@ -248,7 +248,7 @@ class Oracle:
         chain: list[Any] = [error]
         while chain[-1].__cause__ is not None:
             chain.append(chain[-1].__cause__)
-        names = {type(link).__name__ for link in chain}
+        names = {base.__name__ for link in chain for base in type(link).__mro__}
         self._trace.add("halted", node.name, name, error)
         self._trace.count("halts")
         if not any(names & set(allowed[excuse]) for excuse in node.excuses):
