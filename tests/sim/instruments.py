@@ -111,7 +111,7 @@ def installed(taps: Taps, generator: random.Random) -> Iterator[None]:
     replacements: list[tuple[object, str, object]] = [
         (cipher, "_sealer", tapped_sealer),
         (kek_module, "os", entropy),
-        (encryption_module, "secrets", entropy),
+        (leader_ops, "secrets", entropy),
         (startup, "FileKekProvider", _KekProvider),
         (storage_module, "Journal", observed_journal(taps)),
     ]
