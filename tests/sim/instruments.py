@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import elastickv.crypto.cipher as cipher
 import elastickv.crypto.kek as kek_module
-import elastickv.kv.encryption as encryption_module
+import elastickv.kv.leader_ops as leader_ops
 import elastickv.raft.storage as storage_module
 from elastickv import startup
 from elastickv.crypto.kek import Kek
