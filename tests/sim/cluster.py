@@ -47,9 +47,14 @@ DATA = Path("/data")
 MAX_VALUE_BYTES = 1 << 14
 PORT = 7000
 EPOCH_MS = 1_700_000_000_000
+HALT_LIMIT_S = 0.05
+"""How long a node may take to stop itself after a failed fsync."""
+
+NEED_OPERATOR = ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed")
+"""A node that refused to start with one of these does not get better by being started again."""
 
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
-    "fsync-error": ("OSError",),
+    "fsync-error": ("OSError", "GuardFailed"),
     "disk-full": ("DiskFull", "GuardFailed"),
     "bit-flip": ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed"),
     "old-disk": ("GuardFailed", "LogDiverged"),
@@ -139,9 +144,11 @@ class SimNode:
         self.medium = Medium(name, cluster, cluster.streams.stream(f"disk/{name}"))
         self.clock = WallClock(cluster.loop)
         self.life: Life | None = None
+        self.halted: Life | None = None
         self.serving = False
         self.excuses: set[str] = set()
         self.stays_down = False
+        self.needs_operator = False
         self.core: Any = None
         self.seen_commit = 0
         self.seen_role = (0, False)
@@ -247,7 +254,8 @@ class SimNode:
 
     def _open_keys(self, disk: MountedDisk, kek: Any) -> Applier:
         applier = Applier(disk=disk, read_row=self.store.row, kek=kek, keystore=Keystore(),
-                          sidecar_path=DATA / RELATIVE_PATH, now=lambda: self.name)
+                          sidecar_path=DATA / RELATIVE_PATH,
+                          full_node_id=full_node_id(self.name), now=lambda: self.name)
         disk.make_directory(DATA / RELATIVE_PATH.parent)
         applier.load()
         return applier
@@ -283,9 +291,11 @@ class SimNode:
         if isinstance(error, Crashed) or not self.is_up:
             return
         self.cluster.oracle.halted(self, error, EXPLAINS)
+        self.needs_operator = type(error).__name__ in NEED_OPERATOR \
+            and getattr(error, "guard_name", "") != "file-system"
         self.serving = False
         self.core = None
-        life = self.life
+        life = self.halted = self.life
         if life is not None:
             self.cluster.loop.schedule(None, self.cluster.loop.now, life.end)
 
@@ -370,8 +380,18 @@ class Cluster:
 
     def changed(self, node: str, kind: str, path: str, size: int) -> None:
         self.trace.add(kind, node, path, size)
-        if kind == "fsync failed":
+        if kind == "torn":
+            self.trace.count("torn writes")
+        elif kind == "fsync failed":
             self.trace.count("fsync-error")
+            failed = self.oracle.nodes[node]
+            self.loop.schedule(None, self.loop.now + HALT_LIMIT_S, self._require_halted, failed,
+                               failed.life)
+
+    def _require_halted(self, node: SimNode, life: Life) -> None:
+        if life.alive and not life.paused and node.resumed_at < self.loop.now - HALT_LIMIT_S \
+                and node.halted is not life:
+            self.oracle.fail("a failed fsync stops the node", f"{node.name} goes on after one")
 
     def sent(self, source: str, target: str, data: bytes, fault: str) -> None:
         self.trace.add("send", source, target, fault, data)

@@ -73,14 +73,17 @@ class Inode:
         """What is pending will never be durable, although it stays readable."""
         self.pending.clear()
 
-    def survive(self, generator: random.Random) -> None:
-        """A crash: the pending writes meet their fate."""
-        if self.pending:
-            for write in _survivors(self.pending, generator):
+    def survive(self, generator: random.Random) -> bool:
+        """A crash: the pending writes meet their fate; True when a part of them survived."""
+        kept: list[PendingWrite] = []
+        pending, self.pending = self.pending, []
+        if pending:
+            kept = _survivors(pending, generator)
+            for write in kept:
                 _apply(self.durable, write)
-            self.pending = []
         if self.data != self.durable:
             self.data = bytearray(self.durable)
+        return bool(kept) and kept != pending
 
 
 def _apply(content: bytearray, write: PendingWrite) -> None:
@@ -161,8 +164,9 @@ class Medium:
                     _set_name(self._durable_names, path, inode)
         self._name_changes.clear()
         self.files = dict(self._durable_names)
-        for inode in self.files.values():
-            inode.survive(self.generator)
+        for path, inode in self.files.items():
+            if inode.survive(self.generator):
+                self.events.changed(self.node, "torn", path, len(inode.data))
 
     def copy(self) -> dict[str, bytes]:
         """What would be on the disk if the power failed now with nothing unsynced kept."""

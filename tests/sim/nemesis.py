@@ -9,12 +9,31 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from tests.sim.cluster import Cluster, SimNode
+from tests.sim.disk import Inode, Medium
 
 RESTART_S = (0.03, 0.4)
 ALONE = ("bit-flip", "old-disk")
 ALONE_LIMIT_S = 1.5
+
+
+@dataclass(frozen=True)
+class BitFlip:
+    """A bit that reads back changed, and the byte that it makes."""
+
+    path: str
+    inode: Inode
+    offset: int
+    bit: int
+    byte: int
+
+    def mend(self, medium: Medium) -> None:
+        """Change it back, unless the place was written anew since."""
+        if medium.files.get(self.path) is self.inode and self.offset < len(self.inode.durable) \
+                and self.inode.durable[self.offset] == self.byte:
+            medium.flip_bit(self.path, self.offset, self.bit)
 
 
 class Nemesis:
@@ -24,7 +43,7 @@ class Nemesis:
         self._cluster = cluster
         self._generator = cluster.streams.stream("nemesis")
         self._loop = cluster.loop
-        self._damaged: dict[str, list[tuple[str, int, int]]] = {}
+        self._damaged: dict[str, list[BitFlip]] = {}
         self._copies: dict[str, dict[str, bytes]] = {}
         self._victims: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -53,12 +72,11 @@ class Nemesis:
         self._tasks.clear()
         self.heal(mend_disks=False)
         nodes = self._cluster.nodes
-        await self._wait(lambda: all(node.serving or node.name in self._victims
-                                     for node in nodes))
+        await self._wait(lambda: all(node.serving or node.needs_operator for node in nodes))
         await _ACTIONS[kind](self)
         await self._wait(lambda: all(
-            node.serving and not node.engine._trust.suspect
-            for node in nodes if node.name not in self._damaged))
+            node.needs_operator or node.serving and not node.engine._trust.suspect
+            for node in nodes))
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = self._loop.now + ALONE_LIMIT_S
@@ -69,7 +87,7 @@ class Nemesis:
         """Restart what went down, as a service manager does."""
         while not self._is_over:
             for node in self._cluster.nodes:
-                if not node.is_up and not node.stays_down:
+                if not node.is_up and not node.stays_down and not node.needs_operator:
                     node.stays_down = True
                     self._loop.schedule(None, self._loop.now + self._generator.uniform(*RESTART_S),
                                         self._restart, node)
@@ -94,10 +112,10 @@ class Nemesis:
                 self._resume(node)
             if mend_disks and node.name in self._damaged:
                 node.crash()
-                for path, offset, bit in self._damaged.pop(node.name):
-                    if path in node.medium.files:
-                        node.medium.flip_bit(path, offset, bit)
-            if not node.is_up and not node.stays_down:
+                node.needs_operator = False
+                for flip in reversed(self._damaged.pop(node.name)):
+                    flip.mend(node.medium)
+            if not node.is_up and not node.stays_down and not node.needs_operator:
                 node.start()
 
     # --- choosing -------------------------------------------------------------------------------
@@ -279,22 +297,25 @@ class Nemesis:
         node.stays_down = True
         node.crash()
         node.excuses.add("bit-flip")
-        files = [(path, inode) for path, inode in sorted(node.medium.files.items())
-                 if inode.durable and not path.endswith(".tmp")]
+        files: dict[str, list[tuple[str, Inode]]] = {}
+        for path, inode in sorted(node.medium.files.items()):
+            if inode.durable and not path.endswith(".tmp"):
+                files.setdefault(_file_kind(path), []).append((path, inode))
         if files:
-            path, inode = self._generator.choice(files)
+            path, inode = self._generator.choice(files[self._generator.choice(sorted(files))])
             offset = self._generator.randrange(len(inode.durable))
             bit = self._generator.randrange(8)
             node.medium.flip_bit(path, offset, bit)
-            self._damaged.setdefault(node.name, []).append((path, offset, bit))
-            self._count(f"bit-flip {path.rsplit('/', 1)[-1].lstrip('0123456789') or path}")
+            self._damaged.setdefault(node.name, []).append(
+                BitFlip(path, inode, offset, bit, inode.durable[offset]))
+            self._count(f"bit-flip {_file_kind(path)}")
         await self._hold(*RESTART_S)
         self._restart(node)
 
     async def old_disk(self) -> None:
         """A node comes back with the disk that it had a while ago."""
         node = self._victim()
-        if node is None:
+        if node is None or node.name in self._damaged:
             return
         copy = node.medium.copy()
         await self._hold(0.1, 1.0)
@@ -304,6 +325,7 @@ class Nemesis:
         node.stays_down = True
         node.crash()
         node.excuses.add("old-disk")
+        node.needs_operator = False
         node.medium.restore(copy)
         await self._hold(*RESTART_S)
         self._restart(node)
@@ -312,6 +334,12 @@ class Nemesis:
         node = self._node()
         self._count("clock-step")
         node.clock.skew_ms += self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+
+
+def _file_kind(path: str) -> str:
+    name = path.rsplit("/", 1)[-1]
+    return {"store.image": "store", "keys.json": "sidecar"}.get(
+        name, "journal" if name.endswith((".log", ".index")) else name)
 
 
 _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {

@@ -18,6 +18,9 @@ from elastickv.raft.frames import HEADER_BYTES
 from tests.sim.loop import Life, SimLoop
 
 HELLO_TAG, REQUEST_TAG, RESPONSE_TAG = 1, 14, 15
+NEVER_LOST = (HELLO_TAG, 16, 17, 18)
+"""A greeting, and the frames of a snapshot: a stream loses no byte while it stands, and a snapshot
+relies on that, other than by starting again after ten seconds."""
 RETRY_S = 0.25
 
 
@@ -155,6 +158,7 @@ class Network:
         source.life.require_alive()
         if source.closed:
             return
+        self._notice_restart(source)
         self._events.crash_point(source.life, "send")
         data = self._disturb(source, data)
         if data:
@@ -176,7 +180,7 @@ class Network:
         for body in _frames(data):
             tag = body[HEADER_BYTES + 1]
             draw = generator.random()
-            if draw < conditions.loss and tag != HELLO_TAG:
+            if draw < conditions.loss and tag not in NEVER_LOST:
                 self._events.sent(*names, body, "lost")
                 continue
             kept.append(body)
@@ -200,6 +204,8 @@ class Network:
         if data is None:
             self._lost(target)
         elif target.protocol is not None:
+            if target.other is not None and target.other.closed and target.other.life.alive:
+                self._events.count("late bytes")
             target.protocol.data_received(data)
 
     # --- ends -----------------------------------------------------------------------------------
@@ -235,9 +241,19 @@ class Network:
         """A process ended: its host resets its connections, or was silent because it lost power."""
         if self.listeners.get(life.name, (None,))[0] is life:
             del self.listeners[life.name]
+        silent = self._generator(life.name, "death").random() < 0.5
         for endpoint in [e for e in self.endpoints if e.life is life]:
             self._close(endpoint)
-            self._notify_other(endpoint)
+            if not silent:
+                self._notify_other(endpoint)
+
+    def _notice_restart(self, source: Endpoint) -> None:
+        """A host that runs again resets the connections of its former process."""
+        target, listener = source.other, self.listeners.get(source.peer_name)
+        if target is not None and not target.life.alive and listener is not None \
+                and listener[0] is not target.life:
+            delay = self._delay(source.peer_name, source.life.name)
+            self._loop.schedule(source.life, self._loop.now + delay, self._lost_once, source)
 
     def reset(self, first: str, second: str, late_s: float) -> bool:
         """Break the connection of two nodes: `first` learns it now, `second` after `late_s`, and

@@ -42,7 +42,7 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
     election_s = heartbeat_s * generator.choice((3.5, 5))
     compact_entries = generator.choice((12, 30, 1000))
     settings = {
-        "tick_s": 0.015,
+        "tick_s": generator.choice((0.015, 0.025)),
         "heartbeat_s": heartbeat_s,
         "election_min_s": election_s,
         "election_max_s": 2 * election_s,

