@@ -1,111 +1,209 @@
-"""Writes that were certainly not proposed: they wait for a better time, and never spin."""
+"""Group commit on a real one-node engine: sharing, independence, deadlines, conditions."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from elastickv.clock import FakeClock, HybridLogicalClock
-from elastickv.errors import ElasticKVError, NoLeader, NotLeader, Unreachable
-from elastickv.kv.api import WriteResult
+from elastickv.clock import HybridLogicalClock, SystemClock
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Keystore
+from elastickv.crypto.nonce import full_node_id
+from elastickv.durable import OsDisk
+from elastickv.errors import ConditionFailed, DiskFull, InvalidArgument, NoLeader
+from elastickv.keys.applier import Applier
+from elastickv.kv.api import Condition, Op, OpKind, WriteResult
 from elastickv.kv.coordinator import Coordinator
-from elastickv.kv.proposer import Proposer
-from elastickv.raft.engine import Role
-from elastickv.store.values import plain_record, tombstone_record
-from elastickv.wire import Writes, decode_entry
-from tests.kv.machine import Machine
+from elastickv.kv.encryption import EncryptionController
+from elastickv.kv.fsm import KvStateMachine
+from elastickv.raft.engine import Member
+from elastickv.raft.pysyncobj_engine import PySyncObjEngine
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.tls_links import TlsLinks
+from elastickv.store.memory_backend import MemoryBackend
+from elastickv.store.mvcc_store import Store
+from elastickv.store.values import open_record, tombstone_record
 
-LOOP_PASSES = 200
-
-
-class RefusingEngine:
-    """An engine that refuses every proposal and every call until `error` is None."""
-
-    node_id = "n1"
-
-    def __init__(self, *, leads: bool, error: ElasticKVError) -> None:
-        self.leads = leads
-        self.error: ElasticKVError | None = error
-        self.attempts = 0
-
-    def handle(self, method: str, handler: Callable[..., Any]) -> None:
-        """Nobody calls this node."""
-
-    def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
-        """The role stays."""
-
-    def is_leader(self) -> bool:
-        return self.leads
-
-    def status(self) -> SimpleNamespace:
-        return SimpleNamespace(leader_id="n2")
-
-    def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        entry = decode_entry(payload)
-        if not isinstance(entry, Writes):
-            future.set_result(1)
-            return future
-        self.attempts += 1
-        if self.error is not None:
-            future.set_exception(self.error)
-        else:
-            future.set_result([WriteResult(7, r.commit_ts) for r in entry.requests])
-        return future
-
-    async def call(self, node_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
-        self.attempts += 1
-        if self.error is not None:
-            raise self.error
-        raise AssertionError("not reached in these tests")
+TIMEOUT_S = 10.0
 
 
-def coordinator(engine: Any, directory: Path) -> Coordinator:
-    machine = Machine(directory)
-    return Coordinator(
-        engine, machine.store, HybridLogicalClock(FakeClock()), Proposer(engine, lambda p: p),
-        sealer=lambda: lambda key, ts, value, expiry: plain_record(value, expiry),
-        opener=lambda store_key, record: record, writable=lambda: None,
-        tombstone=tombstone_record(), max_value_bytes=100, max_request_bytes=1000)
+class OneNode:
+    """A whole node below the servers, without a second member."""
+
+    def __init__(self, directory: Path, *, peers: int = 0) -> None:
+        disk = OsDisk()
+        addresses = []
+        for _ in range(1 + peers):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                addresses.append(f"127.0.0.1:{probe.getsockname()[1]}")
+        self.store = Store.open(MemoryBackend(disk, directory / "store"))
+        applier = Applier(disk=disk, read_row=self.store.row, kek=Kek(bytes(32)),
+                          keystore=Keystore(), sidecar_path=directory / "keys.json")
+        hlc = HybridLogicalClock(SystemClock())
+        machine = KvStateMachine(
+            self.store, applier, hlc,
+            on_keys_changed=lambda index: self.encryption.keys_changed(index))
+        settings = EngineSettings(
+            "n1", [Member(f"n{i + 1}", address) for i, address in enumerate(addresses)],
+            directory / "raft", election_min_s=0.1, election_max_s=0.2, heartbeat_s=0.02)
+        links = TlsLinks("n1", addresses[0], tls=None, max_entry_bytes=settings.max_entry_bytes)
+        self.engine = PySyncObjEngine(settings, machine, disk, links)
+        self.fatal: list[BaseException] = []
+        self.disk_problem: DiskFull | None = None
+        self.encryption = EncryptionController(
+            self.engine, self.store, applier, full_node_id=full_node_id("n1"),
+            kek=Kek(bytes(32)), gate=True, build_sha="test", on_fatal=self.fatal.append)
+        self.kv = Coordinator(
+            self.engine, self.store, hlc, self.encryption.proposer,
+            sealer=self.encryption.record_sealer,
+            opener=lambda key, record: open_record(applier.keystore, key, record),
+            writable=lambda: self.disk_problem, tombstone=tombstone_record(),
+            max_value_bytes=1 << 20, max_request_bytes=2 << 20)
+        self.encryption.set_wake(self.kv.wake)
 
 
-@pytest.mark.parametrize(("leads", "error"), [
-    (True, NoLeader("the leadership is being handed over")),
-    (True, NotLeader()),
-    (False, Unreachable("no link")),
-    (False, NoLeader("no leader")),
-], ids=["refusing leader", "deposed leader", "no link", "leader without leadership"])
-async def test_a_refused_write_waits_instead_of_spinning(tmp_path: Path, leads: bool,
-                                                         error: ElasticKVError) -> None:
-    engine = RefusingEngine(leads=leads, error=error)
-    write = asyncio.ensure_future(
-        coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=60.0))
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    for _ in range(LOOP_PASSES):
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[OneNode]:
+    node = OneNode(tmp_path)
+    await node.engine.start()
+    yield node
+    node.encryption.writers.stop()
+    await node.engine.stop()
+    assert node.fatal == []
+
+
+async def encrypt(node: OneNode) -> None:
+    await node.encryption.bootstrap(wrapped_storage=b"", wrapped_raft=b"", storage_dek_id=0,
+                                    raft_dek_id=0, writers=[], timeout_s=TIMEOUT_S)
+    for enable in (node.encryption.enable_storage_envelope, node.encryption.enable_raft_envelope):
+        await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_concurrent_writes_share_entries(node: OneNode, encrypted: bool) -> None:
+    if encrypted:
+        await encrypt(node)
+    results = await asyncio.gather(*(
+        node.kv.put(b"key-%d" % i, b"value-%d" % i, timeout_s=TIMEOUT_S) for i in range(300)))
+    assert len({result.commit_index for result in results}) < 30
+    assert len({result.commit_ts for result in results}) == 300
+    for i in range(300):
+        assert (await node.kv.get(b"key-%d" % i, timeout_s=TIMEOUT_S)).value == b"value-%d" % i
+
+
+async def test_a_caller_that_gives_up_delays_and_breaks_nobody(node: OneNode) -> None:
+    await node.kv.put(b"warm", b"up", timeout_s=TIMEOUT_S)
+    impatient = [asyncio.create_task(node.kv.put(b"gone-%d" % i, b"v", timeout_s=TIMEOUT_S))
+                 for i in range(20)]
+    patient = [asyncio.create_task(node.kv.put(b"kept-%d" % i, b"v", timeout_s=TIMEOUT_S))
+               for i in range(20)]
+    await asyncio.sleep(0)
+    for task in impatient:
+        task.cancel()
+    results = await asyncio.gather(*patient)
+    assert all(isinstance(result, WriteResult) for result in results)
+    outcomes = await asyncio.gather(*impatient, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+
+
+async def test_without_a_leader_nothing_is_written_and_the_error_says_so(tmp_path: Path) -> None:
+    node = OneNode(tmp_path, peers=2)
+    await node.engine.start()
+    try:
+        with pytest.raises(NoLeader, match="nothing was written"):
+            await node.kv.put(b"k", b"v", timeout_s=0.2)
+        with pytest.raises(NoLeader):
+            await node.kv.get(b"k", timeout_s=0.2)
+        assert node.engine.status().last_log_index <= 1
+    finally:
+        await node.engine.stop()
+
+
+async def test_timestamps_rise_across_writes_and_role_changes(node: OneNode) -> None:
+    previous = 0
+    for _ in range(20):
+        result = await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+        assert result.commit_ts > previous
+        previous = result.commit_ts
+
+
+async def test_compare_and_set(node: OneNode) -> None:
+    first = await node.kv.batch([Op(OpKind.PUT, b"k", b"1")], conditions=[Condition(b"k", 0)],
+                                timeout_s=TIMEOUT_S)
+    with pytest.raises(ConditionFailed):
+        await node.kv.batch([Op(OpKind.PUT, b"k", b"2")], conditions=[Condition(b"k", 0)],
+                            timeout_s=TIMEOUT_S)
+    await node.kv.batch([Op(OpKind.PUT, b"k", b"3")],
+                        conditions=[Condition(b"k", first.commit_ts)], timeout_s=TIMEOUT_S)
+    assert (await node.kv.get(b"k", timeout_s=TIMEOUT_S)).value == b"3"
+
+
+async def test_only_one_of_many_racing_compare_and_sets_wins(node: OneNode) -> None:
+    outcomes = await asyncio.gather(*(
+        node.kv.batch([Op(OpKind.PUT, b"k", b"%d" % i)], conditions=[Condition(b"k", 0)],
+                      timeout_s=TIMEOUT_S) for i in range(50)), return_exceptions=True)
+    winners = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
+    assert len(winners) == 1
+    assert sum(isinstance(outcome, ConditionFailed) for outcome in outcomes) == 49
+
+
+async def test_a_batch_is_all_or_nothing_and_deletes(node: OneNode) -> None:
+    await node.kv.put(b"a", b"1", timeout_s=TIMEOUT_S)
+    await node.kv.batch([Op(OpKind.DELETE, b"a"), Op(OpKind.PUT, b"b", b"2")],
+                        timeout_s=TIMEOUT_S)
+    assert not (await node.kv.get(b"a", timeout_s=TIMEOUT_S)).exists
+    assert (await node.kv.get(b"b", timeout_s=TIMEOUT_S)).value == b"2"
+    with pytest.raises(InvalidArgument):
+        await node.kv.batch([Op(OpKind.PUT, b"c", b"3"), Op(OpKind.PUT, b"", b"4")],
+                            timeout_s=TIMEOUT_S)
+    assert not (await node.kv.get(b"c", timeout_s=TIMEOUT_S)).exists
+
+
+async def test_a_full_disk_refuses_writes_and_serves_reads(node: OneNode) -> None:
+    await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    node.disk_problem = DiskFull("no space")
+    with pytest.raises(DiskFull):
+        await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
+    assert (await node.kv.get(b"k", timeout_s=TIMEOUT_S)).value == b"v"
+    node.disk_problem = None
+    await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
+
+
+async def test_a_storage_cutover_under_load_loses_and_refuses_nothing(node: OneNode) -> None:
+    await node.encryption.bootstrap(wrapped_storage=b"", wrapped_raft=b"", storage_dek_id=0,
+                                    raft_dek_id=0, writers=[], timeout_s=TIMEOUT_S)
+    stop = False
+    written: dict[bytes, bytes] = {}
+
+    async def write(worker: int) -> None:
+        number = 0
+        while not stop:
+            key, value = b"w%d-%d" % (worker, number), b"v%d" % number
+            await node.kv.put(key, value, timeout_s=TIMEOUT_S)
+            written[key] = value
+            number += 1
+
+    workers = [asyncio.create_task(write(worker)) for worker in range(10)]
+    for enable in (node.encryption.enable_storage_envelope, node.encryption.enable_raft_envelope):
+        await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    count = len(written)
+    while len(written) < count + 50:
         await asyncio.sleep(0)
-    waited_s = loop.time() - begun
-    # One attempt at once, then one per pause: never one per pass of the loop.
-    assert 1 <= engine.attempts <= 2 + waited_s / 0.02
-    write.cancel()
+    stop = True
+    await asyncio.gather(*workers)
+    for key, value in written.items():
+        assert (await node.kv.get(key, timeout_s=TIMEOUT_S)).value == value
 
 
-async def test_a_refused_write_is_proposed_again(tmp_path: Path) -> None:
-    engine = RefusingEngine(leads=True, error=NoLeader("the leadership is being handed over"))
-    write = asyncio.ensure_future(
-        coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=60.0))
-    while engine.attempts == 0:
-        await asyncio.sleep(0)
-    engine.error = None
-    assert (await write).commit_index == 7
-
-
-async def test_a_refused_write_fails_as_not_written_at_its_deadline(tmp_path: Path) -> None:
-    engine = RefusingEngine(leads=False, error=Unreachable("no link"))
-    with pytest.raises(NoLeader, match="nothing was written"):
-        await coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=0.1)
+async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
+    first = await node.kv.put(b"k", b"1", timeout_s=TIMEOUT_S)
+    await node.kv.put(b"k", b"2", timeout_s=TIMEOUT_S)
+    assert (await node.kv.get(b"k", ts=first.commit_ts, timeout_s=TIMEOUT_S)).value == b"1"
+    assert not (await node.kv.get(b"k", ts=first.commit_ts - 1, timeout_s=TIMEOUT_S)).exists
+    pairs = await node.kv.scan(b"", b"", limit=10, ts=first.commit_ts, timeout_s=TIMEOUT_S)
+    assert [(pair.key, pair.value) for pair in pairs] == [(b"k", b"1")]

@@ -65,11 +65,21 @@ class RefusingEngine:
         raise AssertionError("not reached in these tests")
 
 
+class ClearSeals:
+    """Entries go into the log as they are."""
+
+    def entry_ready(self, *, own_entry: bool = False) -> bool:
+        return True
+
+    def seal_entry(self, payload: bytes, *, own_entry: bool = False) -> bytes | None:
+        return payload
+
+
 def coordinator(engine: Any, directory: Path) -> Coordinator:
     machine = Machine(directory)
     return Coordinator(
-        engine, machine.store, HybridLogicalClock(FakeClock()), Proposer(engine, lambda p: p),
-        sealer=lambda: lambda key, ts, value, expiry: plain_record(value, expiry),
+        engine, machine.store, HybridLogicalClock(FakeClock()), Proposer(engine, ClearSeals()),
+        sealer=lambda count: lambda key, ts, value, expiry: plain_record(value, expiry),
         opener=lambda store_key, record: record, writable=lambda: None,
         tombstone=tombstone_record(), max_value_bytes=100, max_request_bytes=1000)
 
