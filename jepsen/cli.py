@@ -38,7 +38,7 @@ def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ValueError(f"unknown {what} {', '.join(unknown) or text!r}; known: "
+        raise ValueError(f"unknown {what} {', '.join(unknown) or repr(text)}; known: "
                          f"{', '.join(known)}, {ALL}")
     return tuple(dict.fromkeys(names))
 

@@ -183,4 +183,6 @@ def check_processes(cluster: Cluster) -> Verdict:
     problems += [f"{node} is in a restart loop: it ended {count} times by itself"
                  for node, count in by_node.items() if count >= 3]
     starts = {node: process.starts for node, process in cluster.processes.items()}
-    return judge("processes", problems, {"starts": starts})
+    codes = {node: [end.code for end in process.exits]
+             for node, process in cluster.processes.items()}
+    return judge("processes", problems, {"starts": starts, "exit_codes": codes})

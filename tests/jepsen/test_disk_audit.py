@@ -1,0 +1,267 @@
+"""The audits find a planted plaintext, a nonce used twice and replicas that differ, and say unknown
+when there was nothing to look at."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from elastickv.crypto.cipher import seal_raft
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import KeyHandle, Purpose
+from elastickv.durable import OsDisk
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
+from elastickv.raft import records
+from elastickv.raft.segment import encode_segment_header, segment_name
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc_store import Store
+from elastickv.store.values import seal_record
+from elastickv.wire import OP_PUT, WriteOp, WriteRequest, Writes, encode_entry
+from jepsen.disk_audit import (
+    NodeDisk,
+    audit_nonces,
+    audit_plaintext,
+    audit_replicas,
+    disguises,
+    read_records,
+)
+from jepsen.nonces import NonceLedger
+from jepsen.tap import JournalTap
+from jepsen.verdict import Validity
+
+MARKER = b"8c1f2ab0d3e4957786aa01bc55d0e9f2"
+STORAGE_ID, RAFT_ID = 7, 8
+CUTOVER = 10
+
+
+class Fixture:
+    """One node's data directory, written with the node's own codecs."""
+
+    def __init__(self, root: Path, name: str, kek: Kek, wrapped: Sequence[bytes]) -> None:
+        self.disk = NodeDisk(name, root / name)
+        self.storage = kek.unwrap_handle(wrapped[0], STORAGE_ID, Purpose.STORAGE)
+        self.raft = kek.unwrap_handle(wrapped[1], RAFT_ID, Purpose.RAFT)
+        (self.disk.directory / "raft").mkdir(parents=True)
+        path = self.disk.directory / RELATIVE_PATH
+        path.parent.mkdir()
+        sidecar_file.store(OsDisk(), path, Sidecar(
+            raft_applied_index=CUTOVER, storage_envelope_active=True,
+            storage_envelope_cutover_index=CUTOVER - 1, raft_envelope_cutover_index=CUTOVER,
+            active_storage=STORAGE_ID, active_raft=RAFT_ID, keys={
+                STORAGE_ID: SidecarKey(Purpose.STORAGE, wrapped[0], "2024-01-01T00:00:00Z"),
+                RAFT_ID: SidecarKey(Purpose.RAFT, wrapped[1], "2024-01-01T00:00:00Z")}))
+
+    def entry(self, number: int, *, key: bytes = b"key", value: bytes = b"value") -> bytes:
+        """A write whose value is sealed with nonce `number`."""
+        record = seal_record(self.storage, nonce(number), key, number, value)
+        return encode_entry(Writes([WriteRequest(number, [WriteOp(OP_PUT, key, record)], [])]))
+
+    def sealed_entry(self, number: int, **options: bytes) -> bytes:
+        """The same inside a raft envelope with the same nonce, which is another key's."""
+        return seal_raft(self.raft, nonce(number), self.entry(number, **options))
+
+    def write_journal(self, payloads: dict[int, bytes], name: int = 1) -> Path:
+        path = self.disk.directory / "raft" / segment_name(name)
+        path.write_bytes(encode_segment_header(name, 0) + b"".join(
+            records.encode(index, 1, b"\0" + payload, 0) for index, payload in payloads.items()))
+        return path
+
+    def write_store(self, versions: Sequence[tuple[bytes, int, bytes]],
+                    applied_index: int = 20) -> None:
+        store = Store.open(LmdbBackend.open(self.disk.directory / "store"))
+        store.apply_group(applied_index, [
+            (key, at, seal_record(self.storage, nonce(at), key, at, value))
+            for key, at, value in versions])
+        store.flush_now()
+        store.close()
+
+
+def nonce(number: int) -> bytes:
+    return number.to_bytes(12, "big")
+
+
+@pytest.fixture
+def kek() -> Kek:
+    return Kek(os.urandom(32))
+
+
+@pytest.fixture
+def wrapped(kek: Kek) -> list[bytes]:
+    return [kek.generate_wrapped_dek(), kek.generate_wrapped_dek()]
+
+
+@pytest.fixture
+def node(tmp_path: Path, kek: Kek, wrapped: list[bytes]) -> Fixture:
+    return Fixture(tmp_path, "n1", kek, wrapped)
+
+
+# --- plaintext -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("disguise", [
+    lambda m: m, lambda m: m.hex().encode(), base64.b64encode,
+    lambda m: base64.b64encode(b"x" + m), lambda m: base64.b64encode(b"xy" + m + b"tail"),
+    lambda m: repr({"value": m}).encode()],
+    ids=["bytes", "hex", "base64", "base64+1", "base64+2", "repr"])
+def test_finds_plaintext_in_every_disguise(tmp_path: Path, disguise: object) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "clean").write_bytes(os.urandom(10_000))
+    assert audit_plaintext([tmp_path], [MARKER]).is_valid
+    hidden = disguise(MARKER + b"|17")  # type: ignore[operator]
+    (tmp_path / "deep" / "spill").write_bytes(os.urandom(9_000) + hidden + os.urandom(50))
+    verdict = audit_plaintext([tmp_path], [MARKER])
+    assert verdict.validity is Validity.INVALID
+    assert "deep/spill" in verdict.problems[0]
+
+
+def test_nothing_to_search_is_not_a_pass(tmp_path: Path) -> None:
+    assert audit_plaintext([tmp_path], [MARKER]).validity is Validity.UNKNOWN
+    (tmp_path / "file").write_bytes(b"content")
+    assert audit_plaintext([tmp_path], []).validity is Validity.UNKNOWN
+
+
+def test_a_disguise_is_long_enough_not_to_be_found_by_chance() -> None:
+    assert all(len(form) >= 32 for form in disguises(MARKER).values())
+
+
+# --- nonces ----------------------------------------------------------------------------------
+
+
+def test_the_same_envelope_in_many_places_is_no_reuse(node: Fixture, kek: Kek) -> None:
+    sealed = node.sealed_entry(30)
+    node.write_journal({5: node.entry(4), CUTOVER + 1: sealed, CUTOVER + 2: node.sealed_entry(31)})
+    copy = node.disk.directory.with_name("n2")
+    shutil.copytree(node.disk.directory, copy)
+    verdict = audit_nonces([node.disk, NodeDisk("n2", copy)], [], kek)
+    assert verdict.validity is Validity.VALID, verdict.problems
+    assert verdict.facts["distinct_nonces"] == 5
+    assert verdict.facts["envelopes"] == 10
+
+
+def test_finds_a_storage_nonce_used_twice_before_the_cutover(node: Fixture, kek: Kek) -> None:
+    node.write_journal({2: node.entry(4, value=b"one"), 3: node.entry(4, value=b"two")})
+    verdict = audit_nonces([node.disk], [], kek)
+    assert verdict.validity is Validity.INVALID
+    assert f"under key {STORAGE_ID}" in verdict.problems[0]
+
+
+def test_finds_a_storage_nonce_used_twice_inside_raft_envelopes(node: Fixture, kek: Kek) -> None:
+    inner = [node.entry(4, value=b"one"), node.entry(4, value=b"two")]
+    node.write_journal({CUTOVER + n: seal_raft(node.raft, nonce(50 + n), entry)
+                        for n, entry in enumerate(inner, start=1)})
+    verdict = audit_nonces([node.disk], [], kek)
+    assert verdict.validity is Validity.INVALID
+    assert f"under key {STORAGE_ID}" in verdict.problems[0]
+
+
+def test_finds_a_raft_nonce_used_twice_on_two_disks(node: Fixture, tmp_path: Path, kek: Kek,
+                                                    wrapped: list[bytes]) -> None:
+    other = Fixture(tmp_path, "n2", kek, wrapped)
+    node.write_journal({CUTOVER + 1: seal_raft(node.raft, nonce(9), node.entry(1))})
+    other.write_journal({CUTOVER + 1: seal_raft(node.raft, nonce(9), node.entry(2))})
+    assert audit_nonces([node.disk], [], kek).is_valid
+    verdict = audit_nonces([node.disk, other.disk], [], kek)
+    assert verdict.validity is Validity.INVALID
+    assert f"under key {RAFT_ID}" in verdict.problems[0]
+
+
+def test_finds_a_nonce_that_only_the_store_repeats(node: Fixture, kek: Kek) -> None:
+    node.write_journal({2: node.entry(40, key=b"key", value=b"one")})
+    node.write_store([(b"other", 40, b"two")])
+    assert audit_nonces([node.disk], [], kek).validity is Validity.INVALID
+
+
+def test_a_payload_that_does_not_open_leaves_it_unknown(node: Fixture, kek: Kek) -> None:
+    foreign = KeyHandle(99, Purpose.RAFT, os.urandom(32))
+    node.write_journal({CUTOVER + 1: node.sealed_entry(1),
+                        CUTOVER + 2: seal_raft(foreign, nonce(2), node.entry(2))})
+    verdict = audit_nonces([node.disk], [], kek)
+    assert verdict.validity is Validity.UNKNOWN
+    assert "could not be opened" in verdict.problems[0]
+
+
+def test_no_envelope_at_all_is_not_a_pass(node: Fixture, kek: Kek) -> None:
+    assert audit_nonces([node.disk], [], kek).validity is Validity.UNKNOWN
+
+
+def test_the_ledger_names_both_places(node: Fixture) -> None:
+    ledger = NonceLedger()
+    ledger.add(seal_raft(node.raft, nonce(1), b"a"), "first")
+    ledger.add(seal_raft(node.raft, nonce(1), b"b"), "second")
+    assert "first and second" in ledger.problems[0]
+    assert (ledger.reused, ledger.distinct) == (1, 1)
+
+
+# --- the tap ---------------------------------------------------------------------------------
+
+
+def test_the_tap_keeps_what_compaction_and_truncation_take_away(node: Fixture, tmp_path: Path,
+                                                                kek: Kek) -> None:
+    tap = JournalTap({"n1": node.disk.directory}, tmp_path / "taps")
+    one, two, three = (node.entry(number) for number in (1, 2, 3))
+    path = node.write_journal({2: one, 3: two})
+    assert tap.poll("n1") == 2
+    assert tap.poll("n1") == 0
+    node.write_journal({2: one, 3: three, 4: two})
+    assert tap.poll("n1") == 2
+    path.unlink()
+    assert tap.poll("n1") == 0
+    node.write_journal({5: node.entry(5)}, name=5)
+    assert tap.poll("n1") == 1
+    (spool,) = tap.spools
+    assert [record.index for record in read_records(spool)] == [2, 3, 3, 4, 5]
+    assert audit_nonces([node.disk], [spool], kek).facts["distinct_nonces"] == 4
+
+
+def test_the_tap_waits_for_a_record_to_be_whole(node: Fixture, tmp_path: Path) -> None:
+    tap = JournalTap({"n1": node.disk.directory}, tmp_path / "taps")
+    path = node.write_journal({2: node.entry(1), 3: node.entry(2)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert tap.poll("n1") == 1
+    path.write_bytes(whole)
+    assert tap.poll("n1") == 1
+
+
+# --- replicas --------------------------------------------------------------------------------
+
+
+def test_replicas_are_compared_by_their_newest_versions(tmp_path: Path, kek: Kek,
+                                                        wrapped: list[bytes]) -> None:
+    one, two = (Fixture(tmp_path, name, kek, wrapped) for name in ("n1", "n2"))
+    one.write_store([(b"a", 3, b"old"), (b"a", 5, b"new"), (b"b", 4, b"v")])
+    two.write_store([(b"a", 5, b"new"), (b"b", 4, b"v")])
+    assert audit_replicas([one.disk, two.disk]).is_valid
+    assert audit_replicas([one.disk]).validity is Validity.UNKNOWN
+
+
+@pytest.mark.parametrize("versions", [
+    [(b"a", 5, b"other"), (b"b", 4, b"v")], [(b"a", 6, b"new"), (b"b", 4, b"v")],
+    [(b"a", 5, b"new")], [(b"a", 5, b"new"), (b"b", 4, b"v"), (b"c", 7, b"v")]],
+    ids=["value", "timestamp", "missing", "extra"])
+def test_replicas_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes],
+                              versions: list[tuple[bytes, int, bytes]]) -> None:
+    one, two = (Fixture(tmp_path, name, kek, wrapped) for name in ("n1", "n2"))
+    one.write_store([(b"a", 5, b"new"), (b"b", 4, b"v")], applied_index=21)
+    two.write_store(versions)
+    verdict = audit_replicas([one.disk, two.disk])
+    assert verdict.validity is Validity.INVALID
+    assert "keys differ between n1 and n2" in verdict.problems[0]
+
+
+def test_sidecars_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes]) -> None:
+    one, two = (Fixture(tmp_path, name, kek, wrapped) for name in ("n1", "n2"))
+    for each in (one, two):
+        each.write_store([(b"a", 5, b"new")])
+    path = two.disk.directory / RELATIVE_PATH
+    path.write_bytes(path.read_bytes().replace(
+        b'"raft_envelope_cutover_index": 10', b'"raft_envelope_cutover_index": 11'))
+    verdict = audit_replicas([one.disk, two.disk])
+    assert verdict.validity is Validity.INVALID
+    assert "sidecars" in verdict.problems[0]

@@ -1,0 +1,229 @@
+"""Both network drivers: what a cut, a shape and a healing do to real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jepsen.faults.network import both_ways, halves, ring_cuts
+from jepsen.network import Link, LinkShape, links_between
+from jepsen.network.namespaces import NamespaceNetwork, run_command, shape_commands
+from jepsen.network.proxy import ProxyNetwork
+
+NODES = ["n1", "n2", "n3"]
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class EchoNode:
+    """Answers each line with the same line."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        while line := await reader.readline():
+            self.lines.append(line)
+            writer.write(line)
+        writer.close()
+
+
+@pytest.fixture
+async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
+    proxy = ProxyNetwork(seed=1)
+    await proxy.start(NODES)
+    echoes = {node: EchoNode() for node in NODES}
+    servers = [await asyncio.start_server(echoes[node].serve,
+                                          *proxy.raft_address(node).split(":"))
+               for node in NODES]
+    yield proxy, echoes
+    for server in servers:
+        server.close()
+    await proxy.stop()
+
+
+async def dial(proxy: ProxyNetwork, source: str, target: str) -> Connection:
+    return await asyncio.open_connection(*proxy.raft_address_seen_by(source, target).split(":"))
+
+
+async def ask(connection: Connection, line: bytes = b"hello\n") -> bytes:
+    connection[1].write(line)
+    return await asyncio.wait_for(connection[0].readline(), 5)
+
+
+async def is_silent(connection: Connection, line: bytes = b"hello\n") -> bool:
+    connection[1].write(line)
+    try:
+        await asyncio.wait_for(connection[0].readline(), 0.3)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_traffic_passes(network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    connection = await dial(proxy, "n1", "n2")
+    assert await ask(connection) == b"hello\n"
+    big = b"x" * 60_000 + b"\n"
+    assert await ask(connection, big) == big
+    assert (echoes["n2"].connections, echoes["n3"].connections) == (1, 0)
+
+
+async def test_a_cut_holds_bytes_until_it_heals(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection, b"before\n")
+    await proxy.cut([Link("n1", "n2")])
+    assert await is_silent(connection, b"held\n")
+    assert echoes["n2"].lines == [b"before\n"]
+    await proxy.heal()
+    assert await asyncio.wait_for(connection[0].readline(), 5) == b"held\n"
+
+
+async def test_a_one_way_cut_lets_the_other_direction_through(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection, b"before\n")
+    await proxy.cut([Link("n2", "n1")])
+    assert await is_silent(connection, b"heard\n")
+    assert echoes["n2"].lines == [b"before\n", b"heard\n"]
+    other = await dial(proxy, "n1", "n3")
+    assert await ask(other) == b"hello\n"
+
+
+async def test_a_new_connection_does_not_reach_over_a_cut(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    await proxy.cut([Link("n2", "n1")])
+    given_up = await dial(proxy, "n1", "n2")
+    assert await is_silent(given_up)
+    given_up[1].close()
+    await given_up[1].wait_closed()
+    patient = await dial(proxy, "n1", "n2")
+    assert await is_silent(patient, b"patient\n")
+    assert echoes["n2"].connections == 0
+    await proxy.heal()
+    assert await asyncio.wait_for(patient[0].readline(), 5) == b"patient\n"
+    assert echoes["n2"].lines == [b"patient\n"]
+
+
+async def test_the_end_of_a_connection_passes_on(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, _ = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection)
+    connection[1].write_eof()
+    assert await asyncio.wait_for(connection[0].read(), 5) == b""
+
+
+async def test_latency_and_loss_delay_but_keep_order(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, _ = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection)
+    await proxy.shape([Link("n1", "n2")], LinkShape(latency_ms=60, jitter_ms=30))
+    begin = time.monotonic()
+    lines = [b"%d\n" % number for number in range(20)]
+    for line in lines:
+        connection[1].write(line)
+        await asyncio.sleep(0.001)
+    answers = [await asyncio.wait_for(connection[0].readline(), 10) for _ in lines]
+    assert answers == lines
+    # Never less than the least of twenty draws could be; a slow machine can only make it more.
+    assert time.monotonic() - begin > 0.02
+
+
+async def test_a_node_that_is_down_refuses(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy = ProxyNetwork(seed=2)
+    await proxy.start(["a", "b"])
+    reader, _ = await dial(proxy, "a", "b")
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    await proxy.stop()
+
+
+# --- who is cut from whom --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_halves_are_a_majority_and_the_rest(count: int) -> None:
+    nodes = [f"n{number}" for number in range(count)]
+    for seed in range(20):
+        left, right = halves(nodes, random.Random(seed))
+        assert sorted(left + right) == nodes
+        assert len(left) > len(right) >= 1
+        assert both_ways(left, right) == links_between(left, right) | links_between(right, left)
+
+
+def test_in_a_ring_of_five_everybody_sees_a_majority_and_no_two_the_same() -> None:
+    circle = ["a", "b", "c", "d", "e"]
+    cuts = ring_cuts(circle)
+    views = {node: frozenset(other for other in circle
+                             if other == node or Link(node, other) not in cuts)
+             for node in circle}
+    assert all(len(view) == 3 for view in views.values())
+    assert len(set(views.values())) == 5
+    assert cuts == {Link(link.target, link.source) for link in cuts}
+
+
+def test_in_a_ring_of_three_each_sends_to_the_next_only() -> None:
+    assert ring_cuts(["a", "b", "c"]) == {Link("a", "c"), Link("b", "a"), Link("c", "b")}
+
+
+# --- namespaces ------------------------------------------------------------------------------
+
+
+def test_shaping_is_one_queue_per_destination() -> None:
+    commands = shape_commands([("10.0.0.2", LinkShape(50, 5, 0.1)), ("10.0.0.3", LinkShape(20))])
+    assert [" ".join(command) for command in commands] == [
+        "tc qdisc add dev eth0 root handle 1: prio bands 5",
+        "tc qdisc add dev eth0 parent 1:4 netem delay 50ms 5ms loss 10%",
+        "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.2/32 flowid 1:4",
+        "tc qdisc add dev eth0 parent 1:5 netem delay 20ms 0ms loss 0%",
+        "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.3/32 flowid 1:5"]
+
+
+_SEND = """
+import socket, sys
+channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+try:
+    channel.sendto(b"ping", (sys.argv[1], 9))
+except OSError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+async def can_send(network: NamespaceNetwork, link: Link) -> bool:
+    """Whether a packet leaves `source` for `target`."""
+    address = network.raft_address(link.target).partition(":")[0]
+    process = await asyncio.create_subprocess_exec(
+        *network.launch_prefix(link.source), sys.executable, "-c", _SEND, address,
+        stderr=asyncio.subprocess.DEVNULL)
+    return await process.wait() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+async def test_namespaces_cut_one_way_and_heal() -> None:
+    network = NamespaceNetwork(seed=3)
+    await network.start(["a", "b"])
+    try:
+        there, back = Link("a", "b"), Link("b", "a")
+        assert [await can_send(network, link) for link in (there, back)] == [True, True]
+        await network.cut([there])
+        assert [await can_send(network, link) for link in (there, back)] == [False, True]
+        await network.heal()
+        assert [await can_send(network, link) for link in (there, back)] == [True, True]
+        namespaces = await run_command("ip", "netns", "list")
+    finally:
+        await network.stop()
+    left = await run_command("ip", "netns", "list")
+    assert set(left.splitlines()) < set(namespaces.splitlines())

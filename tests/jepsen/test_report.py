@@ -1,0 +1,96 @@
+"""The one line, the results file, the plot, and the command line's arguments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jepsen.cli import build_parser, parse_names, settings_of
+from jepsen.faults import FAULTS
+from jepsen.history import Kind, Record, pair
+from jepsen.nemesis import Window
+from jepsen.report import longest_unavailability_s, plot, summarise, write_results
+from jepsen.run import cluster_options
+from jepsen.verdict import Validity, judge
+from jepsen.workloads import WORKLOADS
+
+SECOND = 1_000_000_000
+HISTORY = [
+    Record(Kind.INVOKE, 0, 1 * SECOND, "write", "k", 1),
+    Record(Kind.OK, 0, 2 * SECOND, "write", "k", 1),
+    Record(Kind.INVOKE, 0, 3 * SECOND, "write", "k", 2),
+    Record(Kind.INFO, 0, 5 * SECOND, "write", "k", 2, "OutcomeUnknown"),
+    Record(Kind.INVOKE, 1, 6 * SECOND, "read", "k"),
+    Record(Kind.FAIL, 1, 7 * SECOND, "read", "k"),
+    Record(Kind.INVOKE, 1, 8 * SECOND, "read", "k"),
+    Record(Kind.OK, 1, 9 * SECOND, "read", "k", 1)]
+WINDOWS = [Window("kill-one", 3 * SECOND, "kill -9 n1", 6 * SECOND),
+           Window("transfer", 4 * SECOND, "to n2", 4 * SECOND, is_brief=True)]
+
+
+def test_the_line_has_every_number() -> None:
+    summary = summarise(pair(HISTORY), WINDOWS, [judge("a", [], {})], {"kill-one": 1},
+                        ["membership"], 0, 10 * SECOND)
+    assert summary.line() == (
+        "ops 4: 2 ok, 1 fail, 1 info | faults: kill-one 1 (not available: membership) | "
+        "longest unavailability 7.00 s | verdict: valid")
+
+
+@pytest.mark.parametrize(("begin_s", "end_s", "longest_s"), [
+    (0, 10, 7.0), (0, 20, 11.0), (2, 9, 7.0), (9, 30, 21.0), (3, 8, 5.0)])
+def test_unavailability_counts_from_the_edges_of_the_load(begin_s: int, end_s: int,
+                                                          longest_s: float) -> None:
+    operations = pair(HISTORY)
+    assert longest_unavailability_s(operations, begin_s * SECOND, end_s * SECOND) == longest_s
+
+
+def test_results_and_plot_are_written(tmp_path: Path) -> None:
+    operations = pair(HISTORY)
+    verdicts = [judge("a", ["broken"], {"seen": 3}), judge("b", [], {}, ["no idea"])]
+    summary = summarise(operations, WINDOWS, verdicts, {"kill-one": 1}, [], 0, 10 * SECOND)
+    write_results(tmp_path / "results.json", summary, verdicts, WINDOWS, {"seed": 5})
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["verdict"] == "invalid"
+    assert results["settings"] == {"seed": 5}
+    assert results["checkers"][1] == {"checker": "b", "verdict": "unknown",
+                                      "problems": ["no idea"], "facts": {}}
+    assert results["windows"][0]["what"] == "kill -9 n1"
+    for number, shown in enumerate((operations, [])):
+        plot(tmp_path / f"{number}.png", shown, WINDOWS, "title")
+        assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names() -> None:
+    assert parse_names("a,b,a", ("a", "b", "c"), "fault") == ("a", "b")
+    assert parse_names("all", ("a", "b"), "fault") == ("a", "b")
+    assert parse_names("none", ("a", "b"), "fault") == ()
+    with pytest.raises(ValueError, match="unknown fault d; known: a, b, all"):
+        parse_names("a,d", ("a", "b"), "fault")
+    with pytest.raises(ValueError, match="unknown fault"):
+        parse_names("", ("a", "b"), "fault")
+
+
+def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
+    arguments = build_parser().parse_args(["run", "--faults", "all", "--seed", "1"])
+    mixed = settings_of(arguments, Path("x"))
+    assert mixed.faults == tuple(FAULTS)
+    assert not mixed.every_fault_must_happen
+    options = cluster_options(mixed)
+    assert not options.encrypted
+    assert options.small_disk_mib
+    assert len(options.preloads) == 2
+    arguments = build_parser().parse_args(["run", "--faults", "kill-one", "--workload", "all"])
+    named = settings_of(arguments, Path("x"))
+    assert named.every_fault_must_happen
+    assert named.workloads == tuple(WORKLOADS)
+    assert cluster_options(named).encrypted
+
+
+def test_every_package_is_named_and_described() -> None:
+    assert len(FAULTS) == 23
+    for name, fault in FAULTS.items():
+        assert fault.name == name
+        assert fault.__doc__
+    assert Validity.UNKNOWN != Validity.VALID
