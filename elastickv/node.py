@@ -139,7 +139,6 @@ class Node:
             tombstone=tombstone_record(),
             max_value_bytes=settings.max_value_bytes,
             max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
-        self._encryption.set_wake(self._coordinator.wake)
         self._flusher.start()
         await self._engine.start()
         self._encryption.start()

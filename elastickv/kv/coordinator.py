@@ -94,6 +94,7 @@ class Coordinator:
         self._forward_tasks: set[asyncio.Task[None]] = set()
         engine.handle(forwarding.METHOD_WRITE, self._serve_forwarded)
         engine.on_role_change(self._role_changed)
+        proposer.on_change(self.wake)
 
     # --- writes ---------------------------------------------------------------------------------
 
@@ -159,7 +160,6 @@ class Coordinator:
         if role is Role.LEADER:
             self._hlc.lead()
         self._proposer.notify()
-        self.wake()
 
     def _pump(self) -> None:
         self._pump_scheduled = False

@@ -80,7 +80,6 @@ class EncryptionController:
         self._gate = gate and kek is not None
         self._full_node_id = full_node_id
         self._clock = clock or SystemClock()
-        self._wake: Callable[[], None] = lambda: None
         self._running: set[asyncio.Task[object]] = set()
         settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
         self.writers = WriterRegistrar(
@@ -97,7 +96,7 @@ class EncryptionController:
         self._members = Members(engine, store, applier, self.writers, self.budgets,
                                 full_node_id=full_node_id, kek=kek, gate=self._gate,
                                 build_sha=build_sha)
-        self._operations = LeaderOperations(
+        self.operations = LeaderOperations(
             engine, store, applier, self.proposer, self.writers, self.budgets, self._members,
             full_node_id=full_node_id, require_gate=self._require_gate)
         self.rotation = AutomaticRotation(settings, self._rotation_view, self._rotate_own,
@@ -105,10 +104,6 @@ class EncryptionController:
         engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self)
         engine.handle(forwarding.METHOD_ADMIN, self._serve_admin)
         engine.on_role_change(self._role_changed)
-
-    def set_wake(self, wake: Callable[[], None]) -> None:
-        """`wake()` is called when something that writes wait for has changed."""
-        self._wake = wake
 
     def start(self) -> None:
         """The engine runs: become a writer, and watch for DEKs that are due."""
@@ -152,7 +147,7 @@ class EncryptionController:
         if sidecar is None or not self._gate:
             return
         for dek_id in (sidecar.active_storage, sidecar.active_raft):
-            if dek_id and dek_id != self._operations.rotating_dek_id:
+            if dek_id and dek_id != self.operations.rotating_dek_id:
                 self.writers.ensure(dek_id)
 
     def _role_changed(self, role: Role, term: int) -> None:
@@ -163,14 +158,13 @@ class EncryptionController:
     def _changed(self) -> None:
         self.proposer.notify()
         self.rotation.poke()
-        self._wake()
 
     # --- writer registration --------------------------------------------------------------------
 
     async def _register_through_leader(self, dek_id: int, epoch: int) -> WriterRegistration:
         message = RegisterSelf(dek_id, self._full_node_id, epoch)
         if self._engine.is_leader():
-            reply = await self._operations.register_self(message)
+            reply = await self.operations.register_self(message)
         else:
             reply = forwarding.decode(
                 await self._engine.call(self._leader_id(), forwarding.METHOD_REGISTER_SELF,
@@ -183,7 +177,7 @@ class EncryptionController:
         if message.full_node_id != full_id_of(peer_id):
             raise InvalidArgument(f"{peer_id} asks to register node {message.full_node_id:#x},"
                                   " which is not its own id")
-        return forwarding.encode(await self._decided(self._operations.register_self(message)))
+        return forwarding.encode(await self._decided(self.operations.register_self(message)))
 
     # --- automatic rotation ---------------------------------------------------------------------
 
@@ -243,7 +237,7 @@ class EncryptionController:
     async def _run_operation(self, operation: str, arguments: dict[str, object]) -> bytes:
         """Run an operation here, to its end. This node must lead."""
         try:
-            result = await self._decided(self._operations.run(operation, arguments))
+            result = await self._decided(self.operations.run(operation, arguments))
         finally:
             self.ensure_writers()
         if not isinstance(result, bytes):

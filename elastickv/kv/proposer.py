@@ -43,6 +43,7 @@ class Proposer:
         self._in_flight = 0
         self._open = True
         self._waiters: list[asyncio.Future[None]] = []
+        self._listeners: list[Callable[[], None]] = []
         self.last_hold_s = 0.0
 
     @property
@@ -66,8 +67,14 @@ class Proposer:
             status = self._engine.status()
             raise NotLeader(leader_id=status.leader_id, leader_address=status.leader_address)
 
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` at every `notify`. It must not propose at once."""
+        self._listeners.append(listener)
+
     def notify(self) -> None:
-        """Something that `submit` depends on changed: barrier, writer confirmation, role."""
+        """Something that `submit` depends on changed: barrier, keys, writer confirmation, role."""
+        for listener in self._listeners:
+            listener()
         for waiter in self._waiters:
             _release(waiter)
         self._waiters.clear()

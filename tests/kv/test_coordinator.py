@@ -64,7 +64,6 @@ class OneNode:
             opener=lambda key, record: open_record(applier.keystore, key, record),
             writable=lambda: self.disk_problem, tombstone=tombstone_record(),
             max_value_bytes=1 << 20, max_request_bytes=2 << 20)
-        self.encryption.set_wake(self.kv.wake)
 
 
 @pytest.fixture

@@ -228,7 +228,6 @@ class SimNode:
             opener=lambda store_key, record: open_record(self.applier.keystore, store_key, record),
             writable=lambda: self.flusher.error, tombstone=tombstone_record(),
             max_value_bytes=MAX_VALUE_BYTES, max_request_bytes=2 * MAX_VALUE_BYTES)
-        self.encryption.set_wake(self.coordinator.wake)
         self.flusher.start()
         await self.engine.start()
         self.seen_commit = self.engine._core.commit_index()
