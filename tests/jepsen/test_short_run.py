@@ -1,0 +1,76 @@
+"""The harness against the real node, in short: 40 seconds of mixed faults, and planted bugs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLANTED_NODE = Path(__file__).with_name("planted_node.py")
+FAULTS = "kill-one,pause,partition-halves,isolate-leader,one-way,slow,rotate-storage,rotate-raft"
+
+
+def run_jepsen(directory: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
+    """One run; its exit code, what it printed, and its results."""
+    process = subprocess.run(
+        [sys.executable, "-m", "jepsen", "run", "--out", str(directory), *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=280, check=False)
+    results = directory / "results.json"
+    assert results.exists(), process.stdout + process.stderr
+    return process.returncode, process.stdout, json.loads(results.read_text())
+
+
+def problems(results: dict[str, Any], checker: str) -> list[str]:
+    return [problem for found in results["checkers"]
+            if found["checker"] == checker and found["verdict"] == "invalid"
+            for problem in found["problems"]]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
+    code, output, results = run_jepsen(
+        tmp_path / "run", "--workload", "all", "--faults", FAULTS, "--time", "40",
+        "--rate", "120", "--concurrency", "3", "--seed", "1")
+    assert code == 0, output
+    assert output.splitlines()[-1].endswith("verdict: valid")
+    assert set(results["faults"]) == set(FAULTS.split(","))
+    assert results["operations"]["ok"] > 500
+    verdicts = {found["checker"]: found["verdict"] for found in results["checkers"]}
+    assert verdicts == dict.fromkeys(
+        ("recovery", "linearizable", "append", "bank", "unique-writes", "scans", "faults",
+         "processes", "replicas", "nonces", "plaintext"), "valid")
+    assert (tmp_path / "run" / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "seed 1" in output
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize(("bug", "checker", "message"), [
+    ("stale-reads", "linearizable", "not linearizable"),
+    ("lost-acks", "linearizable", "not linearizable"),
+    ("nonce-reuse", "nonces", "used twice"),
+    ("plaintext-leak", "plaintext", "spill.tmp"),
+])
+def test_a_planted_bug_is_found(tmp_path: Path, bug: str, checker: str, message: str) -> None:
+    code, output, results = run_jepsen(
+        tmp_path / "run", "--workload", "register", "--faults", "isolate-leader", "--time", "10",
+        "--rate", "300", "--seed", "1", "--launcher", str(PLANTED_NODE),
+        "--environment", f"ELASTICKV_PLANTED_BUG={bug}")
+    assert code == 1
+    assert output.splitlines()[-1].endswith("verdict: invalid")
+    assert any(message in problem for problem in problems(results, checker)), output
+
+
+def test_the_planted_node_is_in_no_wheel() -> None:
+    assert PLANTED_NODE.is_relative_to(ROOT / "tests")
+    source = [path for path in (ROOT / "elastickv").rglob("*.py")
+              if "PLANTED" in path.read_text(encoding="utf-8")]
+    assert source == []
