@@ -151,25 +151,29 @@ class Cluster:
         return preload.PreloadFiles(self._files / f"{node}.control")
 
     def command(self, node: str, kek_file: Path | None = None) -> list[str]:
-        """The command line of `node`."""
+        """The command line of `node` as a founding member."""
+        return self._command(node, kek_file or self.kek_file, [
+            "--raftBootstrapMembers", self._addresses(node, self.nodes)])
+
+    def joining_command(self, node: str) -> list[str]:
+        """The command line of `node` with an empty disk, joining the cluster that there is."""
+        return self._command(node, self.kek_file, [
+            "--raftJoin", self._addresses(node, self.others([node]))])
+
+    def _addresses(self, node: str, peers: Sequence[str]) -> str:
+        return ",".join(f"{peer}={self.network.raft_address_seen_by(node, peer)}"
+                        for peer in peers)
+
+    def _command(self, node: str, kek_file: Path, origin: Sequence[str]) -> list[str]:
         tls = self._tls(node)
-        members = ",".join(f"{peer}={self.network.raft_address_seen_by(node, peer)}"
-                           for peer in self.nodes)
         return [
             *self.network.launch_prefix(node), *die_with_parent(), *self.options.launcher, "node",
             "--raftId", node, "--address", self.network.client_address(node),
             "--raftAddress", self.network.raft_address(node),
-            "--raftDataDir", str(self.data_directory(node)),
-            "--raftBootstrapMembers", members,
-            "--kekFile", str(kek_file or self.kek_file), "--encryption-enabled",
+            "--raftDataDir", str(self.data_directory(node)), *origin,
+            "--kekFile", str(kek_file), "--encryption-enabled",
             "--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-ca", str(tls.ca),
             *self.options.node_flags]
-
-    def joining_command(self, node: str) -> list[str]:
-        """The command line of `node` with an empty disk, joining the cluster that there is."""
-        command = self.command(node)
-        place = command.index("--raftBootstrapMembers")
-        return [*command[:place], "--raftJoin", *command[place + 2:]]
 
     async def stop(self) -> dict[str, int | None]:
         """Stop every node in an orderly way; their exit codes. The data stays."""
