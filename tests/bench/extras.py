@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -48,7 +49,7 @@ def fail_over_s(cluster: Cluster, kills: int) -> Spread:
         cluster.processes[leader].kill()
         times.append(_first_success(cluster, leader, write) - killed_at)
         cluster.restart_node(leader)
-        wait_until(lambda node=leader: _answers(cluster, node), [cluster.processes[leader]],
+        wait_until(partial(cluster.answers, leader), [cluster.processes[leader]],
                    timeout_s=60, what=f"{cluster.name} member {leader} is back")
     return Spread.of(times)
 
@@ -76,15 +77,6 @@ def _first_success(cluster: Cluster, dead: int, write: bytes) -> float:
     for thread in threads:
         thread.join()
     return min(succeeded_at)
-
-
-def _answers(cluster: Cluster, node: int) -> bool:
-    """A linearizable read through `node` needs it to have caught up with the leader."""
-    try:
-        cluster.call(node, cluster.get_path, cluster.get_message(key_of(0)), timeout_s=1.0)
-    except grpc.RpcError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

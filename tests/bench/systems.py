@@ -121,10 +121,13 @@ class Cluster(ABC):
 
     def _serves(self) -> bool:
         leader = self.find_leader()
-        if leader is None:
-            return False
+        return leader is not None and self.answers(leader)
+
+    def answers(self, node: int) -> bool:
+        """Whether a linearizable read through member `node` succeeds: it is in touch with the
+        leader and has caught up."""
         try:
-            self.call(leader, self.get_path, self.get_message(key_of(0)), timeout_s=2.0)
+            self.call(node, self.get_path, self.get_message(key_of(0)), timeout_s=2.0)
         except grpc.RpcError:
             return False
         return True
@@ -293,6 +296,9 @@ class ElasticKVCluster(Cluster):
     def after_first_start(self) -> None:
         if not self._encrypted:
             return
+        # The cutovers ask every member whether it is capable.
+        wait_until(lambda: all(self.answers(node) for node in range(NODES)), self.processes,
+                   timeout_s=60, what="all members answer")
         leader = self.leader()
         for method in ("BootstrapEncryption", "EnableStorageEnvelope", "EnableRaftEnvelope"):
             self.call(leader, f"/EncryptionAdmin/{method}", b"")
