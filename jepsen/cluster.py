@@ -302,11 +302,17 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def encrypt(self) -> None:
-        """Bootstrap encryption and enable both envelopes. Raises `ClusterError`."""
+        """Bootstrap encryption, unless it was done, and enable both envelopes. Raises
+        `ClusterError`."""
         deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
         operator = self.new_client(self.nodes[0], timeout_s=10.0)
+
+        async def bootstrap() -> None:
+            if not (await operator.encryption.sidecar_state()).active_storage_id:
+                await operator.encryption.bootstrap()
+
         try:
-            for what, call in (("bootstrap", operator.encryption.bootstrap),
+            for what, call in (("bootstrap", bootstrap),
                                ("storage cutover", operator.encryption.enable_storage_envelope),
                                ("raft cutover", operator.encryption.enable_raft_envelope)):
                 await self._eventually(what, call, deadline)

@@ -30,7 +30,7 @@ CALL_TIMEOUT_S = 3.0
 FINAL_CALL_TIMEOUT_S = 15.0
 RECOVERY_TIMEOUT_S = 60.0
 SMALL_DISK_MIB = 256
-FINAL_SESSIONS = 8
+FINAL_SESSIONS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,8 @@ class Run:
             except ClusterError as error:
                 return judge("recovery", [f"the cluster did not recover: {error}"], {})
             recovered_s = (self._now_ns() - healed_ns) / 1e9
+            if not self._cluster.sealed:
+                await self._cluster.encrypt()
             await self._finish()
             # Final reads may be followed by entries of the leader's own; members have to be equal
             # once everybody has them.
@@ -217,6 +219,9 @@ class Run:
             sessions = [self._session(name, self._processes[name], number, FINAL_CALL_TIMEOUT_S)
                         for number in range(FINAL_SESSIONS)]
             try:
+                # A few more writes: encryption may only just have been turned on.
+                for session in sessions:
+                    await workload.step(session)
                 await workload.finish(sessions)
             finally:
                 for session in sessions:
