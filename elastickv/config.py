@@ -95,6 +95,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("raft_bootstrap_members", Kind.MEMBERS, "Members of the cluster to found, this node "
             "included, the same on every one of them. Implies --raftBootstrap.",
             go_flag="raftBootstrapMembers"),
+    Setting("raft_join", Kind.MEMBERS, "Members of the cluster that this node is to join, any of "
+            "them; it asks them for the membership and waits until it is added (elastickv admin "
+            "raft add-learner, add-voter). Ignored once it has joined.", go_flag="raftJoin"),
     Setting("kek_file", Kind.PATH, "File that holds the key-encryption key: exactly 32 bytes, "
             "readable by its owner only.", go_flag="kekFile"),
     Setting("encryption_enabled", Kind.BOOL, "Open the gate for operations that change "
@@ -122,8 +125,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
             "and in memory before they go to the store.",
             default="200", minimum=1, maximum=60_000),
-    Setting("snapshot_entries", Kind.INT, "Log entries kept behind the store's applied index "
-            "before old segments are deleted.", default="100000", minimum=1, maximum=1_000_000_000),
+    Setting("snapshot_entries", Kind.INT, "Entries in the log at which its beginning, which the "
+            "store holds, is deleted in whole segments. A member that needs what was deleted is "
+            "sent the store.", default="100000", minimum=1, maximum=1_000_000_000),
+    Setting("snapshot_log_bytes", Kind.INT, "Size of the log at which its beginning is deleted, as "
+            "with --snapshot-entries.", default=str(256 * MIB), minimum=MIB, maximum=1 << 40),
     Setting("log_level", Kind.CHOICE, "Least severe level that is logged.", default="info",
             choices=("debug", "info", "warning", "error")),
     Setting("log_format", Kind.CHOICE, "Log lines as JSON objects or as text, on stderr.",
@@ -188,6 +194,7 @@ class NodeSettings:
     raft_data_dir: Path
     raft_bootstrap: bool
     raft_bootstrap_members: tuple[BootstrapMember, ...]
+    raft_join: tuple[BootstrapMember, ...]
     kek_file: Path | None
     encryption_enabled: bool
     encryption_rotate_on_startup: bool
@@ -203,6 +210,7 @@ class NodeSettings:
     max_value_bytes: int
     flush_interval_ms: int
     snapshot_entries: int
+    snapshot_log_bytes: int
     log_level: str
     log_format: str
 
@@ -426,6 +434,7 @@ def check(settings: NodeSettings) -> None:
     """Refuse settings that contradict each other. Raises `ConfigError`."""
     _check_addresses(settings)
     _check_members(settings)
+    _check_join(settings)
     _check_transport(settings)
 
 
@@ -442,6 +451,18 @@ def _check_addresses(settings: NodeSettings) -> None:
     if settings.metrics_address in (settings.address, settings.raft_address):
         raise ConfigError(f"--metrics-address {settings.metrics_address} is taken by another flag",
                           remedy="give each its own port")
+
+
+def _check_join(settings: NodeSettings) -> None:
+    if not settings.raft_join:
+        return
+    if settings.founding_members:
+        raise ConfigError("--raftJoin contradicts --raftBootstrap and --raftBootstrapMembers",
+                          remedy="a node either founds a cluster or joins one")
+    for member in settings.raft_join:
+        if settings.raft_id == member.node_id or settings.raft_address == member.address:
+            raise ConfigError(f"--raftJoin lists this node, {member.node_id}={member.address}",
+                              remedy="list members that the cluster has already")
 
 
 def _check_members(settings: NodeSettings) -> None:
@@ -478,7 +499,8 @@ def _check_insecure_addresses(settings: NodeSettings) -> None:
     named: Sequence[tuple[str, Address]] = [
         ("--address", settings.address), ("--raftAddress", settings.raft_address),
         *((f"--raftBootstrapMembers {member.node_id}", member.address)
-          for member in settings.raft_bootstrap_members)]
+          for member in settings.raft_bootstrap_members),
+        *((f"--raftJoin {member.node_id}", member.address) for member in settings.raft_join)]
     for flag, address in named:
         if not address.is_loopback:
             raise ConfigError(

@@ -52,21 +52,31 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("raft_durable_log_index", Kind.GAUGE, "Highest index that is on this disk."),
     Metric("raft_snapshot_index", Kind.GAUGE, "Index up to which the log was compacted."),
     Metric("raft_proposals_pending", Kind.GAUGE, "Proposals without an outcome yet."),
-    Metric("raft_proposals_total", Kind.COUNTER, "Proposals by outcome.", ("outcome",)),
-    Metric("raft_fsync_seconds", Kind.HISTOGRAM, "Duration of one journal fsync.", (),
+    Metric("raft_proposals_total", Kind.COUNTER, "Log entries that this node proposed, by outcome: "
+           "applied; rejected by every member alike; refused before it was in the log; unknown.",
+           ("outcome",)),
+    Metric("raft_log_bytes", Kind.GAUGE, "Size of the log on disk."),
+    Metric("raft_snapshot_sent_bytes_total", Kind.COUNTER, "Bytes of snapshots sent to members "
+           "that were behind the log."),
+    Metric("raft_snapshot_received_bytes_total", Kind.COUNTER, "Bytes of snapshots received."),
+    Metric("raft_snapshots_installed_total", Kind.COUNTER, "Snapshots that became this node's "
+           "state."),
+    Metric("raft_state_age_seconds", Kind.GAUGE, "Time since this node's state is known to have "
+           "been complete, as in a stale read; +Inf = never."),
+    Metric("raft_fsync_seconds", Kind.HISTOGRAM, "Duration of one fsync of the log.", (),
            FSYNC_BUCKETS_S),
     Metric("store_applied_index", Kind.GAUGE, "Highest index visible in the store."),
     Metric("store_durable_index", Kind.GAUGE, "Highest index that the store has flushed."),
     Metric("store_overlay_bytes", Kind.GAUGE, "Applied bytes that wait for a flush."),
     Metric("store_file_bytes", Kind.GAUGE, "Bytes used in the store's file."),
-    Metric("grpc_calls_total", Kind.COUNTER, "gRPC calls by method and status.",
+    Metric("grpc_calls_total", Kind.COUNTER, "Unary gRPC calls by method and status.",
            ("method", "status")),
-    Metric("grpc_call_seconds", Kind.HISTOGRAM, "Duration of a gRPC call.", ("method",),
+    Metric("grpc_call_seconds", Kind.HISTOGRAM, "Duration of a unary gRPC call.", ("method",),
            CALL_BUCKETS_S),
     Metric("encryption_active_dek_id", Kind.GAUGE, "Active DEK id by purpose; 0 before bootstrap.",
            ("purpose",)),
-    Metric("encryption_decrypt_failures_total", Kind.COUNTER, "Values or entries that did not "
-           "open, by reason.", ("reason",)),
+    Metric("encryption_decrypt_failures_total", Kind.COUNTER, "Stored values that did not open, "
+           "by reason.", ("reason",)),
 )
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in CATALOGUE}
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,11 +21,18 @@ from typing import TypeVar
 from elastickv import __version__, logs, startup
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
+from elastickv.crypto.envelope import EnvelopeError
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
-from elastickv.errors import ElasticKVError, ExitCode, StartupRefused
+from elastickv.errors import (
+    ElasticKVError,
+    ExitCode,
+    IntegrityError,
+    RemovedFromCluster,
+    StartupRefused,
+)
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
@@ -32,8 +40,10 @@ from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
+from elastickv.kv.membership import MembershipController
 from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
+from elastickv.metrics import Metrics, NullRecorder, Recorder
 from elastickv.raft.engine import Member, Role, SnapshotSource
 from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -52,12 +62,28 @@ log = logs.get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_SLACK_BYTES = 1 << 20
+KEEP_ENTRIES = 10_000
+"""Entries that stay in the log for members that are a little behind."""
+SEGMENT_BYTES = 64 << 20
+MIN_SEGMENT_BYTES = 256 << 10
 
 
 class AlreadyRunning(StartupRefused):
     """Another process uses the data directory."""
 
     guard = "data-directory"
+
+
+class DataDirectoryUnusable(StartupRefused):
+    """The data directory cannot be written."""
+
+    guard = "data-directory"
+
+
+class NoCluster(StartupRefused):
+    """The node neither founds a cluster, nor joins one, nor has been in one."""
+
+    guard = "cluster"
 
 
 class ThreadRunner:
@@ -75,8 +101,17 @@ class ThreadRunner:
 
 
 def lock_data_directory(directory: Path) -> int:
-    """Take the directory for this process; returns the descriptor that holds the lock."""
-    descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Take the directory for this process; returns the descriptor that holds the lock.
+
+    Raises `DataDirectoryUnusable`, `AlreadyRunning`.
+    """
+    try:
+        descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DataDirectoryUnusable(
+            f"{directory} cannot be written: {error.strerror}",
+            remedy="make the directory writable for the user that runs the node, or choose another"
+                   " --raftDataDir") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -94,6 +129,7 @@ class Node:
         self._stop_requested = asyncio.Event()
         self._fatal: BaseException | None = None
         self._closers: list[Callable[[], object]] = []
+        self._metrics = Metrics() if settings.metrics_address is not None else None
 
     async def start(self) -> None:
         """Bring everything up. Raises typed errors; then call `stop`."""
@@ -108,7 +144,7 @@ class Node:
         store = Store.open(LmdbBackend.open(data / "store"))
         self._store = store
         members = {member.node_id: full_node_id(member.node_id)
-                   for member in settings.founding_members}
+                   for member in settings.founding_members or settings.raft_join}
         gathered = startup.gather(settings, disk, store, members)
         require_safe(gathered.facts)
         kek = gathered.kek
@@ -120,7 +156,7 @@ class Node:
         snapshots = state_snapshots(
             store, applier, hlc,
             on_keys_changed=lambda index: self._encryption.keys_changed(index))
-        self._engine = self._build_engine(disk, machine, snapshots)
+        self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)
         self._engine.on_fatal(self._fail)
         self._engine.on_role_change(self._log_role)
         self._encryption = EncryptionController(
@@ -128,13 +164,16 @@ class Node:
             gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail,
             rotation=RotationSettings(Limits(settings.dek_max_writes), settings.dek_max_age,
                                       settings.encryption_rotate_on_startup))
+        self._membership = MembershipController(
+            self._engine, store, applier, self._encryption.operations,
+            raft_address=str(settings.raft_address))
         self._flusher = Flusher(store, self._runner, on_fatal=self._fail,
                                 compactor=Compactor(store, SystemClock().wall_ms),
                                 interval_ms=settings.flush_interval_ms)
         self._coordinator = Coordinator(
             self._engine, store, hlc, self._encryption.proposer,
             sealer=self._encryption.record_sealer,
-            opener=lambda store_key, record: open_record(applier.keystore, store_key, record),
+            opener=self._record_opener(applier),
             writable=lambda: self._flusher.error or self._encryption.refusal(),
             tombstone=tombstone_record(),
             max_value_bytes=settings.max_value_bytes,
@@ -144,14 +183,23 @@ class Node:
         self._encryption.start()
         self._server = GrpcServer(
             settings.address.host, settings.address.port, kv=self._coordinator,
-            encryption=self._encryption, engine=self._engine, tls=self._server_tls(),
-            accept_loops=settings.accept_loops, reflection=settings.grpc_reflection,
-            max_value_bytes=settings.max_value_bytes)
+            encryption=self._encryption, membership=self._membership, engine=self._engine,
+            tls=self._server_tls(), accept_loops=settings.accept_loops,
+            reflection=settings.grpc_reflection, max_value_bytes=settings.max_value_bytes,
+            recorder=self._metrics)
         await self._server.start()
-        await self._start_http(store)
+        await self._start_http(store, applier)
         log.info("node started", node=settings.raft_id, address=str(settings.address),
                  raft_address=str(settings.raft_address), applied_index=store.applied_index,
                  encryption=self._encryption.gate_open())
+        if self._joining(store.applied_index):
+            log.info("waiting to be added to the cluster",
+                     command=f"elastickv admin raft add-learner {settings.raft_id}"
+                             f" {settings.raft_address}")
+
+    def _joining(self, applied_index: int) -> bool:
+        """Whether this node has never been a member: only members receive entries."""
+        return bool(self._settings.raft_join) and applied_index == 0
 
     def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
         applier = Applier(disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),
@@ -161,9 +209,28 @@ class Node:
         applier.load()
         return applier
 
+    def _record_opener(self, applier: Applier) -> Callable[[bytes, bytes], bytes]:
+        recorder: Recorder = self._metrics or NullRecorder()
+
+        def open_(store_key: bytes, record: bytes) -> bytes:
+            try:
+                return open_record(applier.keystore, store_key, record)
+            except IntegrityError as error:
+                reason = error.reason if isinstance(error, EnvelopeError) else "record"
+                recorder.count("encryption_decrypt_failures_total", reason)
+                raise
+
+        return open_
+
     def _build_engine(self, disk: OsDisk, machine: KvStateMachine,
-                      snapshots: SnapshotSource) -> PySyncObjEngine:
+                      snapshots: SnapshotSource, applied_index: int) -> PySyncObjEngine:
         settings = self._settings
+        joining = self._joining(applied_index)
+        members = settings.raft_join if joining else settings.founding_members
+        if applied_index == 0 and not members:
+            raise NoCluster(f"{settings.raft_id} belongs to no cluster",
+                            remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
+                                   " or --raftJoin to join one")
         tls = settings.tls
         max_entry_bytes = settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES
         links = TlsLinks(
@@ -173,25 +240,34 @@ class Node:
         self._closers.append(offload.close)
         engine_settings = EngineSettings(
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
-            members=[Member(member.node_id, str(member.address))
-                     for member in settings.founding_members],
-            client_address=str(settings.address), max_entry_bytes=max_entry_bytes,
-            compact_entries=settings.snapshot_entries)
-        return PySyncObjEngine(engine_settings, machine, disk, links, offload=offload,
-                               snapshots=snapshots)
+            members=[Member(member.node_id, str(member.address)) for member in members],
+            client_address=str(settings.address), raft_address=str(settings.raft_address),
+            joining=joining, max_entry_bytes=max_entry_bytes,
+            compact_entries=settings.snapshot_entries,
+            compact_bytes=settings.snapshot_log_bytes,
+            keep_entries=min(KEEP_ENTRIES, settings.snapshot_entries),
+            segment_bytes=min(SEGMENT_BYTES, settings.snapshot_log_bytes // 4))
+        metrics = self._metrics
+        return PySyncObjEngine(
+            engine_settings, machine, disk, links, offload=offload, snapshots=snapshots,
+            on_sync=partial(metrics.observe, "raft_fsync_seconds") if metrics else None)
 
-    async def _start_http(self, store: Store) -> None:
-        address = self._settings.metrics_address
-        if address is None:
+    async def _start_http(self, store: Store, applier: Applier) -> None:
+        address, metrics = self._settings.metrics_address, self._metrics
+        if address is None or metrics is None:
             return
-        # Imported here: a node that serves no metrics does not pay for the libraries.
-        from elastickv.metrics import Metrics
+        # Imported here: a node that serves no metrics does not pay for the library.
         from elastickv.server.http import HttpServer
-        from elastickv.server.metric_sources import raft_source, store_source
+        from elastickv.server.metric_sources import (
+            encryption_source,
+            raft_source,
+            store_source,
+        )
 
-        metrics = Metrics()
         metrics.add_source(raft_source(self._engine))
         metrics.add_source(store_source(store))
+        metrics.add_source(encryption_source(lambda: applier.sidecar))
+        self._encryption.proposer.on_outcome = partial(metrics.count, "raft_proposals_total")
         self._http = HttpServer(address.host, address.port, metrics, self._engine,
                                 self._write_problem)
         await self._http.start()
@@ -211,7 +287,10 @@ class Node:
     def _fail(self, error: BaseException) -> None:
         if self._fatal is None:
             self._fatal = error
-            log.error("node must stop", exc_info=error)
+            if isinstance(error, RemovedFromCluster):
+                log.warning("this node was removed from the cluster and stops", reason=str(error))
+            else:
+                log.error("node must stop", exc_info=error)
         self._stop_requested.set()
 
     def request_stop(self) -> None:
@@ -228,7 +307,8 @@ class Node:
 
     async def stop(self) -> None:
         """Drain and close whatever was started, last first."""
-        fatal = self._fatal is not None
+        # A node that was removed is sound: it answers what it has accepted, and flushes.
+        fatal = self._fatal is not None and not isinstance(self._fatal, RemovedFromCluster)
         if hasattr(self, "_http"):
             await self._http.stop()
         if hasattr(self, "_server"):

@@ -81,6 +81,8 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
     }[setting.kind]
     if setting.name == "insecure":
         base = {"raft_id": "n1"}
+    if setting.name == "raft_join":
+        base |= {"raft_id": "n9", "raft_address": "127.0.0.1:9"}
     by_variable = config.resolve(base, {setting.variable: sample})
     toml_value = {Kind.BOOL: "true", Kind.INT: sample}.get(setting.kind, f'"{sample}"')
     file = config.parse_file(f"{setting.key} = {toml_value}", Path("f.toml"))
@@ -150,6 +152,13 @@ REFUSALS = [
             ("--insecure is refused", "--raftAddress")),
     Refusal("insecure on a host name", {**LOCAL, "address": "node1.example:50051"},
             ("--insecure is refused",)),
+    Refusal("founding and joining", {**LOCAL, "raft_bootstrap": "true", "raft_join": "n2=h:2"},
+            ("--raftJoin contradicts", "--raftBootstrap")),
+    Refusal("joining itself by id", {**LOCAL, "raft_join": "n1=127.0.0.1:7"}, ("--raftJoin", "n1")),
+    Refusal("joining itself by address", {**LOCAL, "raft_join": "n2=127.0.0.1:50151"},
+            ("--raftJoin", "n2=127.0.0.1:50151")),
+    Refusal("insecure with a far member to join", {**LOCAL, "raft_join": "n2=10.0.0.2:1"},
+            ("--insecure is refused", "--raftJoin n2", "10.0.0.2:1")),
     Refusal("insecure with a far member", {**LOCAL, "raft_bootstrap_members":
                                            "n1=127.0.0.1:50151,n2=10.0.0.2:50151"},
             ("--insecure is refused", "n2")),
@@ -227,6 +236,13 @@ def test_unreadable_file(tmp_path: Path, make: str) -> None:
 def test_founding_members(values: dict[str, str], expected: list[str]) -> None:
     settings = config.resolve({**LOCAL, **values}, {})
     assert [f"{m.node_id}={m.address}" for m in settings.founding_members] == expected
+
+
+def test_a_joining_node_founds_nothing() -> None:
+    settings = config.resolve({**LOCAL, "raft_join": "n2=127.0.0.1:2,n3=127.0.0.1:3"}, {})
+    assert settings.founding_members == ()
+    assert settings.raft_join == (BootstrapMember("n2", Address("127.0.0.1", 2)),
+                                  BootstrapMember("n3", Address("127.0.0.1", 3)))
 
 
 @pytest.mark.parametrize(("host", "loopback"), [

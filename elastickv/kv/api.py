@@ -190,6 +190,40 @@ class MemberEncryptionStatus:
     deks: Sequence[DekStatus] = ()
 
 
+class MembershipApi(Protocol):
+    """The operations behind RaftAdmin that change something. `previous_index` other than 0 must be
+    the index of the configuration in force (compare-and-set); one change at a time. Each returns
+    the index of the new configuration.
+
+    Raise `InvalidArgument`, `ConditionFailed`, `MembershipConflict`, `NotCapable`.
+    """
+
+    async def add_voter(self, node_id: str, address: str, *, previous_index: int,
+                        timeout_s: float) -> int:
+        """Add a voting member at its raft address."""
+        ...
+
+    async def add_learner(self, node_id: str, address: str, *, previous_index: int,
+                          timeout_s: float) -> int:
+        """Add a member that receives the log and does not vote."""
+        ...
+
+    async def promote_learner(self, node_id: str, *, previous_index: int, min_applied_index: int,
+                              skip_min_applied_check: bool, timeout_s: float) -> int:
+        """Let a learner vote. It must have applied `min_applied_index` (0 = what was committed when
+        the request came) unless `skip_min_applied_check`."""
+        ...
+
+    async def remove_server(self, node_id: str, *, previous_index: int, timeout_s: float) -> int:
+        """Remove a member, which then stops itself."""
+        ...
+
+    async def transfer_leadership(self, target_id: str, target_address: str = "", *,
+                                  timeout_s: float) -> None:
+        """Hand leadership to a member ("" and "" = the most complete voter)."""
+        ...
+
+
 class EncryptionApi(Protocol):
     """The operations behind EncryptionAdmin. Mutations raise `GateOff` when the gate is off."""
 

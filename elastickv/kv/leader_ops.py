@@ -67,7 +67,8 @@ class LeaderOperations:
         self._members = members
         self._full_node_id = full_node_id
         self._require_gate = require_gate
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while a key change is decided; a node is added under it too (`kv.membership`)."""
         self.rotating_dek_id = 0
         """The DEK of a rotation of our own under way: its entry registers this node itself."""
 
@@ -85,7 +86,7 @@ class LeaderOperations:
             self._proposer.require_leader()
             if known.proposes:
                 await self._prepare(known.seals_under)
-            async with self._lock:
+            async with self.lock:
                 self._proposer.require_leader()
                 try:
                     return forwarding.encode(await known.handler(self, **arguments))
@@ -114,7 +115,7 @@ class LeaderOperations:
         Raises `NodeIdCollision` when another node has its 16-bit id, `EncryptionConflict` for a
         DEK that the cluster does not have.
         """
-        async with self._lock:
+        async with self.lock:
             self._proposer.require_leader()
             value = self._store.row(row_key(message.dek_id, node_id16(message.full_node_id)))
             if value is not None:

@@ -12,10 +12,32 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from elastickv.errors import DeadlineExceeded, NotLeader, OutcomeUnknown, PeerError
+from elastickv.errors import (
+    DeadlineExceeded,
+    DiskFull,
+    InvalidArgument,
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    PeerError,
+)
 from elastickv.raft.engine import RaftEngine
 
 SETTLE_TIMEOUT_S = 60.0
+
+
+OUTCOMES = ("applied", "rejected", "refused", "unknown")
+
+
+def outcome_of(error: BaseException | None) -> str:
+    """What became of a proposal: applied; rejected by every replica alike; refused before it was in
+    the log; unknown."""
+    if error is None:
+        return "applied"
+    if isinstance(error, NotLeader | NoLeader | Overloaded | DiskFull | InvalidArgument):
+        return "refused"
+    return "unknown" if isinstance(error, OutcomeUnknown) else "rejected"
 
 
 class Seals(Protocol):
@@ -45,6 +67,8 @@ class Proposer:
         self._waiters: list[asyncio.Future[None]] = []
         self._listeners: list[Callable[[], None]] = []
         self.last_hold_s = 0.0
+        self.on_outcome: Callable[[str], None] | None = None
+        """Told the outcome of every proposal: one of `OUTCOMES`."""
 
     @property
     def in_flight(self) -> int:
@@ -112,8 +136,10 @@ class Proposer:
 
     def _ended(self, future: asyncio.Future[object]) -> None:
         self._in_flight -= 1
-        if not future.cancelled():
-            future.exception()  # Retrieved here too: the proposer may have stopped listening.
+        # The exception is retrieved here too: the proposer may have stopped listening.
+        error = None if future.cancelled() else future.exception()
+        if self.on_outcome is not None and not future.cancelled():
+            self.on_outcome(outcome_of(error))
 
     async def settle(self) -> None:
         """Return once every entry in this node's log is applied or this node no longer leads.

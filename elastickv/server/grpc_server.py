@@ -7,13 +7,15 @@ import gc
 import socket
 
 from elastickv.errors import BindFailed
-from elastickv.kv.api import EncryptionApi, KvApi
+from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
+from elastickv.metrics import Recorder
 from elastickv.raft.engine import RaftEngine
 from elastickv.server import health
 from elastickv.server.admin_service import EncryptionAdmin
 from elastickv.server.aio_front import AioFront
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
+from elastickv.server.measure import measured
 from elastickv.server.methods import Methods, Services, Stream
 from elastickv.server.raft_admin import RaftAdmin
 from elastickv.server.tls import ServerTls
@@ -43,14 +45,14 @@ def probe_port(host: str, port: int) -> int:
                          remedy="stop what uses it, or choose another --address") from None
 
 
-def services_of(kv: KvApi, encryption: EncryptionApi, engine: RaftEngine, states: Health, *,
-                max_result_bytes: int, reflection: bool) -> Services:
+def services_of(kv: KvApi, encryption: EncryptionApi, membership: MembershipApi,
+                engine: RaftEngine, states: Health, *, max_result_bytes: int, reflection: bool) -> Services:
     """Every method of a node by service name."""
     services: dict[str, Methods] = {
         "RawKV": RawKv(kv, max_result_bytes=max_result_bytes).methods(),
         "TransactionalKV": TransactionalKv(kv, max_result_bytes=max_result_bytes).methods(),
         "EncryptionAdmin": EncryptionAdmin(encryption).methods(),
-        "RaftAdmin": RaftAdmin(engine).methods(),
+        "RaftAdmin": RaftAdmin(engine, membership).methods(),
         health.SERVICE: states.methods(),
     }
     if reflection:
@@ -74,8 +76,8 @@ class GrpcServer:
     """The servers of one node."""
 
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
-                 engine: RaftEngine, tls: ServerTls | None, accept_loops: int, reflection: bool,
-                 max_value_bytes: int) -> None:
+                 membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None, accept_loops: int, reflection: bool,
+                 max_value_bytes: int, recorder: Recorder | None = None) -> None:
         self._host = host
         self._port = port
         self._tls = tls
@@ -83,9 +85,10 @@ class GrpcServer:
         self._health = Health()
         # A value a little over the limit must get as far as the error that names the limit.
         max_message_bytes = 2 * max_value_bytes + MESSAGE_SLACK_BYTES
+        services = services_of(kv, encryption, membership, engine, self._health,
+                               reflection=reflection, max_result_bytes=max_message_bytes)
         self._front = AioFront(
-            services_of(kv, encryption, engine, self._health, reflection=reflection,
-                        max_result_bytes=max_message_bytes),
+            measured(services, recorder) if recorder is not None else services,
             accept_loops=accept_loops, max_message_bytes=max_message_bytes)
         self._health_task: asyncio.Task[None] | None = None
 

@@ -4,7 +4,8 @@
     /readyz  200 when a linearizable read would be answered now, else 503 and the reason
     /metrics Prometheus text
 
-Nothing served here is secret: counters and ids only. Bind it to loopback or to a monitoring network.
+Nothing served here is secret: counters and ids only. Bind it to loopback or to a monitoring
+network.
 """
 
 from __future__ import annotations

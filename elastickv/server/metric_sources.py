@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from elastickv.crypto.keystore import Purpose
+from elastickv.keys.sidecar import Sidecar
 from elastickv.metrics import Sample, Source
 from elastickv.raft.engine import RaftEngine
 from elastickv.store.mvcc_store import Store
@@ -22,6 +24,23 @@ def raft_source(engine: RaftEngine) -> Source:
         yield Sample("raft_durable_log_index", status.durable_log_index)
         yield Sample("raft_snapshot_index", status.last_snapshot_index)
         yield Sample("raft_proposals_pending", status.pending_proposals)
+        yield Sample("raft_log_bytes", status.log_bytes)
+        yield Sample("raft_snapshot_sent_bytes_total", status.snapshot_sent_bytes)
+        yield Sample("raft_snapshot_received_bytes_total", status.snapshot_received_bytes)
+        yield Sample("raft_snapshots_installed_total", status.snapshots_installed)
+        yield Sample("raft_state_age_seconds", engine.state_age_s())
+
+    return samples
+
+
+def encryption_source(sidecar: Callable[[], Sidecar | None]) -> Source:
+    """Which DEKs are active. `sidecar()` is the applied key state, None before bootstrap."""
+
+    def samples() -> Iterator[Sample]:
+        state = sidecar()
+        for purpose in Purpose:
+            yield Sample("encryption_active_dek_id", state.active(purpose) if state else 0,
+                         (purpose.label,))
 
     return samples
 

@@ -1,7 +1,9 @@
-"""RaftAdmin over `raft.engine.RaftEngine`."""
+"""RaftAdmin over `raft.engine.RaftEngine` (what this member sees) and `kv.api.MembershipApi` (what
+the cluster does)."""
 
 from __future__ import annotations
 
+from elastickv.kv.api import MembershipApi
 from elastickv.pb import service_pb2 as pb
 from elastickv.raft.engine import RaftEngine
 from elastickv.server.methods import Methods, unary
@@ -10,8 +12,9 @@ from elastickv.server.methods import Methods, unary
 class RaftAdmin:
     """The RaftAdmin service."""
 
-    def __init__(self, engine: RaftEngine) -> None:
+    def __init__(self, engine: RaftEngine, membership: MembershipApi) -> None:
         self._engine = engine
+        self._membership = membership
 
     def methods(self) -> Methods:
         """Methods by name."""
@@ -52,29 +55,31 @@ class RaftAdmin:
 
     async def add_voter(self, request: pb.RaftAdminAddVoterRequest,
                         timeout_s: float) -> pb.RaftAdminConfigurationChangeResponse:
-        return pb.RaftAdminConfigurationChangeResponse(index=await self._engine.add_voter(
+        return pb.RaftAdminConfigurationChangeResponse(index=await self._membership.add_voter(
             request.id, request.address, previous_index=request.previous_index,
             timeout_s=timeout_s))
 
     async def add_learner(self, request: pb.RaftAdminAddLearnerRequest,
                           timeout_s: float) -> pb.RaftAdminConfigurationChangeResponse:
-        return pb.RaftAdminConfigurationChangeResponse(index=await self._engine.add_learner(
+        return pb.RaftAdminConfigurationChangeResponse(index=await self._membership.add_learner(
             request.id, request.address, previous_index=request.previous_index,
             timeout_s=timeout_s))
 
     async def promote_learner(self, request: pb.RaftAdminPromoteLearnerRequest,
                               timeout_s: float) -> pb.RaftAdminConfigurationChangeResponse:
-        return pb.RaftAdminConfigurationChangeResponse(index=await self._engine.promote_learner(
-            request.id, previous_index=request.previous_index,
-            min_applied_index=request.min_applied_index,
-            skip_min_applied_check=request.skip_min_applied_check, timeout_s=timeout_s))
+        return pb.RaftAdminConfigurationChangeResponse(
+            index=await self._membership.promote_learner(
+                request.id, previous_index=request.previous_index,
+                min_applied_index=request.min_applied_index,
+                skip_min_applied_check=request.skip_min_applied_check, timeout_s=timeout_s))
 
     async def remove_server(self, request: pb.RaftAdminRemoveServerRequest,
                             timeout_s: float) -> pb.RaftAdminConfigurationChangeResponse:
-        return pb.RaftAdminConfigurationChangeResponse(index=await self._engine.remove_server(
+        return pb.RaftAdminConfigurationChangeResponse(index=await self._membership.remove_server(
             request.id, previous_index=request.previous_index, timeout_s=timeout_s))
 
     async def transfer(self, request: pb.RaftAdminTransferLeadershipRequest,
                        timeout_s: float) -> pb.RaftAdminTransferLeadershipResponse:
-        await self._engine.transfer_leadership(request.target_id, timeout_s=timeout_s)
+        await self._membership.transfer_leadership(request.target_id, request.target_address,
+                                                   timeout_s=timeout_s)
         return pb.RaftAdminTransferLeadershipResponse()

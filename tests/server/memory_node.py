@@ -283,8 +283,9 @@ class OneMemberEngine:
         self.configuration_index += 1
         return self.configuration_index
 
-    async def transfer_leadership(self, node_id: str, *, timeout_s: float) -> None:
-        self.leader_id = node_id or self.node_id
+    async def transfer_leadership(self, target_id: str, target_address: str = "", *,
+                                  timeout_s: float) -> None:
+        self.leader_id = target_id or self.node_id
 
 
 class MemoryNode:
@@ -298,7 +299,7 @@ class MemoryNode:
         self.encryption = MemoryEncryption(self.faults, raft_id, gate=gate)
         self.engine = OneMemberEngine(raft_id)
         self.server = GrpcServer(
-            "127.0.0.1", port, kv=self.kv, encryption=self.encryption,
+            "127.0.0.1", port, kv=self.kv, encryption=self.encryption, membership=self.engine,
             engine=self.engine,  # type: ignore[arg-type]
             tls=tls, accept_loops=accept_loops, reflection=reflection,
             max_value_bytes=MAX_VALUE_BYTES)

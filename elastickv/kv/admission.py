@@ -1,0 +1,110 @@
+"""Who may become a member: pure rules, each refusal naming the node and the remedy.
+
+They protect two promises. A member that cannot decrypt would stop at the first key entry that it
+applies, so it must be shown capable before it is a member. Two members with the same 16-bit node
+id would make the same nonces, so the id must be free, and is taken in the registry beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.errors import InvalidArgument, MembershipConflict, NotCapable
+from elastickv.keys.registry import decode_row_key, decode_row_value, row_key
+from elastickv.kv.api import Capability
+from elastickv.raft.engine import Member
+
+_RENAME = ("give the new node another --raftId; elastickv admin encryption probe-node-id shows"
+           " which ids collide")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a node that is to become a member answered. `raft_address` is its own --raftAddress;
+    `unwraps` whether its KEK opens the cluster's DEKs."""
+
+    node_id: str
+    raft_address: str
+    capability: Capability
+    unwraps: bool
+
+
+def require_free_node_id(node_id: str, members: Iterable[Member],
+                         rows: Mapping[bytes, bytes]) -> None:
+    """Raise `MembershipConflict` if another member, or a writer that was ever registered, has the
+    16-bit node id of `node_id`. `rows` is the writer registry."""
+    full_id = full_node_id(node_id)
+    short_id = node_id16(full_id)
+    for member in members:
+        if member.node_id != node_id and node_id16(full_node_id(member.node_id)) == short_id:
+            raise MembershipConflict(
+                f"{node_id} has the 16-bit node id {short_id:#06x} of member {member.node_id}",
+                remedy=_RENAME)
+    for key, value in rows.items():
+        dek_id, registered = decode_row_key(key)
+        writer = decode_row_value(value).full_node_id
+        if registered == short_id and writer != full_id:
+            raise MembershipConflict(
+                f"{node_id} has the 16-bit node id {short_id:#06x} of node {writer:#x}, which was"
+                f" registered as a writer of DEK {dek_id}", remedy=_RENAME)
+
+
+def require_admissible(candidate: Candidate, address: str) -> None:
+    """Raise `NotCapable` unless the node is who and where the request says, and can decrypt."""
+    name = candidate.node_id
+    if candidate.capability.full_node_id != full_node_id(name):
+        raise NotCapable(f"the node at {address} is not {name}",
+                         remedy="check the id and the raft address in the request")
+    if candidate.raft_address != address:
+        raise NotCapable(
+            f"{name} is reached by members at {candidate.raft_address}, not at {address}",
+            remedy=f"repeat the request with {candidate.raft_address}, or start the node with"
+                   f" --raftAddress {address}")
+    if not candidate.capability.encryption_capable:
+        raise NotCapable(f"{name} runs without a KEK or without --encryption-enabled",
+                         remedy=f"start {name} with --kekFile and --encryption-enabled, then"
+                                " repeat the request")
+    if not candidate.unwraps:
+        raise NotCapable(f"the KEK of {name} does not open the cluster's DEKs",
+                         remedy=f"start {name} with the KEK that the other members have, then"
+                                " repeat the request")
+
+
+def unreachable(node_id: str, address: str, reason: str) -> NotCapable:
+    """The refusal of a node that did not answer."""
+    return NotCapable(
+        f"{node_id} at {address} does not answer ({reason})",
+        remedy=f"start {node_id} with --raftJoin, --kekFile and --encryption-enabled, check its"
+               " address and its certificate, then repeat the request")
+
+
+def unregistered(node_id: str, dek_ids: Iterable[int], rows: Mapping[bytes, bytes]) -> list[int]:
+    """Those of `dek_ids` for which the registry has no row of the node."""
+    short_id = node_id16(full_node_id(node_id))
+    return [dek_id for dek_id in dek_ids if row_key(dek_id, short_id) not in rows]
+
+
+def transfer_target(members: Sequence[Member], target_id: str, target_address: str) -> str:
+    """The member that a TransferLeadership request names, "" for the leader's choice.
+
+    Raises `InvalidArgument` for a node that is no member, and for an id and an address that do
+    not belong together.
+    """
+    if not target_id and not target_address:
+        return ""
+    for member in members:
+        if target_id in ("", member.node_id) and target_address in ("", member.address):
+            return member.node_id
+    named = " at ".join(text for text in (target_id, target_address) if text)
+    raise InvalidArgument(f"{named} is no member",
+                          remedy="see elastickv admin raft status for ids and raft addresses")
+
+
+def require_applied(node_id: str, applied_index: int, required_index: int) -> None:
+    """Raise `MembershipConflict` while a learner has not applied what its promotion asks for."""
+    if applied_index < required_index:
+        raise MembershipConflict(
+            f"{node_id} has applied entry {applied_index}, {required_index} is required",
+            remedy="retry when it has caught up; elastickv admin raft status shows how far it is")
