@@ -16,6 +16,7 @@ from elastickv.client.model import (
     Capability,
     Condition,
     CutoverResult,
+    DekStatus,
     Delete,
     MemberEncryption,
     Pair,
@@ -34,7 +35,7 @@ from elastickv.client.sync import SyncClient, SyncEncryptionCalls, SyncRaftCalls
 from elastickv.config import TlsFiles
 
 __all__ = [
-    "BootstrapResult", "Capability", "Client", "Condition", "CutoverResult", "Delete",
+    "BootstrapResult", "Capability", "Client", "Condition", "CutoverResult", "DekStatus", "Delete",
     "EncryptionCalls", "MemberEncryption", "Pair", "Purpose", "Put", "RaftCalls", "RaftMember",
     "RaftStatus", "ReadResult", "Role", "RotateResult", "SidecarState", "SyncClient",
     "SyncEncryptionCalls", "SyncRaftCalls", "TlsFiles", "WriteResult", "Writer",

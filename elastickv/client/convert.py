@@ -8,8 +8,10 @@ from elastickv.client.model import (
     Capability,
     Condition,
     CutoverResult,
+    DekStatus,
     Delete,
     MemberEncryption,
+    Purpose,
     Put,
     RaftMember,
     RaftStatus,
@@ -62,15 +64,28 @@ def sidecar(report: admin_pb.SidecarStateReport) -> SidecarState:
     return SidecarState(
         dict(report.wrapped_deks_by_id), report.active_storage_id, report.active_raft_id,
         report.storage_envelope_active, report.raft_envelope_cutover_index,
-        report.latest_applied_index, registry(report.writer_registry_for_caller))
+        report.latest_applied_index, registry(report.writer_registry_for_caller),
+        report.storage_envelope_cutover_index, report.sidecar_index,
+        dict(report.purposes_by_id), dict(report.created_by_id))
 
 
 def resync(response: admin_pb.ResyncSidecarResponse) -> SidecarState:
-    """The leader's answer to ResyncSidecar, which does not tell the cutovers."""
+    """The leader's answer to ResyncSidecar."""
     return SidecarState(
         dict(response.wrapped_deks_by_id), response.active_storage_id, response.active_raft_id,
-        False, 0, response.leader_latest_applied_index,
-        registry(response.writer_registry_for_caller))
+        response.storage_envelope_active, response.raft_envelope_cutover_index,
+        response.leader_latest_applied_index, registry(response.writer_registry_for_caller),
+        response.storage_envelope_cutover_index, response.sidecar_index,
+        dict(response.purposes_by_id), dict(response.created_by_id))
+
+
+def dek(status: admin_pb.DekStatus) -> DekStatus:
+    """One DEK of a member. Raises `WireError` for a purpose that this version does not know."""
+    if status.purpose not in {int(purpose) for purpose in Purpose}:
+        raise WireError(f"DEK {status.dek_id} has the unknown purpose {status.purpose}",
+                        remedy="use the version of the members")
+    return DekStatus(status.dek_id, Purpose(status.purpose), status.active, status.writer_state,
+                     status.epoch, status.local_epoch, status.writes, status.writes_left)
 
 
 def member(status: admin_pb.MemberStatus) -> MemberEncryption:
@@ -78,7 +93,8 @@ def member(status: admin_pb.MemberStatus) -> MemberEncryption:
     return MemberEncryption(
         status.node_id, status.reachable,
         capability(status.capability) if status.HasField("capability") else None,
-        sidecar(status.sidecar) if status.HasField("sidecar") else None, status.problem)
+        sidecar(status.sidecar) if status.HasField("sidecar") else None, status.problem,
+        tuple(status.problems), tuple(map(dek, status.deks)))
 
 
 def cutover(response: admin_pb.EnableStorageEnvelopeResponse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -82,7 +82,8 @@ class Capability:
 class SidecarState:
     """A member's sidecar. Wrapped keys only; ids and indexes are 0 before bootstrap.
 
-    `writer_registry` maps DEK ids to the epoch last seen there for the caller.
+    `writer_registry` maps DEK ids to the epoch last seen there for the caller, `purposes_by_id` to
+    1 (storage) or 2 (raft). `sidecar_index` is the last log entry that changed the sidecar.
     """
 
     wrapped_deks_by_id: Mapping[int, bytes]
@@ -92,17 +93,39 @@ class SidecarState:
     raft_envelope_cutover_index: int
     latest_applied_index: int
     writer_registry: Mapping[int, int]
+    storage_envelope_cutover_index: int = 0
+    sidecar_index: int = 0
+    purposes_by_id: Mapping[int, int] = field(default_factory=dict)
+    created_by_id: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DekStatus:
+    """One DEK as one member sees it. `epoch` is confirmed in the member's present process, 0 = not
+    (yet); `writes` is an upper bound over all members; `writes_left` counts to --dek-max-writes."""
+
+    dek_id: int
+    purpose: Purpose
+    active: bool
+    writer_state: str
+    epoch: int
+    local_epoch: int
+    writes: int
+    writes_left: int
 
 
 @dataclass(frozen=True, slots=True)
 class MemberEncryption:
-    """One member as the member that was asked sees it. `problem` is "" or one line."""
+    """One member as the member that was asked sees it. `problems` has a line with its remedy for
+    each thing that is wrong, `problem` the first of them or ""."""
 
     node_id: str
     reachable: bool
     capability: Capability | None
     sidecar: SidecarState | None
     problem: str
+    problems: Sequence[str] = ()
+    deks: Sequence[DekStatus] = ()
 
 
 class BootstrapResult(NamedTuple):

@@ -9,6 +9,7 @@ from elastickv.crypto.nonce import MAX_EPOCH, node_id16
 from elastickv.errors import GateOff, InvalidArgument
 from elastickv.kv.api import (
     Capability,
+    DekStatus,
     EncryptionApi,
     SidecarState,
     WriterRow,
@@ -190,7 +191,12 @@ class EncryptionAdmin:
             wrapped_deks_by_id=state.wrapped_deks_by_id,
             active_storage_id=state.active_storage_id, active_raft_id=state.active_raft_id,
             leader_latest_applied_index=state.latest_applied_index,
-            writer_registry_for_caller=state.writer_registry_for_caller)
+            writer_registry_for_caller=state.writer_registry_for_caller,
+            storage_envelope_active=state.storage_envelope_active,
+            storage_envelope_cutover_index=state.storage_envelope_cutover_index,
+            raft_envelope_cutover_index=state.raft_envelope_cutover_index,
+            sidecar_index=state.sidecar_index, purposes_by_id=state.purposes_by_id,
+            created_by_id=state.created_by_id)
 
     async def enable_storage(self, request: pb.EnableStorageEnvelopeRequest,
                              timeout_s: float) -> pb.EnableStorageEnvelopeResponse:
@@ -221,6 +227,7 @@ class EncryptionAdmin:
         return pb.MemberStatusReport(members=[
             pb.MemberStatus(
                 node_id=member.node_id, reachable=member.reachable, problem=member.problem,
+                problems=member.problems, deks=[_dek(dek) for dek in member.deks],
                 capability=_report(member.capability) if member.capability else None,
                 sidecar=_sidecar_report(member.sidecar) if member.sidecar else None)
             for member in await self._api.member_status(timeout_s=timeout_s)])
@@ -240,7 +247,17 @@ def _sidecar_report(state: SidecarState) -> pb.SidecarStateReport:
         storage_envelope_active=state.storage_envelope_active,
         raft_envelope_cutover_index=state.raft_envelope_cutover_index,
         latest_applied_index=state.latest_applied_index,
-        writer_registry_for_caller=state.writer_registry_for_caller)
+        writer_registry_for_caller=state.writer_registry_for_caller,
+        storage_envelope_cutover_index=state.storage_envelope_cutover_index,
+        sidecar_index=state.sidecar_index, purposes_by_id=state.purposes_by_id,
+        created_by_id=state.created_by_id)
+
+
+def _dek(dek: DekStatus) -> pb.DekStatus:
+    return pb.DekStatus(
+        dek_id=dek.dek_id, purpose=dek.purpose, active=dek.active, writer_state=dek.writer_state,
+        epoch=dek.epoch, local_epoch=dek.local_epoch, writes=dek.writes,
+        writes_left=dek.writes_left)
 
 
 def _verdict(capability: Capability) -> pb.CapabilityVerdict:
