@@ -31,7 +31,9 @@ class Elections:
             self._transfer = True
             return
         core.postpone_election()
-        if self._context.trusted():
+        journal = self._context.journal
+        if self._context.trusted() \
+                and (journal.last_term, journal.last_index) >= self._context.floor():
             self._begin_round()
 
     def after_tick(self) -> None:
@@ -78,9 +80,11 @@ class Elections:
         answering = sum(1 for voter in core.voters()
                         if voter == context.node_id or core.last_response(voter) > recently)
         leading = core.is_leading()
+        # With a floor, this node judges candidates as if it still had what it lost.
+        last_term, last_index = max((context.journal.last_term, context.journal.last_index),
+                                    context.floor())
         return rules.Standing(
-            term=core.term(), last_index=context.journal.last_index,
-            last_term=context.journal.last_term,
+            term=core.term(), last_index=last_index, last_term=last_term,
             leads_with_quorum=leading and rules.has_majority(answering, len(core.voters())),
             heard_from_leader=not leading and self._leader_contact > recently)
 
@@ -108,6 +112,7 @@ class Elections:
 
     def on_request_vote(self, peer_id: str, message: frames.RequestVote) -> None:
         if self._context.trusted() \
+                and (message.last_term, message.last_index) >= self._context.floor() \
                 and not rules.ignores_vote_request(message.transfer, self.standing()):
             self._context.core.receive_vote_request(peer_id, message.term, message.last_index,
                                                     message.last_term)

@@ -8,6 +8,7 @@ from elastickv.raft import frames, records, rules
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND
+from elastickv.raft.peer_memory import PeerMemory
 from elastickv.raft.records import Record
 
 
@@ -15,12 +16,14 @@ class Follower:
     """What this node has verified to equal its leader's log, and what of it was acknowledged."""
 
     def __init__(self, context: Context, elections: Elections,
-                 members_changed: Callable[[], None], caught_up: Callable[[], None]) -> None:
+                 members_changed: Callable[[], None], caught_up: Callable[[], None],
+                 memory: PeerMemory) -> None:
         """`caught_up` is called when the durable log holds everything committed so far."""
         self._context = context
         self._elections = elections
         self._members_changed = members_changed
         self._caught_up = caught_up
+        self._memory = memory
         self._leader_id = ""
         self._term = 0
         self._match_index = 0
@@ -52,10 +55,20 @@ class Follower:
                                              False, context.trusted()))
             return
         self._match_index = max(self._match_index, plan.match_index)
+        self._remember_leader(peer_id, plan)
         self._sequence = message.sequence
         if self._required_index == 0 and self._covers_all_committed(message, plan):
             self._required_index = message.commit_index
         self.acknowledge(always=not entries)
+
+    def _remember_leader(self, leader_id: str, plan: rules.AppendPlan) -> None:
+        """The leader has what it sends, and certainly on its disk what it has committed."""
+        journal = self._context.journal
+        if plan.match_index >= journal.anchor_index:
+            self._memory.sent(leader_id, plan.match_index, journal.term_at(plan.match_index))
+        if plan.commit_index >= journal.anchor_index:
+            self._memory.acknowledged(leader_id, plan.commit_index,
+                                      journal.term_at(plan.commit_index))
 
     def _covers_all_committed(self, message: frames.AppendEntries,
                               plan: rules.AppendPlan) -> bool:

@@ -59,13 +59,16 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 class PeerRecord(Message, frozen=True):
     """What one node remembers of another: its last boot (number and random id), the highest term
-    in which it spoke, and the entry that it acknowledged last."""
+    in which it spoke, the last entry that it certainly had made durable (because it acknowledged it
+    or, as a leader, committed it), and the last entry that it sent as a leader."""
 
     boot_epoch: int
     boot_id: int
     term: int
     acked_index: int
     acked_term: int
+    sent_index: int
+    sent_term: int
 
 
 class Hello(Message, frozen=True, tag=1):

@@ -60,12 +60,15 @@ def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T |
 
 class HardState(msgspec.Struct, frozen=True, array_like=True):
     """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1;
-    `suspect`: this node has lost data and has not yet caught up with a leader."""
+    `suspect`: this node has lost data and has not yet caught up with a leader. The floor is the
+    entry below which nobody may be elected with this node's help, (0, 0) for none."""
 
     term: int
     vote: str
     boot_epoch: int
     suspect: bool = False
+    floor_term: int = 0
+    floor_index: int = 0
 
 
 class HardStateFile:
@@ -97,6 +100,11 @@ class HardStateFile:
         """Durably remember that this node must not be trusted, or that it may be again."""
         if suspect != self.state.suspect:
             self._save(msgspec.structs.replace(self.state, suspect=suspect))
+
+    def set_floor(self, term: int, index: int) -> None:
+        """Durably remember the floor."""
+        if (term, index) != (self.state.floor_term, self.state.floor_index):
+            self._save(msgspec.structs.replace(self.state, floor_term=term, floor_index=index))
 
     def raise_boot(self, boot_epoch: int) -> None:
         """Durably count on from at least `boot_epoch`: a peer saw higher boots than this disk."""

@@ -6,6 +6,11 @@ peers can: each remembers the peer's last boot, its last acknowledged entry and 
 which it spoke, and says so in its greeting. A node that finds itself behind any of these is
 *suspect*: it takes entries, but it neither votes nor is counted until it has caught up with a
 leader.
+
+One case cannot be told from an ordinary crash: a leader that had sent entries and comes back
+without them may have lost them before its fsync, or it may have committed them. It only gets a
+*floor*: until its log reaches the entry that a peer has from it, it does not stand for election, and
+it votes for nobody whose log does not reach it.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from elastickv.raft.frames import PeerRecord
 from elastickv.raft.hardstate import encode_checked, load_checked
 
 KIND = b"EKPM"
-NOTHING = PeerRecord(0, 0, 0, 0, 0)
+NOTHING = PeerRecord(0, 0, 0, 0, 0, 0, 0)
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
@@ -49,6 +54,13 @@ def what_was_lost(remembered: PeerRecord, own: Position) -> str:
     return ""
 
 
+def missing_floor(remembered: PeerRecord, own: Position) -> tuple[int, int] | None:
+    """(term, index) of the last entry that a node at `own` had sent as a leader and does not have
+    any more; None when it has all."""
+    sent = remembered.sent_term, remembered.sent_index
+    return sent if sent > (own.last_term, own.last_index) else None
+
+
 class PeerMemory:
     """The records, in memory at once and on the disk soon (`flush`)."""
 
@@ -76,8 +88,14 @@ class PeerMemory:
         if term > record.term:
             self._update(peer_id, record, term=term)
 
+    def sent(self, peer_id: str, index: int, term: int) -> None:
+        """A leader sent the entry at `index`, which has `term`."""
+        record = self._records.get(peer_id, NOTHING)
+        if (term, index) > (record.sent_term, record.sent_index):
+            self._update(peer_id, record, sent_index=index, sent_term=term)
+
     def acknowledged(self, peer_id: str, index: int, term: int) -> None:
-        """A peer acknowledged the entry at `index`, which has `term`."""
+        """A peer certainly had the entry at `index`, which has `term`, on its disk."""
         record = self._records.get(peer_id, NOTHING)
         if (term, index) > (record.acked_term, record.acked_index):
             self._update(peer_id, record, acked_index=index, acked_term=term)

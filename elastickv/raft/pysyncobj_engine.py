@@ -146,13 +146,13 @@ class PySyncObjEngine:
         self._context = Context(settings, self._journal, self._core, storage.membership,
                                 self._loop.time, self._send_message, self._send,
                                 self._links.drop, self._schedule, self._is_trusted,
-                                self._connected)
+                                self._trust.floor, self._connected)
         self._elections = Elections(self._context)
         self._transfer = Transfer(self._context)
         self._members = Members(self._context, storage, self._calls, self._transfer,
                                 self._links.set_peers, self._fail)
         self._follower = Follower(self._context, self._elections, self._members.changed,
-                                  self._trust.caught_up)
+                                  self._trust.caught_up, storage.memory)
         self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)
         self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
                                           self._install_snapshot)

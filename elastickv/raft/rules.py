@@ -104,12 +104,13 @@ def committed_index(previous: int, proposed: int, durable_index: int, matches: I
     `proposed` is what the library computed by counting the leader itself unconditionally;
     `matches` are the other voters' acknowledged indexes. The leader counts up to its own
     `durable_index`, or not at all when it is being removed (not `leader_votes`), and only an entry
-    of its own term commits by counting (Raft, section 5.4.2).
+    of its own term commits by counting (Raft, section 5.4.2). It never commits above its own
+    `durable_index`: followers conclude from its commit index what its disk must hold.
     """
     if proposed <= previous:
         return previous
     acknowledged = sorted((*matches, durable_index) if leader_votes else matches, reverse=True)
-    limit = min(proposed, acknowledged[len(acknowledged) // 2])
+    limit = min(proposed, durable_index, acknowledged[len(acknowledged) // 2])
     if limit <= previous or term_at(limit) != current_term:
         return previous
     return limit

@@ -194,6 +194,7 @@ class TlsLinks:
         self._dirty: set[_Connection] = set()
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._silent_since: dict[str, float] = {}
+        self._complained: set[str] = set()
         self._server: asyncio.Server | None = None
         self._flush_scheduled = False
         self._stopped = False
@@ -290,6 +291,7 @@ class TlsLinks:
             self._forget(old)
         connection.ready = True
         connection.settled.set()
+        self._complained.discard(connection.peer_id)
         self._current[connection.peer_id] = connection
         self.events.connected(connection.peer_id, hello)
 
@@ -333,10 +335,20 @@ class TlsLinks:
                                                    ssl=self._client_context)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
-        except (OSError, TimeoutError, ssl.SSLError, asyncio.CancelledError):
+        except (OSError, TimeoutError, ssl.SSLError) as error:
+            connection.abort()
+            self._complain(peer_id, address, error)
+        except asyncio.CancelledError:
             connection.abort()
         finally:
             self._dialling.pop(peer_id, None)
+
+    def _complain(self, peer_id: str, address: str, error: Exception) -> None:
+        """Once per peer until it is connected: the next attempt is only 100 ms away."""
+        if peer_id not in self._complained:
+            self._complained.add(peer_id)
+            log.warning("peer not reached", peer=peer_id, address=address,
+                        error=str(error) or type(error).__name__)
 
     def _ping(self) -> None:
         """Counts pings, not seconds: a process that was stopped must not blame its peers."""

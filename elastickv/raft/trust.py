@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from elastickv.logs import get_logger
 from elastickv.raft.core import Core
-from elastickv.raft.frames import PROTOCOL_VERSION, Hello
-from elastickv.raft.peer_memory import what_was_lost
+from elastickv.raft.frames import PROTOCOL_VERSION, Hello, PeerRecord
+from elastickv.raft.peer_memory import missing_floor, what_was_lost
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.storage import RaftStorage
 
@@ -59,6 +59,7 @@ class Trust:
             if reason:
                 self._become_suspect(peer_id, reason, hello.remembered.boot_epoch,
                                      hello.remembered.term)
+            self._raise_floor(hello.remembered)
         memory = self._storage.memory
         known = memory.of(peer_id)
         if known is None or hello.boot_epoch > known.boot_epoch:
@@ -77,6 +78,27 @@ class Trust:
         hard_state.raise_boot(boot_epoch + 1)
         # It may have voted in this term and have forgotten: it must never vote in it again.
         self._core.spend_vote(max(term, self._core.term()))
+
+    def _raise_floor(self, remembered: PeerRecord) -> None:
+        missing = missing_floor(remembered, self._storage.position())
+        if missing is not None and missing > self._floor():
+            log.warning("a peer has entries that this node sent and lost", index=missing[1],
+                        term=missing[0], node=self._settings.node_id)
+            self._storage.hard_state.set_floor(*missing)
+
+    def _floor(self) -> tuple[int, int]:
+        state = self._storage.hard_state.state
+        return state.floor_term, state.floor_index
+
+    def floor(self) -> tuple[int, int]:
+        """(term, index) that a log must reach to be elected with this node's help."""
+        floor = self._floor()
+        if floor != (0, 0):
+            position = self._storage.position()
+            if (position.last_term, position.last_index) >= floor:
+                self._storage.hard_state.set_floor(0, 0)
+                return 0, 0
+        return floor
 
     def caught_up(self) -> None:
         """The durable log holds everything that any leader had committed."""

@@ -618,6 +618,41 @@ async def node_with_an_old_disk_votes_only_once_in_a_term():
     assert not lab.hub.sent(Vote, voter.node_id), "voted twice in one term"
 
 
+def _without_floor(patch: Patch) -> None:
+    from elastickv.raft import trust
+    patch.setattr(trust, "missing_floor", lambda remembered, own: None)
+
+
+@hazard(_without_floor)
+async def former_leader_with_an_old_disk_is_not_elected_without_what_it_committed():
+    """Only it knew that the entry was committed; the follower that has it heard of it as of one
+    that may have been lost before the fsync."""
+    lab = Lab()
+    leader = await lab.start()
+    await lab.settle()
+    holder, lagging = lab.others(leader)
+    backup, applied = leader.disk.copy(), leader.state.applied_index
+    lab.hub.isolate(lagging.node_id)
+    lab.hub.rule = lambda s, t, m: int(not isinstance(m, AppendEntries)
+                                       or m.commit_index <= applied)
+    await leader.engine.propose(b"acknowledged", timeout_s=SECOND)
+    leader.kill()
+    lab.hub.rule = lambda s, t, m: 1
+    restore(leader, backup, applied)
+    await leader.start()
+    await asyncio.sleep(0.01)
+    lab.hub.isolate(holder.node_id)
+    lab.hub.cut_pairs.discard(frozenset((leader.node_id, lagging.node_id)))
+    lab.hub.connect_all()
+    await asyncio.sleep(10)
+    assert not any(node.core.is_leading() for node in (leader, lagging)), \
+        "elected without an acknowledged entry"
+    lab.hub.heal()
+    await lab.leader()
+    await lab.settle()
+    assert all(b"acknowledged" in node.state.payloads() for node in lab.nodes.values())
+
+
 # --- the two runs ---------------------------------------------------------------------------------
 
 

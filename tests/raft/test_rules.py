@@ -135,7 +135,7 @@ TERMS = {1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}
 COMMITS = [
     ("three nodes, one follower has it", 3, 5, 6, [5, 2], True, 2, 5),
     ("the leader's own disk is behind", 3, 5, 4, [5, 2], True, 2, 4),
-    ("both followers make up for the leader's disk", 3, 5, 3, [5, 5], True, 2, 5),
+    ("never above the leader's own disk", 3, 5, 4, [5, 5], True, 2, 4),
     ("nobody has it", 3, 5, 6, [3, 3], True, 2, 3),
     ("an entry of an earlier term is not counted", 1, 3, 6, [3, 3], True, 2, 1),
     ("single node waits for its disk", 3, 6, 4, [], True, 2, 4),

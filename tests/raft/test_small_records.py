@@ -13,7 +13,7 @@ from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.frames import PeerRecord
 from elastickv.raft.hardstate import HardStateFile
 from elastickv.raft.membership import Configuration
-from elastickv.raft.peer_memory import PeerMemory, Position, what_was_lost
+from elastickv.raft.peer_memory import PeerMemory, Position, missing_floor, what_was_lost
 
 DISK = OsDisk()
 
@@ -78,9 +78,11 @@ def test_peer_memory_keeps_the_highest_of_each(tmp_path):
     memory.acknowledged("n2", 40, 6)
     memory.acknowledged("n2", 39, 6)
     memory.acknowledged("n2", 50, 5)
+    memory.sent("n2", 45, 7)
+    memory.sent("n2", 44, 7)
     memory.flush()
     again = PeerMemory(DISK, path)
-    assert again.of("n2") == PeerRecord(3, 99, 7, 40, 6)
+    assert again.of("n2") == PeerRecord(3, 99, 7, 40, 6, 45, 7)
     assert again.of("n3") is None
     again.forget("n2")
     again.flush()
@@ -89,14 +91,14 @@ def test_peer_memory_keeps_the_highest_of_each(tmp_path):
 
 NOW = Position(boot_epoch=4, boot_id=44, term=7, last_index=40, last_term=6)
 LOSSES = [
-    ("same boot, all there", PeerRecord(4, 44, 7, 40, 6), False),
-    ("an earlier boot", PeerRecord(3, 33, 7, 40, 6), False),
-    ("a later boot was seen", PeerRecord(5, 55, 1, 0, 0), True),
-    ("the same boot number, another boot", PeerRecord(4, 45, 1, 0, 0), True),
-    ("spoke in a later term", PeerRecord(3, 33, 8, 0, 0), True),
-    ("acknowledged a later entry of the term", PeerRecord(3, 33, 7, 41, 6), True),
-    ("acknowledged an entry of a later term", PeerRecord(3, 33, 7, 2, 7), True),
-    ("a later leader replaced what it acknowledged", PeerRecord(3, 33, 7, 90, 5), False),
+    ("same boot, all there", PeerRecord(4, 44, 7, 40, 6, 0, 0), False),
+    ("an earlier boot", PeerRecord(3, 33, 7, 40, 6, 0, 0), False),
+    ("a later boot was seen", PeerRecord(5, 55, 1, 0, 0, 0, 0), True),
+    ("the same boot number, another boot", PeerRecord(4, 45, 1, 0, 0, 0, 0), True),
+    ("spoke in a later term", PeerRecord(3, 33, 8, 0, 0, 0, 0), True),
+    ("acknowledged a later entry of the term", PeerRecord(3, 33, 7, 41, 6, 0, 0), True),
+    ("acknowledged an entry of a later term", PeerRecord(3, 33, 7, 2, 7, 0, 0), True),
+    ("a later leader replaced what it acknowledged", PeerRecord(3, 33, 7, 90, 5, 0, 0), False),
 ]
 
 
@@ -104,3 +106,9 @@ LOSSES = [
                          ids=[case[0] for case in LOSSES])
 def test_lost_disk_is_recognised(remembered, lost):
     assert bool(what_was_lost(remembered, NOW)) is lost
+
+
+@pytest.mark.parametrize(("sent", "floor"), [
+    ((6, 40), None), ((5, 90), None), ((6, 41), (6, 41)), ((7, 2), (7, 2))])
+def test_leader_that_lost_what_it_sent_gets_a_floor(sent, floor):
+    assert missing_floor(PeerRecord(4, 44, 7, 0, 0, sent[1], sent[0]), NOW) == floor

@@ -1,0 +1,308 @@
+"""Real links: who is let in, what ends a connection, and what a reconnect may deliver."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from elastickv.certs import create_ca, create_client, create_node, pair_paths
+from elastickv.errors import BindFailed, ConfigError
+from elastickv.raft import tls_links
+from elastickv.raft.frames import PROTOCOL_VERSION, Hello, Vote, encode_message, frame
+from elastickv.raft.tls_links import TlsFiles, TlsLinks, certificate_names, split_address
+
+
+def files_of(directory: Path, name: str) -> TlsFiles:
+    pair = pair_paths(directory, name)
+    return TlsFiles(pair.cert, pair.key, pair_paths(directory, "ca").cert)
+
+
+class Recorder:
+    """The events of one end, in order."""
+
+    def __init__(self, node_id: str, cluster_id: str = "") -> None:
+        self.node_id, self.cluster_id = node_id, cluster_id
+        self.events: list[tuple[str, ...] | tuple[str, str, bytes]] = []
+
+    def make_hello(self, peer_id: str) -> Hello:
+        return Hello(PROTOCOL_VERSION, self.cluster_id, self.node_id, f"client-{self.node_id}", 1,
+                     1, 0, False, None)
+
+    def connected(self, peer_id: str, hello: Hello) -> None:
+        self.events.append(("connected", peer_id))
+
+    def disconnected(self, peer_id: str) -> None:
+        self.events.append(("disconnected", peer_id))
+
+    def received(self, peer_id: str, body: bytes) -> None:
+        self.events.append(("received", peer_id, body))
+
+
+Make = Callable[..., "asyncio.Future[tuple[TlsLinks, Recorder]]"]
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[TlsLinks] = []
+
+    async def start(node_id: str, tls: TlsFiles | None = None, *, address: str = "127.0.0.1:0",
+                    cluster_id: str = "") -> tuple[TlsLinks, Recorder]:
+        links = TlsLinks(node_id, address, tls=tls, max_entry_bytes=1 << 20)
+        recorder = Recorder(node_id, cluster_id)
+        await links.start(recorder)
+        made.append(links)
+        return links, recorder
+
+    yield start
+    for links in made:
+        await links.stop()
+
+
+def address_of(links: TlsLinks) -> str:
+    return f"127.0.0.1:{links.port}"
+
+
+async def joined(first: TlsLinks, second: TlsLinks, *recorders: Recorder,
+                 until: Callable[..., object]) -> None:
+    first.set_peers({second.node_id: address_of(second)})
+    second.set_peers({first.node_id: address_of(first)})
+    await until(lambda: all(("connected", peer) in recorder.events for recorder, peer in zip(
+        recorders, (second.node_id, first.node_id), strict=True)))
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_frames_arrive_in_order_both_ways(make, until, certificates, secure):
+    one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
+    two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
+    await joined(one, two, heard_one, heard_two, until=until)
+    bodies = [b"%d" % number * (number * 50 + 1) for number in range(100)]
+    for body in bodies:
+        assert one.send("n2", body)
+        assert two.send("n1", body)
+    await until(lambda: len(heard_one.events) == len(heard_two.events) == 101)
+    assert [event[2] for event in heard_two.events[1:]] == bodies
+    assert [event[2] for event in heard_one.events[1:]] == bodies
+
+
+async def test_link_comes_back_after_the_peer_restarts(make, until):
+    one, heard_one = await make("n1")
+    two, heard_two = await make("n2")
+    await joined(one, two, heard_one, heard_two, until=until)
+    await two.stop()
+    await until(lambda: heard_one.events[-1] == ("disconnected", "n2"))
+    assert not one.send("n2", b"x")
+    again, heard_again = await make("n2", address=address_of(two))
+    await until(lambda: ("connected", "n1") in heard_again.events)
+    assert one.send("n2", b"x")
+    await until(lambda: ("received", "n1", b"x") in heard_again.events)
+    assert again.port == two.port
+
+
+async def test_node_with_the_higher_id_dials_when_the_other_does_not_know_it(make, until):
+    one, heard_one = await make("n1")
+    two, _ = await make("n2")
+    two.set_peers({"n1": address_of(one)})
+    await until(lambda: ("connected", "n2") in heard_one.events)
+
+
+# --- who is let in --------------------------------------------------------------------------------
+
+
+async def refused(honest: TlsLinks, heard: Recorder, other: TlsLinks, seen: list[str],
+                  until: Callable[..., object]) -> None:
+    """Both dial; the refusal is logged, and the honest one never has a link."""
+    honest.set_peers({other.node_id: address_of(other)})
+    other.set_peers({honest.node_id: address_of(honest)})
+    await until(lambda: bool(seen))
+    assert heard.events == []
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was logged of connections that were refused or failed."""
+    seen: list[str] = []
+
+    class Log:
+        def warning(self, event: str, **fields: object) -> None:
+            seen.append(f"{event}: {fields.get('error')}")
+
+    monkeypatch.setattr(tls_links, "log", Log())
+    return seen
+
+
+async def test_certificate_of_another_authority_is_refused(make, until, certificates, tmp_path,
+                                                           refusals):
+    create_ca(tmp_path)
+    create_node(tmp_path, "n2")
+    one, heard_one = await make("n1", files_of(certificates, "n1"))
+    two, _ = await make("n2", files_of(tmp_path, "n2"))
+    await refused(one, heard_one, two, refusals, until)
+
+
+async def test_node_that_claims_another_id_is_refused(make, until, certificates, refusals):
+    one, heard_one = await make("n1", files_of(certificates, "n1"))
+    two, _ = await make("n2", files_of(certificates, "n3"))
+    await refused(one, heard_one, two, refusals, until)
+    await until(lambda: any("certificate is not for 'n2'" in line for line in refusals))
+
+
+async def test_client_certificate_is_no_node(make, until, certificates, refusals, tmp_path):
+    """A client called n2 has the common name of the node n2, but not its DNS name."""
+    create_ca(tmp_path)
+    create_node(tmp_path, "n1")
+    create_client(tmp_path, "n2")
+    one, heard_one = await make("n1", files_of(tmp_path, "n1"))
+    two, _ = await make("n2", files_of(tmp_path, "n2"))
+    await refused(one, heard_one, two, refusals, until)
+
+
+async def test_plain_peer_cannot_speak_to_a_secure_one(make, until, certificates, refusals):
+    one, heard_one = await make("n1", files_of(certificates, "n1"))
+    two, _ = await make("n2")
+    await refused(one, heard_one, two, refusals, until)
+
+
+async def test_other_cluster_is_refused(make, until, refusals):
+    one, heard_one = await make("n1", cluster_id="blue")
+    two, _ = await make("n2", cluster_id="green")
+    await refused(one, heard_one, two, refusals, until)
+    await until(lambda: any("another cluster" in line for line in refusals))
+
+
+async def test_own_id_is_refused(make, until, refusals):
+    one, heard_one = await make("n1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(frame(encode_message(Recorder("n1").make_hello(""))))
+    assert await reader.read() == b""
+    assert heard_one.events == []
+    writer.close()
+
+
+def test_names_of_a_certificate():
+    assert certificate_names({
+        "subject": ((("commonName", "n9"),),),
+        "subjectAltName": (("DNS", "n1"), ("DNS", "localhost"), ("URI", "node:n1"),
+                           ("IP Address", "127.0.0.1"))}) == {"n1", "node:n1"}
+    assert certificate_names({}) == set()
+
+
+# --- what ends a connection -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secure", [True, False])
+@pytest.mark.parametrize("garbage", [
+    b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 8, b"\x00\x00\x00\x02\xff\xff",
+    frame(encode_message(Vote(1))), b"\xff" * 64], ids=["http", "bytes", "frame", "vote", "ff"])
+async def test_random_bytes_end_that_connection_only(make, until, certificates, secure, garbage):
+    one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
+    two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
+    await joined(one, two, heard_one, heard_two, until=until)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(garbage)
+    async with asyncio.timeout(10):
+        while await reader.read(4096):
+            pass
+    writer.close()
+    assert two.send("n1", b"still here")
+    await until(lambda: ("received", "n2", b"still here") in heard_one.events)
+    assert heard_one.events == [("connected", "n2"), ("received", "n2", b"still here")]
+
+
+async def greeted_connection(links: TlsLinks, node_id: str) -> tuple[
+        asyncio.StreamReader, asyncio.StreamWriter]:
+    """A plain connection that has greeted as `node_id`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", links.port)
+    writer.write(frame(encode_message(Recorder(node_id).make_hello("n1"))))
+    await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+    return reader, writer
+
+
+async def test_oversized_frame_ends_the_connection(make, until):
+    one, heard_one = await make("n1")
+    reader, writer = await greeted_connection(one, "n7")
+    writer.write((1 << 30).to_bytes(4, "big"))
+    async with asyncio.timeout(10):
+        while await reader.read(4096):
+            pass
+    await until(lambda: heard_one.events == [("connected", "n7"), ("disconnected", "n7")])
+    writer.close()
+
+
+async def test_new_connection_ends_the_old_one_before_it_delivers(make, until):
+    one, heard_one = await make("n1")
+    _, old = await greeted_connection(one, "n7")
+    old.write(frame(b"old 1"))
+    await until(lambda: ("received", "n7", b"old 1") in heard_one.events)
+    _, new = await greeted_connection(one, "n7")
+    new.write(frame(b"new 1"))
+    old.write(frame(b"old 2"))
+    await until(lambda: ("received", "n7", b"new 1") in heard_one.events)
+    new.write(frame(b"new 2"))
+    await until(lambda: ("received", "n7", b"new 2") in heard_one.events)
+    assert heard_one.events == [
+        ("connected", "n7"), ("received", "n7", b"old 1"), ("disconnected", "n7"),
+        ("connected", "n7"), ("received", "n7", b"new 1"), ("received", "n7", b"new 2")]
+    old.close()
+    new.close()
+
+
+async def test_bytes_of_the_old_connection_in_the_same_read_are_dropped(make, until, monkeypatch):
+    """The old connection's bytes may have been read already when the new one greets."""
+    one, heard_one = await make("n1")
+    await greeted_connection(one, "n7")
+    await until(lambda: bool(heard_one.events))
+    old = one._current["n7"]
+    await greeted_connection(one, "n7")
+    await until(lambda: len(heard_one.events) == 3)
+    old.data_received(frame(b"late"))
+    assert heard_one.events == [("connected", "n7"), ("disconnected", "n7"), ("connected", "n7")]
+
+
+async def test_silent_peer_is_dropped_and_a_pinging_one_is_not(make, until, monkeypatch):
+    monkeypatch.setattr(tls_links, "PING_S", 0.02)
+    one, heard_one = await make("n1")
+    two, heard_two = await make("n2")
+    await joined(one, two, heard_one, heard_two, until=until)
+    await greeted_connection(one, "n7")
+    await until(lambda: ("disconnected", "n7") in heard_one.events)
+    assert ("disconnected", "n2") not in heard_one.events
+
+
+async def test_peer_that_does_not_read_is_dropped(make, until, monkeypatch):
+    monkeypatch.setattr(tls_links, "QUEUE_BYTES", 1 << 20)
+    one, heard_one = await make("n1")
+    await greeted_connection(one, "n7")
+    await until(lambda: bool(heard_one.events))
+    while one.send("n7", bytes(1 << 20)):
+        one.flush()
+        await asyncio.sleep(0)
+    await until(lambda: ("disconnected", "n7") in heard_one.events)
+
+
+async def test_taken_port_is_a_bind_failure(make):
+    one, _ = await make("n1")
+    with pytest.raises(BindFailed, match="raftAddress"):
+        await make("n2", address=address_of(one))
+
+
+@pytest.mark.parametrize(("address", "expected"), [
+    ("host:1", ("host", 1)), ("[::1]:80", ("::1", 80)), ("host", None), ("host:", None),
+    ("host:x", None)])
+def test_addresses(address, expected):
+    if expected is None:
+        with pytest.raises(ConfigError):
+            split_address(address)
+    else:
+        assert split_address(address) == expected
+
+
+def test_unusable_tls_files_are_a_configuration_error(tmp_path, certificates):
+    with pytest.raises(ConfigError, match="tls-cert"):
+        TlsLinks("n1", "127.0.0.1:0", tls=files_of(tmp_path, "n1"), max_entry_bytes=1)
+    context = files_of(certificates, "n1").context(server=True)
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
