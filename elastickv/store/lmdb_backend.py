@@ -121,7 +121,6 @@ class LmdbBackend:
         process of its own: see `poll_audit`.
         """
         self.max_map_bytes = max_map_bytes
-        self._audit: BackgroundAudit | None = None
         self._disk = disk or OsDisk()
         self._directory = directory
         self._initial_map_bytes = initial_map_bytes
@@ -130,11 +129,12 @@ class LmdbBackend:
         self._disk.make_directory(directory)
         self._generation = self._find_generation()
         self._remove_leftovers()
-        self._start_audit(self._path_of(self._generation), inline_audit_bytes)
+        self._audit = self._begin_audit(self._path_of(self._generation), inline_audit_bytes)
         try:
             self._environment = self._open(self._generation)
         except BaseException:
-            self._stop_audit()
+            if self._audit is not None:
+                self._audit.stop()
             raise
 
     @classmethod
@@ -177,11 +177,11 @@ class LmdbBackend:
     def _open(self, generation: int) -> Environment:
         return Environment(self._path_of(generation), self._initial_map_bytes)
 
-    def _start_audit(self, path: Path, inline_bytes: int) -> None:
-        if path.stat().st_size <= inline_bytes:
-            audit_file(path)
-        else:
-            self._audit = BackgroundAudit(path)
+    def _begin_audit(self, path: Path, inline_bytes: int) -> BackgroundAudit | None:
+        if path.stat().st_size > inline_bytes:
+            return BackgroundAudit(path)
+        audit_file(path)
+        return None
 
     def poll_audit(self) -> bool:
         if self._audit is not None and not self._audit.poll():
@@ -192,6 +192,8 @@ class LmdbBackend:
         if self._audit is not None:
             self._audit.stop()
             self._audit = None
+            # A killed child leaves its read transaction behind, which would pin pages for ever.
+            self._environment.forget_dead_readers()
 
     def _remove_leftovers(self) -> None:
         # After an installation that failed at its last step, CURRENT may name the other one.

@@ -71,7 +71,7 @@ class Environment:
             self.env = lmdb.open(
                 str(path), subdir=False, mode=0o600, map_size=map_bytes, max_dbs=len(Table) + 1,
                 sync=True, metasync=True, readahead=False, max_readers=_MAX_READERS)
-            self.env.reader_check()
+            self.forget_dead_readers()
             self.map_bytes: int = self.env.info()["map_size"]
             self.databases: dict[Table, Any] = {
                 table: self.env.open_db(table.value.encode()) for table in Table}
@@ -158,6 +158,10 @@ class Environment:
             return False
         self.map_bytes = wanted
         return True
+
+    def forget_dead_readers(self) -> None:
+        """Drop the read transactions of processes that are gone."""
+        self.env.reader_check()
 
     def used_bytes(self) -> int:
         """How much of the map is, or was at some time, in use."""

@@ -33,6 +33,7 @@ _STRIDE = GROUP_BYTES + 1
 _ONE_GROUP = _STRIDE + TIMESTAMP_BYTES
 _MORE = GROUP_BYTES + 1
 _MARKERS = [bytes((count,)) for count in range(_MORE + 1)]
+_PADDING = [bytes(GROUP_BYTES - count) for count in range(GROUP_BYTES + 1)]
 _pack_inverted = struct.Struct(">Q").pack
 
 
@@ -95,7 +96,7 @@ def decode_user_key(store_key: bytes) -> bytes:
     """The user key in a store key. Raises `StoreCorrupt` when it is malformed."""
     if len(store_key) == _ONE_GROUP:
         count = store_key[GROUP_BYTES]
-        if not 0 < count <= GROUP_BYTES or any(store_key[count:GROUP_BYTES]):
+        if not 0 < count <= GROUP_BYTES or store_key[count:GROUP_BYTES] != _PADDING[count]:
             raise StoreCorrupt("a store key has an impossible marker or padding")
         return store_key[:count]
     body = len(store_key) - TIMESTAMP_BYTES
@@ -108,7 +109,8 @@ def decode_user_key(store_key: bytes) -> bytes:
             raise StoreCorrupt("a store key ends before its last group")
         parts.append(store_key[start:start + GROUP_BYTES])
     count = store_key[last + GROUP_BYTES]
-    if not 0 < count <= GROUP_BYTES or any(store_key[last + count:last + GROUP_BYTES]):
+    if not 0 < count <= GROUP_BYTES or (
+            store_key[last + count:last + GROUP_BYTES] != _PADDING[count]):
         raise StoreCorrupt("a store key has an impossible marker or padding")
     parts.append(store_key[last:last + count])
     return b"".join(parts)

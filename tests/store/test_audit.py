@@ -336,6 +336,21 @@ def test_damage_in_a_large_store_is_reported(tmp_path: Path) -> None:
     backend.close()
 
 
+def test_a_killed_audit_pins_nothing(tmp_path: Path) -> None:
+    """Pages that a dead child's transaction would hold are free for reuse again."""
+    build(tmp_path)
+    backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
+    audit = backend._audit
+    assert audit is not None
+    audit._process.kill()
+    audit._process.wait()
+    with pytest.raises(StoreCorrupt, match="status -9"):
+        backend.poll_audit()
+    backend._stop_audit()
+    assert backend._environment.env.reader_check() == 0
+    backend.close()
+
+
 def test_closing_ends_the_audit(tmp_path: Path) -> None:
     build(tmp_path)
     backend = LmdbBackend(tmp_path, inline_audit_bytes=0)

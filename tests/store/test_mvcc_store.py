@@ -87,6 +87,9 @@ def test_timestamps_out_of_log_order_still_read_right(store: Store) -> None:
     store.apply_group(1, [(b"k", 50, plain_record(b"50"))])
     store.flush_now()
     store.apply_group(2, [(b"k", 40, plain_record(b"40"))])
+    newest = store.get(b"k", LATEST, 0)
+    assert newest is not None
+    assert newest.commit_ts == 50
     job = store.begin_flush()
     store.apply_group(3, [(b"k", 30, plain_record(b"30"))])
     assert job is not None
@@ -185,6 +188,22 @@ def test_a_full_disk_loses_nothing_and_the_flush_can_be_repeated(
     store.flush_now()
     assert store.durable_index == 2
     assert keys_of(Store.open(MemoryBackend(OsDisk(), backend._path.parent))) == [b"a", b"b"]
+
+
+def test_a_repeated_flush_promises_only_what_it_wrote(backend: ObedientBackend) -> None:
+    store = Store.open(backend)
+    store.apply_group(1, [(b"a", 1, VALUE)])
+    backend.error = DiskFull("full")
+    with pytest.raises(DiskFull):
+        store.flush_now()
+    store.apply_group(2, [(b"b", 2, VALUE)])
+    backend.error = None
+    job = store.begin_flush()
+    assert job is not None
+    job.run()
+    after_a_crash = Store.open(MemoryBackend(OsDisk(), backend._path.parent))
+    assert (after_a_crash.applied_index, after_a_crash.max_commit_ts) == (1, 1)
+    assert keys_of(after_a_crash) == [b"a"]
 
 
 def test_a_full_map_is_grown_and_the_flush_repeated(backend: ObedientBackend) -> None:
