@@ -116,7 +116,7 @@ def test_live_page_headers_matter(image: mmap.mmap) -> None:
     """Headers of pages that the audit reaches: number, flags, bounds. (The pad is not used.)"""
     checked = 0
     for number in range(2, len(image) // PAGE):
-        if number % 9:
+        if number % 15:
             continue
         accepted = set()
         for offset in range(fmt.PAGE_HEADER_BYTES):
@@ -292,12 +292,12 @@ def test_random_flips_are_refused_or_read_right(tmp_path: Path) -> None:
     """Whatever bit flips: a typed refusal, or every read and later write is right."""
     build(tmp_path, keys=25, rounds=6)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(READER), str(tmp_path), "5", "300"], cwd=REPOSITORY,
+        [sys.executable, "-c", textwrap.dedent(READER), str(tmp_path), "5", "150"], cwd=REPOSITORY,
         text=True, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     refused, right = map(int, done.stdout.split())
-    assert refused > 50
-    assert right > 50
+    assert refused > 30
+    assert right > 30
 
 
 def damage_values(path: Path) -> None:
@@ -336,12 +336,26 @@ def test_damage_in_a_large_store_is_reported(tmp_path: Path) -> None:
     backend.close()
 
 
-def test_a_killed_audit_pins_nothing(tmp_path: Path) -> None:
+ENDLESS_AUDIT = """#!{python}
+import signal, sys
+import lmdb
+with lmdb.open(sys.argv[3], subdir=False, readonly=True, max_dbs=8).begin():
+    print("pinned", flush=True)
+    signal.pause()
+"""
+
+
+def test_a_killed_audit_pins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that a dead child's transaction would hold are free for reuse again."""
     build(tmp_path)
+    endless = tmp_path / "endless"
+    endless.write_text(ENDLESS_AUDIT.format(python=sys.executable))
+    endless.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(endless))
     backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
     audit = backend._audit
     assert audit is not None
+    assert backend.poll_audit()
     audit._process.kill()
     audit._process.wait()
     with pytest.raises(StoreCorrupt, match="status -9"):

@@ -192,7 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
             (ts for group in self.log for _, ts, _ in group.writes), default=0)
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("lmdb", 40), ("memory", 60)])
+@pytest.mark.parametrize(("kind", "examples"), [("lmdb", 25), ("memory", 40)])
 def test_store_agrees_with_the_model(kind: str, examples: int) -> None:
     machine = type("Machine", (StoreMachine,), {"kind": kind})
     run_state_machine_as_test(machine, settings=settings(  # type: ignore[no-untyped-call]
