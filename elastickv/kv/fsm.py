@@ -12,10 +12,10 @@ this node's identity, so every replica takes the same one. Three things can happ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from elastickv.clock import HybridLogicalClock
+from elastickv.clock import HybridLogicalClock, timestamp_ms
 from elastickv.crypto.cipher import open_raft
 from elastickv.errors import (
     ApplyHalted,
@@ -50,9 +50,12 @@ META_RAFT_CUTOVER_INDEX = b"raft_cutover_index"
 META_LAST_ENCRYPTION_INDEX = b"last_encryption_index"
 META_SIDECAR = b"sidecar"
 
-_HEADER_BYTES = 9
-_PLAINTEXT = 0
-_ENVELOPE = 1
+# In a record: the encryption state in bits 1-2 of the value header, and the key id of the envelope
+# (version, flag, key id) that follows the 9 bytes of the header.
+_STATE_MASK = 0b110
+_PLAINTEXT = 0b000
+_SEALED = 0b010
+_KEY_ID = slice(11, 15)
 
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
@@ -80,16 +83,6 @@ def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keyst
     if cutover_index == 0 or index <= cutover_index or payload[0] in CLEAR_OPCODES:
         return payload
     return open_raft(keystore, payload)
-
-
-def reject_plaintext(request: WriteRequest, storage_active: bool) -> StorageEnvelopeRequired | None:
-    """The storage cutover, decided at apply time: no plaintext value is stored after it."""
-    if not storage_active:
-        return None
-    for op in request.ops:
-        if op.kind == OpKind.PUT and (op.record[0] >> 1) & 3 == _PLAINTEXT:
-            return StorageEnvelopeRequired("the storage envelope became active before this write")
-    return None
 
 
 class KvStateMachine:
@@ -159,44 +152,51 @@ class KvStateMachine:
         # Latest timestamps written by earlier requests of this same entry, for their conditions.
         latest: dict[bytes, int] = {}
         track_latest = any(request.conditions for request in requests)
-        for request in requests:
-            if request.conditions and not self._conditions_hold(request, latest):
+        known_ids: set[bytes] = set()
+        for commit_ts, ops, conditions in requests:
+            if conditions and not self._conditions_hold(commit_ts, conditions, latest):
                 outcomes.append(ConditionFailed("a condition of the batch does not hold",
                                                 remedy="read the keys again and retry"))
                 continue
-            refusal = reject_plaintext(request, storage_active)
-            if refusal is not None:
-                outcomes.append(refusal)
+            group = []
+            for kind, key, record in ops:
+                state = record[0] & _STATE_MASK
+                if state == _SEALED:
+                    if record[_KEY_ID] not in known_ids:
+                        self._require_known_key(index, record)
+                        known_ids.add(record[_KEY_ID])
+                elif storage_active and kind == OpKind.PUT and state == _PLAINTEXT:
+                    break
+                group.append((key, commit_ts, record))
+            else:
+                writes += group
+                if track_latest:
+                    latest.update((key, commit_ts if kind == OpKind.PUT else 0)
+                                  for kind, key, _ in ops)
+                outcomes.append(WriteResult(index, commit_ts))
+                if commit_ts > self._hlc.last:
+                    self._hlc.last = commit_ts
                 continue
-            commit_ts = request.commit_ts
-            for op in request.ops:
-                self._require_known_key(index, op.record)
-                writes.append((op.key, commit_ts, op.record))
-            if track_latest:
-                for op in request.ops:
-                    latest[op.key] = commit_ts if op.kind == OpKind.PUT else 0
-            outcomes.append(WriteResult(index, commit_ts))
-            if commit_ts > self._hlc.last:
-                self._hlc.last = commit_ts
+            outcomes.append(StorageEnvelopeRequired(
+                "the storage envelope became active before this write"))
         self._store.apply_group(index, writes)
         return outcomes
 
-    def _conditions_hold(self, request: WriteRequest, latest: dict[bytes, int]) -> bool:
+    def _conditions_hold(self, commit_ts: int, conditions: Sequence[tuple[bytes, int]],
+                         latest: Mapping[bytes, int]) -> bool:
         # Expiry is judged at the request's own timestamp: replicated, hence the same everywhere.
-        now_ms = request.commit_ts >> 16
-        for key, expected in request.conditions:
+        now_ms = timestamp_ms(commit_ts)
+        for key, expected in conditions:
             current = latest.get(key)
             if current is None:
-                version = self._store.get(key, request.commit_ts, now_ms)
+                version = self._store.get(key, commit_ts, now_ms)
                 current = version.commit_ts if version else 0
             if current != expected:
                 return False
         return True
 
     def _require_known_key(self, index: int, record: bytes) -> None:
-        if (record[0] >> 1) & 3 != _ENVELOPE:
-            return
-        key_id = int.from_bytes(record[_HEADER_BYTES + 2:_HEADER_BYTES + 6], "big")
+        key_id = int.from_bytes(record[_KEY_ID], "big")
         if key_id not in self._applier.keystore:
             raise ApplyHalted(f"entry {index} holds a value under unknown DEK {key_id}",
                               remedy="restore this node's sidecar from the leader")
