@@ -66,7 +66,7 @@ METHOD_IDENTITY = "membership.identity"
 
 TRANSFER = "transfer"
 UNUSED_EPOCH = 0
-ASK_TIMEOUT_S = 4.0
+ASK_TIMEOUT_S = 8.0
 """How long a node that is to be added may take to be reached and to answer. A first dial to a node
 with a lower id waits a second for that node to dial."""
 CATCH_UP_TIMEOUT_S = 2.0

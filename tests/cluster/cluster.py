@@ -83,14 +83,31 @@ class Cluster:
         if self.encryption:
             write_kek_file(kek)
         for i, name in enumerate(names):
-            address, raft = f"127.0.0.1:{ports[i]}", f"127.0.0.1:{ports[self.size + i]}"
-            arguments = ["--raftId", name, "--address", address, "--raftAddress", raft,
-                         "--raftDataDir", str(self.directory / name),
-                         "--raftBootstrapMembers", members, "--insecure",
-                         "--accept-loops", "2", *self.extra]
-            if self.encryption:
-                arguments += ["--kekFile", str(kek), "--encryption-enabled"]
-            self.nodes[name] = NodeProcess(name, address, raft, self.directory / name, arguments)
+            self._define(name, ports[i], ports[self.size + i],
+                         ["--raftBootstrapMembers", members],
+                         kek if self.encryption else None)
+
+    def _define(self, name: str, port: int, raft_port: int, cluster: list[str],
+                kek: Path | None) -> NodeProcess:
+        address, raft = f"127.0.0.1:{port}", f"127.0.0.1:{raft_port}"
+        arguments = ["--raftId", name, "--address", address, "--raftAddress", raft,
+                     "--raftDataDir", str(self.directory / name), *cluster, "--insecure",
+                     "--accept-loops", "2", *self.extra]
+        if kek is not None:
+            arguments += ["--kekFile", str(kek), "--encryption-enabled"]
+        node = NodeProcess(name, address, raft, self.directory / name, arguments)
+        self.nodes[name] = node
+        return node
+
+    def newcomer(self, name: str, *via: str, kek: str = "kek") -> NodeProcess:
+        """A node that joins through the named members. `kek` "" = none, else a file beside the
+        node directories, made if it is not there."""
+        port, raft_port = free_ports(2)
+        path = self.directory / kek if kek else None
+        if path is not None and not path.exists():
+            write_kek_file(path)
+        join = ",".join(f"{each}={self.nodes[each].raft_address}" for each in via)
+        return self._define(name, port, raft_port, ["--raftJoin", join], path)
 
     @property
     def endpoints(self) -> list[str]:
@@ -144,6 +161,24 @@ class Cluster:
             await client.encryption.bootstrap()
             await client.encryption.enable_storage_envelope()
             await client.encryption.enable_raft_envelope()
+
+    async def logged(self, name: str, text: str) -> None:
+        """Wait until a node has logged `text`."""
+        node = self.nodes[name]
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            while text not in node.log:
+                if node.process is None or node.process.poll() is not None:
+                    raise RuntimeError(f"{name} does not run: {node.log[-2000:]}")
+                await asyncio.sleep(0.05)
+
+    async def exit_code(self, name: str, timeout_s: float = READY_TIMEOUT_S) -> int:
+        """The exit code of a node that ends by itself."""
+        process = self.nodes[name].process
+        if process is None:
+            raise RuntimeError(f"{name} does not run")
+        code = await asyncio.to_thread(process.wait, timeout_s)
+        self.nodes[name].process = None
+        return code
 
     def stop(self) -> None:
         """Kill whatever runs."""
