@@ -386,6 +386,8 @@ class PySyncObjEngine:
         if self._core.is_leading() and not self._transfer.active:
             return
         leader_id = self._core.leader_id()
+        if self._core.is_leading():
+            raise NoLeader("the leadership is being handed over", remedy="retry shortly")
         if not leader_id or leader_id == self.node_id:
             raise NoLeader("no leader is known", remedy="retry when a majority is up")
         raise NotLeader(leader_id=leader_id,

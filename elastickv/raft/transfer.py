@@ -46,7 +46,10 @@ class Transfer:
         try:
             await done
         finally:
+            # Also when the caller gave up: a leader that hands over for ever refuses every write.
             timer.cancel()
+            if self._done is done:
+                self.end()
         if context.core.is_leading():
             raise DeadlineExceeded(f"{target_id!r} did not take over in time",
                                    remedy="see whether it runs and has caught up")

@@ -11,6 +11,7 @@ from elastickv.errors import (
     DeadlineExceeded,
     InvalidArgument,
     MembershipConflict,
+    NoLeader,
     NotLeader,
     RemovedFromCluster,
 )
@@ -243,6 +244,22 @@ def test_transfer_moves_the_leadership_quickly_and_loses_no_write():
         acknowledged.append(await target.engine.propose(b"after", timeout_s=SECOND))
         await lab.settle()
         assert all(node.state.payloads() == acknowledged for node in lab.nodes.values())
+
+    run(scenario())
+
+
+def test_transfer_whose_caller_gives_up_does_not_block_the_leader():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        lab.hub.rule = lambda source, target, message: int(
+            not isinstance(message, frames.TimeoutNow))
+        transfer = asyncio.ensure_future(leader.engine.transfer_leadership("", timeout_s=60))
+        await asyncio.sleep(0.05)
+        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=SECOND)), NoLeader)
+        transfer.cancel()
+        await asyncio.sleep(0)
+        assert await leader.engine.propose(b"y", timeout_s=SECOND) == b"y"
 
     run(scenario())
 

@@ -170,6 +170,7 @@ class Chaos:
             try:
                 await leader.engine.propose(b"the end", timeout_s=5)
             except PeerError:
+                await asyncio.sleep(0.05)
                 continue
             return leader
 

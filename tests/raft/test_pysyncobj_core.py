@@ -1,0 +1,55 @@
+"""The seams: what is replaced exists in the pinned library, and only there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import pysyncobj.syncobj as library
+from pysyncobj import SyncObj
+
+from elastickv.raft import pysyncobj_core, pysyncobj_seams
+from elastickv.raft.pysyncobj_core import RaftCore
+from elastickv.raft.pysyncobj_seams import PeerNode
+
+SOURCE = Path(library.__file__).read_text(encoding="utf-8")
+
+
+def test_the_library_is_the_version_that_was_read():
+    assert importlib.metadata.version("pysyncobj") == "0.3.17"
+
+
+def test_every_replaced_method_exists_in_the_library():
+    replaced = [name for name in vars(RaftCore) if name.startswith("_SyncObj__")]
+    assert len(replaced) > 8
+    assert [name for name in replaced if name not in vars(SyncObj)] == []
+
+
+def test_every_used_private_field_exists_in_the_library():
+    text = Path(pysyncobj_core.__file__).read_text(encoding="utf-8")
+    used = set(re.findall(r"_SyncObj__(\w+)", text))
+    assert len(used) > 20
+    assert {name for name in used if f"self.__{name}" not in SOURCE
+            and f"def __{name}" not in SOURCE} == set()
+
+
+def test_every_replaced_module_name_exists_in_the_library():
+    text = Path(pysyncobj_seams.__file__).read_text(encoding="utf-8")
+    names = re.findall(r"library\.(\w+) =", text)
+    assert len(names) == 4
+    for name in names:
+        assert re.search(rf"\b{name}\b", SOURCE)
+
+
+def test_the_library_asks_for_nothing_else_outside():
+    """Time and chance come from the engine: no other clock or generator is called."""
+    used = set(re.findall(r"\b(?:time|random)\.(\w+)\(", SOURCE))
+    # random.random is in the replaced timeout; time.sleep only where the transport is not ready.
+    assert used == {"sleep", "random"}
+
+
+def test_order_of_peers_does_not_depend_on_the_process():
+    assert hash(PeerNode("n1")) == 3950597356
+    assert PeerNode("n1") == PeerNode("n1")
+    assert PeerNode("n1") != PeerNode("n2")
