@@ -6,13 +6,14 @@ import asyncio
 import gc
 import socket
 
-from elastickv.errors import BindFailed
+from elastickv.errors import BindFailed, ConfigError
 from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
 from elastickv.metrics import Recorder
 from elastickv.raft.engine import RaftEngine
 from elastickv.server import health
 from elastickv.server.admin_service import EncryptionAdmin
 from elastickv.server.aio_front import AioFront
+from elastickv.server.h2.front import H2Front
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
 from elastickv.server.measure import measured
@@ -24,6 +25,8 @@ __all__ = ["GrpcServer", "ServerTls"]
 
 MESSAGE_SLACK_BYTES = 2 << 20
 HEALTH_INTERVAL_S = 0.1
+FRONT_GRPC = "grpc"
+FRONT_H2 = "h2"
 NEEDS_LEADER = ("", "RawKV", "TransactionalKV")
 WITHOUT_LEADER = ("EncryptionAdmin", "RaftAdmin")
 
@@ -46,7 +49,8 @@ def probe_port(host: str, port: int) -> int:
 
 
 def services_of(kv: KvApi, encryption: EncryptionApi, membership: MembershipApi,
-                engine: RaftEngine, states: Health, *, max_result_bytes: int, reflection: bool) -> Services:
+                engine: RaftEngine, states: Health, *, max_result_bytes: int,
+                reflection: bool) -> Services:
     """Every method of a node by service name."""
     services: dict[str, Methods] = {
         "RawKV": RawKv(kv, max_result_bytes=max_result_bytes).methods(),
@@ -72,12 +76,25 @@ def _reflection(names: list[str]) -> Methods:
         reflection_pb2.ServerReflectionResponse.SerializeToString)}
 
 
+def make_front(name: str, services: Services, *, accept_loops: int,
+               max_message_bytes: int) -> AioFront | H2Front:
+    """The front called `name`. Raises `ConfigError`."""
+    if name == FRONT_H2:
+        return H2Front(services, max_message_bytes=max_message_bytes)
+    if name == FRONT_GRPC:
+        return AioFront(services, accept_loops=accept_loops, max_message_bytes=max_message_bytes)
+    raise ConfigError(f"there is no gRPC front {name!r}", remedy=f"use {FRONT_GRPC} or {FRONT_H2}")
+
+
 class GrpcServer:
     """The servers of one node."""
 
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
-                 membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None, accept_loops: int, reflection: bool,
-                 max_value_bytes: int, recorder: Recorder | None = None) -> None:
+                 membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
+                 accept_loops: int, reflection: bool, max_value_bytes: int,
+                 front: str = FRONT_GRPC, recorder: Recorder | None = None) -> None:
+        """`front` is `grpc` (grpc.aio with `accept_loops` servers) or `h2` (our own). Calls are
+        recorded where there is a `recorder`."""
         self._host = host
         self._port = port
         self._tls = tls
@@ -87,9 +104,10 @@ class GrpcServer:
         max_message_bytes = 2 * max_value_bytes + MESSAGE_SLACK_BYTES
         services = services_of(kv, encryption, membership, engine, self._health,
                                reflection=reflection, max_result_bytes=max_message_bytes)
-        self._front = AioFront(
-            measured(services, recorder) if recorder is not None else services,
-            accept_loops=accept_loops, max_message_bytes=max_message_bytes)
+        if recorder is not None:
+            services = measured(services, recorder)
+        self._front = make_front(front, services, accept_loops=accept_loops,
+                                 max_message_bytes=max_message_bytes)
         self._health_task: asyncio.Task[None] | None = None
 
     @property

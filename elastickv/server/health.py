@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from grpc_health.v1 import health_pb2 as pb
@@ -51,7 +51,8 @@ class Health:
                                  remedy="ask for RawKV, EncryptionAdmin, RaftAdmin, or nothing")
         return pb.HealthCheckResponse(status=status)
 
-    async def watch(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.HealthCheckResponse]:
+    async def watch(self, requests: AsyncIterator[Any]
+                    ) -> AsyncGenerator[pb.HealthCheckResponse, None]:
         """The state now, and again after every change."""
         service = ""
         async for request in requests:

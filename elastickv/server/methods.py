@@ -5,7 +5,7 @@ A method gets the parsed request and the seconds that it may take, and raises `e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ class Unary:
 class Stream:
     """A stream of requests and a stream of responses, which ends when the caller has gone."""
 
-    call: Callable[[AsyncIterator[Any]], AsyncIterator[Any]]
+    call: Callable[[AsyncIterator[Any]], AsyncGenerator[Any, None]]
     parse: Callable[[bytes], Any]
     serialize: Callable[[Any], bytes]
 

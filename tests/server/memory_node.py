@@ -41,7 +41,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.txn import check_key, check_ops
 from elastickv.raft.engine import EngineStatus, Member, Role, Suffrage
-from elastickv.server.grpc_server import GrpcServer, ServerTls
+from elastickv.server.grpc_server import FRONT_GRPC, GrpcServer, ServerTls
 
 MAX_VALUE_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 256 * 1024
@@ -293,7 +293,7 @@ class MemoryNode:
 
     def __init__(self, raft_id: str = "n1", *, gate: bool = True, port: int = 0,
                  tls: ServerTls | None = None, accept_loops: int = 2,
-                 reflection: bool = False) -> None:
+                 reflection: bool = False, front: str = FRONT_GRPC) -> None:
         self.faults = Faults()
         self.kv = MemoryKv(self.faults)
         self.encryption = MemoryEncryption(self.faults, raft_id, gate=gate)
@@ -302,7 +302,7 @@ class MemoryNode:
             "127.0.0.1", port, kv=self.kv, encryption=self.encryption, membership=self.engine,
             engine=self.engine,  # type: ignore[arg-type]
             tls=tls, accept_loops=accept_loops, reflection=reflection,
-            max_value_bytes=MAX_VALUE_BYTES)
+            max_value_bytes=MAX_VALUE_BYTES, front=front)
 
     @property
     def address(self) -> str:

@@ -18,20 +18,27 @@ from memory_node import MAX_VALUE_BYTES, MemoryNode, eventually, running
 
 from elastickv import errors
 from elastickv.crypto.nonce import full_node_id
-from elastickv.errors import BindFailed, ElasticKVError
+from elastickv.errors import BindFailed, ConfigError, ElasticKVError
 from elastickv.kv.api import MAX_KEY_BYTES
 from elastickv.pb import encryption_admin_pb2 as admin_pb
 from elastickv.pb import encryption_admin_pb2_grpc as admin_grpc
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
+from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 
 KEY_LIMIT = str(MAX_KEY_BYTES)
 VALUE_LIMIT = str(MAX_VALUE_BYTES)
 
 
+@pytest.fixture(params=[FRONT_GRPC, FRONT_H2])
+def front(request: pytest.FixtureRequest) -> str:
+    """Everything here holds for both fronts."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def node() -> AsyncIterator[MemoryNode]:
-    node = MemoryNode(reflection=True)
+async def node(front: str) -> AsyncIterator[MemoryNode]:
+    node = MemoryNode(reflection=True, front=front)
     async with running(node):
         yield node
 
@@ -338,8 +345,8 @@ async def test_reflection(node: MemoryNode) -> None:
                         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
 
 
-async def test_reflection_is_off_by_default() -> None:
-    node = MemoryNode()
+async def test_reflection_is_off_by_default(front: str) -> None:
+    node = MemoryNode(front=front)
     async with running(node):
         with pytest.raises(grpc.RpcError) as caught:
             await asyncio.to_thread(services_by_reflection, node.address)
@@ -385,21 +392,27 @@ async def test_random_bytes_end_the_connection_and_the_node_goes_on(
         assert (await kv_grpc.RawKVStub(another).RawPut(pb.RawPutRequest(key=b"after"))).success
 
 
-async def test_a_port_in_use_is_refused_though_it_could_be_shared(node: MemoryNode) -> None:
+async def test_a_port_in_use_is_refused_though_it_could_be_shared(node: MemoryNode,
+                                                                  front: str) -> None:
     with pytest.raises(BindFailed, match=str(node.server.port)):
-        await MemoryNode("n2", port=node.server.port).start()
+        await MemoryNode("n2", port=node.server.port, front=front).start()
 
 
-async def test_a_port_of_a_plain_listener_is_refused() -> None:
+async def test_a_port_of_a_plain_listener_is_refused(front: str) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(BindFailed):
-            await MemoryNode(port=other.getsockname()[1]).start()
+            await MemoryNode(port=other.getsockname()[1], front=front).start()
 
 
-async def test_a_stopped_server_frees_its_port_and_lets_calls_end() -> None:
-    node = MemoryNode()
+def test_there_are_two_fronts() -> None:
+    with pytest.raises(ConfigError, match="carrier pigeon"):
+        MemoryNode(front="carrier pigeon")
+
+
+async def test_a_stopped_server_frees_its_port_and_lets_calls_end(front: str) -> None:
+    node = MemoryNode(front=front)
     node.faults.hold = asyncio.Event()
     await node.start()
     port = node.server.port
@@ -411,7 +424,7 @@ async def test_a_stopped_server_frees_its_port_and_lets_calls_end() -> None:
         node.faults.hold.set()
         assert (await answer).success
         await stopping
-    again = MemoryNode(port=port)
+    again = MemoryNode(port=port, front=front)
     async with running(again):
         assert again.server.port == port
 

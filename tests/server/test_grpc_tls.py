@@ -13,6 +13,7 @@ from elastickv import certs
 from elastickv.errors import ConfigError
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
+from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 from elastickv.server.tls import ServerTls
 
 
@@ -31,9 +32,15 @@ def server_tls(directory: Path) -> ServerTls:
     return ServerTls(pair.cert, pair.key, directory / "ours" / "ca.crt")
 
 
+@pytest.fixture(params=[FRONT_GRPC, FRONT_H2])
+def front(request: pytest.FixtureRequest) -> str:
+    """Everything here holds for both fronts."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def node(directory: Path) -> AsyncIterator[MemoryNode]:
-    node = MemoryNode(tls=server_tls(directory))
+async def node(directory: Path, front: str) -> AsyncIterator[MemoryNode]:
+    node = MemoryNode(tls=server_tls(directory), front=front)
     async with running(node):
         yield node
 
@@ -76,11 +83,11 @@ async def test_plain_text_is_not_served(node: MemoryNode) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "other key"])
 async def test_files_that_do_not_fit_refuse_to_start(directory: Path, tmp_path: Path,
-                                                     damage: str) -> None:
+                                                     damage: str, front: str) -> None:
     whole = server_tls(directory)
     key = {"missing": tmp_path / "none.key", "garbage": tmp_path / "bad.key",
            "other key": certs.pair_paths(directory / "theirs", "n1").key}[damage]
     (tmp_path / "bad.key").write_text("not a key")
     with pytest.raises(ConfigError, match=str(key)) as caught:
-        await MemoryNode(tls=ServerTls(whole.cert, key, whole.ca)).start()
+        await MemoryNode(tls=ServerTls(whole.cert, key, whole.ca), front=front).start()
     assert "--tls-key" in caught.value.remedy

@@ -1,0 +1,80 @@
+"""Patience with a peer: frames that cost this side and bring nothing, and silence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from elastickv.server.h2.wire import Code, ConnectionFailed
+
+NUISANCES_PER_S: Final = 2000
+MAX_NUISANCES: Final = 4000
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+PING_AFTER_S: Final = 60.0
+PING_TIMEOUT_S: Final = 20.0
+
+
+class Budget:
+    """Counts control frames, resets and empty frames; time forgives them. Pure but for `now`."""
+
+    __slots__ = ("_at", "_now", "_spent")
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._at = now()
+        self._spent = 0.0
+
+    def spend(self) -> None:
+        """One more. Raises `ConnectionFailed` when it is a flood."""
+        now = self._now()
+        elapsed_s, self._at = now - self._at, now
+        self._spent = max(0.0, self._spent - elapsed_s * NUISANCES_PER_S) + 1
+        if self._spent > MAX_NUISANCES:
+            raise ConnectionFailed(Code.ENHANCE_YOUR_CALM, "too many control frames")
+
+
+class Watchdog:
+    """Asks a silent peer for a sign of life and gives up on one that shows none.
+
+    `heard` is set by whoever receives; `ping()` asks, `give_up(reason)` ends the connection.
+    """
+
+    __slots__ = ("_give_up", "_greeted", "_loop", "_ping", "_timer", "heard")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, greeted: Callable[[], bool],
+                 ping: Callable[[], None], give_up: Callable[[str], None]) -> None:
+        self._loop = loop
+        self._greeted = greeted
+        self._ping = ping
+        self._give_up = give_up
+        self.heard = False
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._check_greeting)
+
+    def stop(self) -> None:
+        """No more timers."""
+        self._timer.cancel()
+
+    def _check_greeting(self) -> None:
+        if self._greeted():
+            self._expect(PING_AFTER_S, self._check_silence)
+        else:
+            self._give_up("no HTTP/2 preface in time")
+
+    def _expect(self, within_s: float, check: Callable[[], None]) -> None:
+        self.heard = False
+        self._timer = self._loop.call_later(within_s, check)
+
+    def _check_silence(self) -> None:
+        if self.heard:
+            self._expect(PING_AFTER_S, self._check_silence)
+        else:
+            self._ping()
+            self._expect(PING_TIMEOUT_S, self._check_answer)
+
+    def _check_answer(self) -> None:
+        if self.heard:
+            self._expect(PING_AFTER_S, self._check_silence)
+        else:
+            self._give_up("no answer to a PING")

@@ -1,0 +1,123 @@
+"""What a request's headers ask for. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, cast
+
+import grpc
+import hpack
+
+from elastickv.server.errors import Status
+from elastickv.server.h2.wire import Code, ConnectionFailed
+from elastickv.server.methods import Services, Stream, Unary
+
+MAX_HEADS_REMEMBERED: Final = 256
+
+_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
+_UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+Table = Mapping[str, Unary | Stream]
+"""Methods by path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request: whom it calls and for how long. Exactly one of `method`, `refusal` and
+    `http_status` says how it goes on."""
+
+    path: str
+    method: Unary | Stream | None = None
+    timeout_s: float | None = None
+    refusal: Status | None = None
+    http_status: int = 0
+
+
+def table_of(services: Services) -> dict[str, Unary | Stream]:
+    """`/Service/Method` to method."""
+    return {f"/{service}/{name}": method
+            for service, methods in services.items() for name, method in methods.items()}
+
+
+def parse_timeout(text: str) -> float | None:
+    """Seconds of a `grpc-timeout`; None for text that is none."""
+    match = _TIMEOUT.fullmatch(text)
+    return int(match[1]) * _UNIT_S[match[2]] if match else None
+
+
+def head_of(fields: Iterable[tuple[str, str]], table: Table) -> Head | None:
+    """The request of decoded header fields; None when they are malformed (RFC 9113, 8.1.1)."""
+    values: dict[str, str] = {}
+    regular = False
+    for name, value in fields:
+        if name.startswith(":"):
+            if regular or name in values:
+                return None
+        else:
+            regular = True
+            if name != name.lower() or name in ("connection", "transfer-encoding", "upgrade"):
+                return None
+        values[name] = value
+    path = values.get(":path", "")
+    if not {":method", ":scheme", ":path"} <= values.keys() or not path:
+        return None
+    if values[":method"] != "POST":
+        return Head(path, http_status=405)
+    if not values.get("content-type", "").startswith("application/grpc"):
+        return Head(path, http_status=415)
+    return _grpc_head(path, values, table)
+
+
+def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
+    method = table.get(path)
+    if method is None:
+        return Head(path, refusal=Status(grpc.StatusCode.UNIMPLEMENTED,
+                                         f"there is no method {path[:200]}", ()))
+    timeout = values.get("grpc-timeout")
+    if timeout is None:
+        return Head(path, method)
+    timeout_s = parse_timeout(timeout)
+    if timeout_s is None:
+        return Head(path, refusal=Status(grpc.StatusCode.INTERNAL,
+                                         "grpc-timeout is malformed", ()))
+    return Head(path, method, timeout_s)
+
+
+class HeadReader:
+    """Turns header blocks into `Head`s and keeps the connection's HPACK state.
+
+    A block is remembered while decoding it again would give the same. It would until some block
+    changes the header table: by adding an entry, which then stands first, or by a size update,
+    which stands at the beginning of a block (001xxxxx).
+    """
+
+    def __init__(self, table: Table, *, max_header_list_bytes: int) -> None:
+        self._table = table
+        self._decoder = hpack.Decoder(max_header_list_size=max_header_list_bytes)
+        self._heads: dict[bytes, Head] = {}
+
+    def read(self, block: bytes) -> Head | None:
+        """The request of a block; None when its fields are malformed. Raises `ConnectionFailed`
+        when it does not decode: the state is lost then."""
+        return self._heads.get(block) or self._decode(block)
+
+    def _decode(self, block: bytes) -> Head | None:
+        entries = self._decoder.header_table.dynamic_entries
+        before = (len(entries), entries[0] if entries else None)
+        try:
+            fields = self._decoder.decode(block)
+        except (hpack.HPACKError, UnicodeDecodeError, IndexError):
+            raise ConnectionFailed(Code.COMPRESSION_ERROR, "a header block does not decode") \
+                from None
+        head = head_of(cast("list[tuple[str, str]]", fields), self._table)
+        after = (len(entries), entries[0] if entries else None)
+        resized = bool(block) and block[0] & 0xE0 == 0x20
+        if before[0] != after[0] or before[1] is not after[1] or resized:
+            self._heads.clear()
+        elif head is not None:
+            if len(self._heads) >= MAX_HEADS_REMEMBERED:
+                self._heads.clear()
+            self._heads[block] = head
+        return head

@@ -1,0 +1,126 @@
+"""elastickv.server.h2.budget: floods and silence, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elastickv.server.h2.budget import (
+    HANDSHAKE_TIMEOUT_S,
+    MAX_NUISANCES,
+    NUISANCES_PER_S,
+    PING_AFTER_S,
+    PING_TIMEOUT_S,
+    Budget,
+    Watchdog,
+)
+from elastickv.server.h2.wire import Code, ConnectionFailed
+
+
+class Timers:
+    """The part of an event loop that the watchdog uses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._cancelled: set[int] = set()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
+        number = len(self._timers) + len(self._cancelled) + int(self.now * 1000)
+        heapq.heappush(self._timers, (self.now + delay_s, number, callback))
+        timers = self
+
+        class Handle:
+            def cancel(self) -> None:
+                timers._cancelled.add(number)
+
+        return Handle()
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._timers and self._timers[0][0] <= end:
+            self.now, number, callback = heapq.heappop(self._timers)
+            if number not in self._cancelled:
+                callback()
+        self.now = end
+
+
+def test_a_flood_ends_the_connection() -> None:
+    budget = Budget(lambda: 0.0)
+    for _ in range(MAX_NUISANCES):
+        budget.spend()
+    with pytest.raises(ConnectionFailed) as caught:
+        budget.spend()
+    assert caught.value.code is Code.ENHANCE_YOUR_CALM
+
+
+def test_time_forgives() -> None:
+    timers = Timers()
+    budget = Budget(timers.time)
+    for _ in range(20):
+        for _ in range(NUISANCES_PER_S):
+            budget.spend()
+        timers.pass_time(1.0)
+    for _ in range(MAX_NUISANCES):
+        budget.spend()
+
+
+class Peer:
+    """What the watchdog did."""
+
+    def __init__(self, *, greeted: bool) -> None:
+        self.greeted = greeted
+        self.pings = 0
+        self.given_up: list[str] = []
+        self.timers = Timers()
+        self.dog = Watchdog(self.timers, greeted=lambda: self.greeted,  # type: ignore[arg-type]
+                            ping=self.ping, give_up=self.given_up.append)
+
+    def ping(self) -> None:
+        self.pings += 1
+
+
+def test_a_peer_that_never_greets_is_given_up() -> None:
+    peer = Peer(greeted=False)
+    peer.timers.pass_time(HANDSHAKE_TIMEOUT_S - 1)
+    assert peer.given_up == []
+    peer.timers.pass_time(2)
+    assert peer.given_up == ["no HTTP/2 preface in time"]
+
+
+def test_a_busy_peer_is_left_alone() -> None:
+    peer = Peer(greeted=True)
+    for _ in range(100):
+        peer.timers.pass_time(PING_AFTER_S / 2)
+        peer.dog.heard = True
+    assert (peer.pings, peer.given_up) == (0, [])
+
+
+def test_a_silent_peer_is_asked_and_then_given_up() -> None:
+    peer = Peer(greeted=True)
+    peer.timers.pass_time(HANDSHAKE_TIMEOUT_S + PING_AFTER_S + 1)
+    assert (peer.pings, peer.given_up) == (1, [])
+    peer.timers.pass_time(PING_TIMEOUT_S)
+    assert peer.given_up == ["no answer to a PING"]
+
+
+def test_an_answer_is_enough() -> None:
+    peer = Peer(greeted=True)
+    peer.timers.pass_time(HANDSHAKE_TIMEOUT_S + PING_AFTER_S + 1)
+    for asked in range(1, 6):
+        assert (peer.pings, peer.given_up) == (asked, [])
+        peer.dog.heard = True
+        peer.timers.pass_time(PING_TIMEOUT_S + PING_AFTER_S)
+
+
+def test_a_stopped_watchdog_does_nothing() -> None:
+    peer = Peer(greeted=False)
+    peer.dog.stop()
+    peer.timers.pass_time(1000)
+    assert (peer.pings, peer.given_up) == (0, [])

@@ -1,0 +1,545 @@
+"""elastickv.server.h2 over real sockets: what no gRPC library says, and large or slow peers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+from h2_peer import H2Peer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_node import MAX_VALUE_BYTES, MemoryNode, eventually, running
+
+from elastickv.pb import service_pb2 as pb
+from elastickv.server.grpc_server import FRONT_H2
+from elastickv.server.h2 import wire
+from elastickv.server.h2.budget import MAX_NUISANCES
+from elastickv.server.h2.connection import (
+    CONNECTION_WINDOW,
+    MAX_CALLS,
+    MAX_HEADER_LIST_BYTES,
+    STREAM_WINDOW,
+)
+from elastickv.server.h2.reading import MAX_FRAME_BYTES, MAX_HEADER_BLOCK_BYTES
+from elastickv.server.h2.wire import Code
+
+PUT = pb.RawPutRequest(key=b"k", value=b"v").SerializeToString()
+GET = pb.RawGetRequest(key=b"k").SerializeToString()
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[MemoryNode]:
+    node = MemoryNode(front=FRONT_H2)
+    async with running(node):
+        yield node
+
+
+@pytest.fixture
+async def peer(node: MemoryNode) -> AsyncIterator[H2Peer]:
+    peer = await H2Peer.connect(node.server.port)
+    yield peer
+    peer.close()
+
+
+async def still_serves(node: MemoryNode) -> None:
+    """Another connection gets its answer."""
+    peer = await H2Peer.connect(node.server.port)
+    peer.call(1, "/RawKV/RawGet", GET)
+    assert (await peer.answer(1)).grpc_status == 0
+    peer.close()
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+async def test_a_call(peer: H2Peer, node: MemoryNode) -> None:
+    peer.call(1, "/RawKV/RawPut", PUT)
+    answer = await peer.answer(1)
+    assert answer.fields == {":status": "200", "content-type": "application/grpc",
+                             "grpc-status": "0"}
+    assert pb.RawPutResponse.FromString(answer.data[5:]).success
+    assert answer.reset is None
+    assert peer.settings == {
+        wire.SETTINGS_MAX_CONCURRENT_STREAMS: MAX_CALLS,
+        wire.SETTINGS_INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+        wire.SETTINGS_MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+        wire.SETTINGS_MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES}
+
+
+async def test_a_call_byte_by_byte(node: MemoryNode) -> None:
+    peer = await H2Peer.connect(node.server.port, greet=False)
+    block = peer.block(**{":path": "/RawKV/RawPut"})
+    content = (wire.PREFACE + wire.settings_frame([])
+               + wire.frame(wire.HEADERS, wire.END_HEADERS, 1, block)
+               + wire.frame(wire.DATA, wire.END_STREAM, 1, wire.prefixed(PUT)))
+    for byte in content:
+        peer.send(bytes([byte]))
+        await asyncio.sleep(0)
+    assert (await peer.answer(1)).grpc_status == 0
+    peer.close()
+
+
+async def test_a_call_in_every_shape_that_is_allowed(peer: H2Peer, node: MemoryNode) -> None:
+    block = peer.block(**{":path": "/RawKV/RawPut"})
+    message = wire.prefixed(PUT)
+    priority = b"\0\0\0\0\x10"
+    # HEADERS with padding and priority, DATA with padding, END_STREAM on an empty frame.
+    peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.PADDED | wire.PRIORITIZED, 1,
+                         b"\x03" + priority + block + b"---"))
+    peer.send(wire.frame(wire.DATA, wire.PADDED, 1, b"\x02" + message[:3] + b"--"))
+    peer.send(wire.frame(wire.DATA, 0, 1, message[3:]))
+    peer.send(wire.frame(wire.DATA, wire.END_STREAM, 1, b""))
+    # A header block in three parts, and trailers that end the request.
+    block = peer.block(**{":path": "/RawKV/RawPut"})
+    peer.send(wire.frame(wire.HEADERS, 0, 3, block[:2]))
+    peer.send(wire.frame(wire.CONTINUATION, 0, 3, block[2:3]))
+    peer.send(wire.frame(wire.CONTINUATION, wire.END_HEADERS, 3, block[3:]))
+    peer.send(wire.frame(wire.PRIORITY, 0, 3, priority))
+    peer.send(wire.frame(77, 0xFF, 3, b"of a type that nobody knows"))
+    peer.data(3, message, end=False)
+    peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 3,
+                         peer.block([("x-trailer", "1")])))
+    for stream_id in (1, 3):
+        assert (await peer.answer(stream_id)).grpc_status == 0
+    assert node.kv.index == 2
+
+
+async def test_many_calls_at_once_are_answered_out_of_order(peer: H2Peer,
+                                                            node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    streams = range(1, 401, 2)
+    for stream_id in streams:
+        peer.call(stream_id, "/RawKV/RawPut", PUT)
+    peer.call(401, "/RaftAdmin/Status", b"")
+    assert (await peer.answer(401)).grpc_status == 0
+    node.faults.hold.set()
+    for stream_id in streams:
+        assert (await peer.answer(stream_id)).grpc_status == 0
+    assert node.kv.index == 200
+
+
+async def test_a_timeout_reaches_the_method(peer: H2Peer, node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.headers(1, path="/RawKV/RawPut", **{"grpc-timeout": "100m"})
+    peer.data(1, wire.prefixed(PUT))
+    answer = await peer.answer(1)
+    assert answer.fields["elastickv-error"] == "DeadlineExceeded"
+
+
+async def test_a_reset_cancels_the_call(peer: H2Peer, node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    await eventually(lambda: node.faults.before == ["write"])
+    peer.send(wire.rst_stream(1, Code.CANCEL))
+    await peer.settle()
+    node.faults.hold.set()
+    peer.call(3, "/RawKV/RawGet", GET)
+    answer = await peer.answer(3)
+    assert not pb.RawGetResponse.FromString(answer.data[5:]).exists
+    assert 1 not in peer.answers
+
+
+async def test_a_lost_connection_cancels_its_calls(peer: H2Peer, node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    await eventually(lambda: node.faults.before == ["write"])
+    peer.close()
+    await still_hold_nothing(node)
+    node.faults.hold.set()
+    await still_serves(node)
+    assert node.kv.index == 0
+
+
+async def still_hold_nothing(node: MemoryNode) -> None:
+    """The server has noticed that its connections are gone."""
+    front = node.server._front
+    await eventually(lambda: not front._connections)  # type: ignore[union-attr]
+
+
+# --- requests that are refused ---------------------------------------------------------------
+
+REFUSED: dict[str, tuple[bytes, bool, grpc.StatusCode]] = {
+    "no message": (b"", True, grpc.StatusCode.INTERNAL),
+    "half a prefix": (b"\0\0", True, grpc.StatusCode.INTERNAL),
+    "half a message": (wire.prefixed(PUT)[:-1], True, grpc.StatusCode.INTERNAL),
+    "two messages": (wire.prefixed(PUT) * 2, True, grpc.StatusCode.INTERNAL),
+    "two messages, more to come": (wire.prefixed(PUT) * 2, False, grpc.StatusCode.INTERNAL),
+    "compressed": (b"\x01" + wire.prefixed(PUT)[1:], True, grpc.StatusCode.UNIMPLEMENTED),
+    "announced as too large": (b"\0\x7f\xff\xff\xff", False, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    "not a message": (wire.prefixed(b"\xff\xff\xff"), True, grpc.StatusCode.INVALID_ARGUMENT),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_requests_that_are_refused(peer: H2Peer, node: MemoryNode, name: str) -> None:
+    content, end, code = REFUSED[name]
+    peer.headers(1)
+    peer.data(1, content, end=end)
+    answer = await peer.answer(1)
+    assert answer.grpc_status == code.value[0]
+    assert node.kv.index == 0
+    if not end:
+        await peer.settle()
+        assert answer.reset == Code.NO_ERROR
+        peer.data(1, b"what was under way")
+    peer.call(3, "/RawKV/RawPut", PUT)
+    assert (await peer.answer(3)).grpc_status == 0
+
+
+@pytest.mark.parametrize(("changed", "status"), [
+    ({":method": "GET"}, "405"), ({"content-type": "text/plain"}, "415")])
+async def test_what_is_not_grpc_gets_an_http_status(peer: H2Peer, changed: dict[str, str],
+                                                    status: str) -> None:
+    peer.headers(1, flags=wire.END_HEADERS | wire.END_STREAM, **changed)
+    assert (await peer.answer(1)).fields == {":status": status}
+
+
+async def test_malformed_fields_reset_the_stream(peer: H2Peer) -> None:
+    block = peer.block([(":path", "/RawKV/RawPut"), (":path", "/RawKV/RawPut")])
+    peer.send(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, block))
+    assert (await peer.answer(1)).reset == Code.PROTOCOL_ERROR
+    peer.call(3, "/RawKV/RawGet", GET)
+    assert (await peer.answer(3)).grpc_status == 0
+
+
+async def test_more_calls_than_allowed_are_refused_and_may_be_retried(peer: H2Peer,
+                                                                      node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    for number in range(MAX_CALLS + 3):
+        peer.call(2 * number + 1, "/RawKV/RawPut", PUT)
+    for number in range(MAX_CALLS, MAX_CALLS + 3):
+        assert (await peer.answer(2 * number + 1)).reset == Code.REFUSED_STREAM
+    node.faults.hold.set()
+    assert (await peer.answer(1)).grpc_status == 0
+
+
+async def test_a_stream_that_goes_on_after_its_end_is_reset(peer: H2Peer,
+                                                            node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    peer.data(1, b"more")
+    assert (await peer.answer(1)).reset == Code.STREAM_CLOSED
+    assert node.kv.index == 0
+
+
+async def test_trailers_that_end_nothing_reset_the_stream(peer: H2Peer) -> None:
+    peer.headers(1)
+    peer.headers(1)
+    assert (await peer.answer(1)).reset == Code.PROTOCOL_ERROR
+
+
+# --- flow control ----------------------------------------------------------------------------
+
+
+async def test_a_large_request(peer: H2Peer, node: MemoryNode) -> None:
+    request = pb.RawPutRequest(key=b"k", value=bytes(MAX_VALUE_BYTES)).SerializeToString()
+    content = wire.prefixed(request)
+    peer.headers(1)
+    for start in range(0, len(content), 10_000):
+        peer.data(1, content[start:start + 10_000], end=start + 10_000 >= len(content))
+    assert (await peer.answer(1)).grpc_status == 0
+
+
+async def test_windows_are_given_back(peer: H2Peer) -> None:
+    """More than the connection's window passes over one connection."""
+    chunk = bytes(MAX_FRAME_BYTES)
+    total, stream_id = 0, 1
+    window = CONNECTION_WINDOW
+    while total < CONNECTION_WINDOW + (8 << 20):
+        peer.headers(stream_id)
+        for _ in range(16):
+            peer.data(stream_id, b"\0\0\x10\x00\x00" + chunk[5:] if _ == 0 else chunk, end=False)
+        peer.send(wire.rst_stream(stream_id, Code.CANCEL))
+        total += 16 * MAX_FRAME_BYTES
+        stream_id += 2
+        await peer.settle()
+        window = CONNECTION_WINDOW - total + sum(
+            increment for stream, increment in peer.window_updates if stream == 0) \
+            - (CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
+        assert window > CONNECTION_WINDOW // 2
+
+
+async def test_a_peer_that_exceeds_the_streams_window(peer: H2Peer) -> None:
+    peer.headers(1)
+    # The prefix announces a message within the limit, so that only the window is at fault.
+    peer.data(1, b"\0\0\x1f\xff\xff", end=False)
+    await peer.settle()
+    for _ in range(STREAM_WINDOW // MAX_FRAME_BYTES + 1):
+        peer.send(wire.frame(wire.DATA, 0, 1, bytes(MAX_FRAME_BYTES)))
+    answer = await peer.answer(1)
+    assert answer.reset is not None or answer.grpc_status != 0
+
+
+async def put_value(node: MemoryNode, size: int) -> bytes:
+    value = random.Random(size).randbytes(size)
+    await node.kv.put(b"k", value, timeout_s=1)
+    return value
+
+
+@pytest.mark.parametrize("window", [0, 1, 1_000, 65_535, 1 << 20])
+async def test_a_response_respects_the_streams_window(node: MemoryNode, window: int) -> None:
+    value = await put_value(node, MAX_VALUE_BYTES)
+    peer = await H2Peer.connect(node.server.port,
+                                settings=[(wire.SETTINGS_INITIAL_WINDOW_SIZE, window)])
+    peer.send(wire.window_update(0, 1 << 20))
+    peer.call(1, "/RawKV/RawGet", GET)
+    await peer.settle()
+    answer = peer.answers[1]
+    assert answer.ended == (window > MAX_VALUE_BYTES + 100)
+    assert answer.ended or len(answer.data) == window
+    granted = window
+    while not answer.ended:
+        peer.send(wire.window_update(1, 7_000))
+        granted += 7_000
+        await peer.settle()
+        assert len(answer.data) <= granted
+    assert pb.RawGetResponse.FromString(answer.data[5:]).value == value
+    peer.close()
+
+
+async def test_a_response_respects_the_connections_window(node: MemoryNode,
+                                                          peer: H2Peer) -> None:
+    value = await put_value(node, 30_000)
+    for stream_id in (1, 3, 5):
+        peer.call(stream_id, "/RawKV/RawGet", GET)
+    await peer.settle()
+    received = sum(len(answer.data) for answer in peer.answers.values())
+    assert received == wire.DEFAULT_WINDOW
+    peer.send(wire.window_update(0, 100_000))
+    for stream_id in (1, 3, 5):
+        answer = await peer.answer(stream_id)
+        assert pb.RawGetResponse.FromString(answer.data[5:]).value == value
+
+
+async def test_a_reset_drops_what_is_still_to_be_sent(node: MemoryNode, peer: H2Peer) -> None:
+    await put_value(node, MAX_VALUE_BYTES)
+    peer.call(1, "/RawKV/RawGet", GET)
+    peer.call(3, "/RawKV/RawGet", GET)
+    await peer.settle()
+    peer.send(wire.rst_stream(1, Code.CANCEL))
+    await peer.settle()
+    before = len(peer.answers[1].data)
+    peer.send(wire.window_update(0, 1 << 20))
+    peer.send(wire.window_update(3, 1 << 20))
+    assert (await peer.answer(3)).grpc_status == 0
+    assert len(peer.answers[1].data) == before
+
+
+async def test_responses_that_wait_count_as_calls(node: MemoryNode) -> None:
+    """A peer that grants no window cannot make us keep more than MAX_CALLS responses."""
+    await put_value(node, 1_000)
+    peer = await H2Peer.connect(node.server.port,
+                                settings=[(wire.SETTINGS_INITIAL_WINDOW_SIZE, 0)])
+    for number in range(MAX_CALLS + 1):
+        peer.call(2 * number + 1, "/RawKV/RawGet", GET)
+        if number == MAX_CALLS - 1:
+            await peer.settle()
+    assert (await peer.answer(2 * MAX_CALLS + 1)).reset == Code.REFUSED_STREAM
+    peer.send(wire.window_update(0, 1 << 22))
+    peer.send(wire.settings_frame([(wire.SETTINGS_INITIAL_WINDOW_SIZE, 65_535)]))
+    for number in range(MAX_CALLS):
+        assert (await peer.answer(2 * number + 1)).grpc_status == 0
+    peer.close()
+
+
+async def test_a_window_that_overflows_resets_the_stream(node: MemoryNode, peer: H2Peer) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    peer.send(wire.window_update(1, wire.MAX_WINDOW))
+    assert (await peer.answer(1)).reset == Code.FLOW_CONTROL_ERROR
+
+
+async def test_a_peer_that_does_not_read_is_not_read_from(node: MemoryNode) -> None:
+    value = await put_value(node, MAX_VALUE_BYTES)
+    peer = await H2Peer.connect(
+        node.server.port, settings=[(wire.SETTINGS_INITIAL_WINDOW_SIZE, wire.MAX_WINDOW)])
+    peer.send(wire.window_update(0, wire.MAX_WINDOW - wire.DEFAULT_WINDOW))
+    calls = 600
+    for number in range(calls):
+        peer.call(2 * number + 1, "/RawKV/RawGet", GET)
+    connection = next(iter(node.server._front._connections))  # type: ignore[union-attr]
+    await eventually(lambda: connection._write_paused)
+    for number in range(calls):
+        answer = await peer.answer(2 * number + 1)
+        assert len(answer.data) > len(value)
+    peer.close()
+
+
+# --- connections that are ended ----------------------------------------------------------------
+
+
+def frames(*parts: bytes) -> Callable[[H2Peer], bytes]:
+    return lambda peer: b"".join(parts)
+
+
+def begun(peer: H2Peer) -> bytes:
+    """A request whose DATA is to come, on stream 1."""
+    return wire.frame(wire.HEADERS, wire.END_HEADERS, 1, peer.block())
+
+
+VIOLATIONS: dict[str, tuple[Callable[[H2Peer], bytes], Code]] = {
+    "a frame that is too large": (
+        frames(b"\x01\x00\x01" + b"\0\0" + bytes(4)), Code.FRAME_SIZE_ERROR),
+    "DATA on stream 0": (frames(wire.frame(wire.DATA, 0, 0, b"x")), Code.PROTOCOL_ERROR),
+    "DATA on an idle stream": (frames(wire.frame(wire.DATA, 0, 1, b"x")), Code.PROTOCOL_ERROR),
+    "padding that is too long": (
+        lambda peer: begun(peer) + wire.frame(wire.DATA, wire.PADDED, 1, b"\x09x"),
+        Code.PROTOCOL_ERROR),
+    "HEADERS on an even stream": (
+        lambda peer: wire.frame(wire.HEADERS, wire.END_HEADERS, 2, peer.block()),
+        Code.PROTOCOL_ERROR),
+    "HEADERS on stream 0": (
+        lambda peer: wire.frame(wire.HEADERS, wire.END_HEADERS, 0, peer.block()),
+        Code.PROTOCOL_ERROR),
+    "HEADERS that do not decode": (
+        frames(wire.frame(wire.HEADERS, wire.END_HEADERS, 1, b"\xff\xff\xff\xff")),
+        Code.COMPRESSION_ERROR),
+    "a header block that is interrupted": (
+        lambda peer: wire.frame(wire.HEADERS, 0, 1, peer.block()) + wire.SETTINGS_ACK,
+        Code.PROTOCOL_ERROR),
+    "a header block continued on another stream": (
+        lambda peer: wire.frame(wire.HEADERS, 0, 1, peer.block())
+        + wire.frame(wire.CONTINUATION, wire.END_HEADERS, 3, b""), Code.PROTOCOL_ERROR),
+    "CONTINUATION of nothing": (
+        frames(wire.frame(wire.CONTINUATION, wire.END_HEADERS, 1, b"")), Code.PROTOCOL_ERROR),
+    "a header block without end": (
+        frames(wire.frame(wire.HEADERS, 0, 1, b""),
+               *[wire.frame(wire.CONTINUATION, 0, 1, bytes(16_000))] * (
+                   MAX_HEADER_BLOCK_BYTES // 16_000 + 1)), Code.ENHANCE_YOUR_CALM),
+    "a stream that depends on itself": (
+        lambda peer: wire.frame(wire.HEADERS, wire.END_HEADERS | wire.PRIORITIZED, 1,
+                                b"\0\0\0\x01\x10" + peer.block()), Code.PROTOCOL_ERROR),
+    "PRIORITY on stream 0": (
+        frames(wire.frame(wire.PRIORITY, 0, 0, bytes(5))), Code.PROTOCOL_ERROR),
+    "PRIORITY of 4 bytes": (
+        frames(wire.frame(wire.PRIORITY, 0, 1, bytes(4))), Code.FRAME_SIZE_ERROR),
+    "RST_STREAM on an idle stream": (frames(wire.rst_stream(1, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "RST_STREAM on stream 0": (frames(wire.rst_stream(0, Code.CANCEL)), Code.PROTOCOL_ERROR),
+    "RST_STREAM of 3 bytes": (
+        frames(wire.frame(wire.RST_STREAM, 0, 1, bytes(3))), Code.FRAME_SIZE_ERROR),
+    "SETTINGS on a stream": (frames(wire.frame(wire.SETTINGS, 0, 1, b"")), Code.PROTOCOL_ERROR),
+    "SETTINGS of 5 bytes": (
+        frames(wire.frame(wire.SETTINGS, 0, 0, bytes(5))), Code.FRAME_SIZE_ERROR),
+    "an acknowledgement with content": (
+        frames(wire.frame(wire.SETTINGS, wire.ACK, 0, bytes(6))), Code.FRAME_SIZE_ERROR),
+    "an initial window that is too large": (
+        frames(wire.settings_frame([(wire.SETTINGS_INITIAL_WINDOW_SIZE, 1 << 31)])),
+        Code.FLOW_CONTROL_ERROR),
+    "PUSH_PROMISE": (frames(wire.frame(wire.PUSH_PROMISE, 4, 1, bytes(8))), Code.PROTOCOL_ERROR),
+    "PING on a stream": (frames(wire.frame(wire.PING, 0, 1, bytes(8))), Code.PROTOCOL_ERROR),
+    "PING of 7 bytes": (frames(wire.frame(wire.PING, 0, 0, bytes(7))), Code.FRAME_SIZE_ERROR),
+    "GOAWAY of 7 bytes": (frames(wire.frame(wire.GOAWAY, 0, 0, bytes(7))), Code.PROTOCOL_ERROR),
+    "WINDOW_UPDATE of 3 bytes": (
+        frames(wire.frame(wire.WINDOW_UPDATE, 0, 0, bytes(3))), Code.FRAME_SIZE_ERROR),
+    "WINDOW_UPDATE by nothing": (frames(wire.window_update(0, 0)), Code.PROTOCOL_ERROR),
+    "WINDOW_UPDATE on an idle stream": (frames(wire.window_update(1, 1)), Code.PROTOCOL_ERROR),
+    "a connection window that overflows": (
+        frames(wire.window_update(0, wire.MAX_WINDOW)), Code.FLOW_CONTROL_ERROR),
+    "a flood of PING": (
+        frames(wire.frame(wire.PING, 0, 0, bytes(8)) * (2 * MAX_NUISANCES)),
+        Code.ENHANCE_YOUR_CALM),
+    "a flood of SETTINGS": (
+        frames(wire.settings_frame([]) * (2 * MAX_NUISANCES)), Code.ENHANCE_YOUR_CALM),
+    "a flood of empty DATA": (
+        lambda peer: begun(peer) + wire.frame(wire.DATA, 0, 1, b"") * (2 * MAX_NUISANCES),
+        Code.ENHANCE_YOUR_CALM),
+    "a flood of empty CONTINUATION": (
+        lambda peer: wire.frame(wire.HEADERS, 0, 1, peer.block())
+        + wire.frame(wire.CONTINUATION, 0, 1, b"") * (2 * MAX_NUISANCES), Code.ENHANCE_YOUR_CALM),
+    "rapid resets": (
+        lambda peer: b"".join(
+            wire.frame(wire.HEADERS, wire.END_HEADERS, 2 * n + 1, peer.block())
+            + wire.rst_stream(2 * n + 1, Code.CANCEL) for n in range(2 * MAX_NUISANCES)),
+        Code.ENHANCE_YOUR_CALM),
+}
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+async def test_violations_end_the_connection_and_say_why(node: MemoryNode, peer: H2Peer,
+                                                         name: str) -> None:
+    content, code = VIOLATIONS[name]
+    peer.send(content(peer))
+    assert await peer.end() == code
+    await still_serves(node)
+
+
+async def test_unfinished_requests_are_bounded(node: MemoryNode, peer: H2Peer) -> None:
+    limit = node.server._front._limits.max_buffered_bytes  # type: ignore[union-attr]
+    message = b"\0\0\x1f\xff\xff" + bytes(MAX_FRAME_BYTES - 5)
+    parts = 24
+    needed = limit // (parts * MAX_FRAME_BYTES) + 2
+    for number in range(needed):
+        peer.headers(2 * number + 1)
+        for part in range(parts):
+            peer.data(2 * number + 1, message if part == 0 else bytes(MAX_FRAME_BYTES), end=False)
+        await peer.settle()
+    statuses = [answer.grpc_status for answer in peer.answers.values() if answer.ended]
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] in statuses
+    await still_serves(node)
+
+
+async def test_a_peer_that_leaves_gets_its_answers_first(node: MemoryNode, peer: H2Peer) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    await eventually(lambda: node.faults.before == ["write"])
+    peer.send(wire.goaway(0, Code.NO_ERROR))
+    node.faults.hold.set()
+    assert (await peer.answer(1)).grpc_status == 0
+    assert await peer.end() is None
+
+
+async def test_a_stopping_server_answers_and_says_goodbye(peer: H2Peer, node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    await eventually(lambda: node.faults.before == ["write"])
+    stopping = asyncio.create_task(node.server.stop(grace_s=10))
+    while peer.goaway is None:
+        await peer.frame()
+    peer.call(3, "/RawKV/RawPut", PUT)
+    assert (await peer.answer(3)).reset == Code.REFUSED_STREAM
+    node.faults.hold.set()
+    assert (await peer.answer(1)).grpc_status == 0
+    assert await peer.end() == Code.NO_ERROR
+    await stopping
+    assert node.kv.index == 1
+
+
+async def test_a_stopping_server_does_not_wait_for_ever(peer: H2Peer, node: MemoryNode) -> None:
+    node.faults.hold = asyncio.Event()
+    peer.call(1, "/RawKV/RawPut", PUT)
+    await eventually(lambda: node.faults.before == ["write"])
+    await node.server.stop(grace_s=0.05)
+    assert await peer.end() == Code.NO_ERROR
+    assert node.kv.index == 0
+
+
+# --- anything at all -------------------------------------------------------------------------
+
+ANY_FRAME = st.builds(
+    wire.frame, st.integers(0, 11), st.integers(0, 255), st.sampled_from([0, 1, 2, 3, 5]),
+    st.binary(max_size=40))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_FRAME, max_size=12), st.binary(max_size=30))
+async def test_any_frames_are_answered_or_refused(frames_of_any_kind: list[bytes],
+                                                  noise: bytes) -> None:
+    """Whatever comes, no exception escapes: the connection answers, or is ended with a reason."""
+    raised: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
+    node = MemoryNode(front=FRONT_H2)
+    async with running(node):
+        peer = await H2Peer.connect(node.server.port)
+        peer.send(begun(peer) + b"".join(frames_of_any_kind) + noise)
+        peer.send(wire.frame(wire.PING, 0, 0, b"settled?"))
+        while await peer.frame() is not None:
+            if b"settled?" in peer.pings:
+                break
+            if noise:
+                peer.close()
+        peer.close()
+        await still_serves(node)
+    assert raised == []

@@ -1,0 +1,125 @@
+"""elastickv.server.h2.sending: the peer's windows are never exceeded, and everything gets out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastickv.server.h2 import wire
+from elastickv.server.h2.sending import Outgoing, SendWindows
+from elastickv.server.h2.wire import ConnectionFailed
+
+TAIL = wire.frame(wire.HEADERS, wire.END_STREAM, 99, b"")
+
+
+def sizes(frames: list[bytes]) -> list[tuple[int, int]]:
+    """`(stream id, payload bytes)` of DATA frames."""
+    return [(int.from_bytes(frame[5:9], "big"), len(frame) - 9) for frame in frames
+            if frame[3] == wire.DATA]
+
+
+def item(stream_id: int, size: int, done: list[int] | None = None) -> Outgoing:
+    return Outgoing(stream_id, bytes(size), TAIL,
+                    lambda: done.append(stream_id) if done is not None else None)
+
+
+def test_streams_take_turns() -> None:
+    windows = SendWindows()
+    windows.add(item(1, 40_000))
+    windows.add(item(3, 20_000))
+    frames, done = windows.pump()
+    assert sizes(frames) == [(1, 16_384), (3, 16_384), (1, 16_384), (3, 3_616), (1, 7_232)]
+    assert [out.stream_id for out in done] == [3, 1]
+    assert windows.waiting == 0
+    assert windows.connection == 65_535 - 60_000
+
+
+def test_the_connection_window_holds_all_back() -> None:
+    windows = SendWindows()
+    windows.add(item(1, 60_000))
+    windows.add(item(3, 10_000))
+    windows.pump()
+    assert (windows.connection, windows.waiting) == (0, 1)
+    assert windows.pump() == ([], [])
+    windows.grow(0, 10)
+    assert sizes(windows.pump()[0]) == [(1, 10)]
+    windows.grow(0, 100_000)
+    assert [out.stream_id for out in windows.pump()[1]] == [1]
+
+
+def test_a_blocked_stream_does_not_hold_up_the_others() -> None:
+    windows = SendWindows()
+    windows.grow(0, 1 << 20)
+    windows.add(item(1, 70_000))
+    windows.add(item(3, 30_000))
+    _, done = windows.pump()
+    assert [out.stream_id for out in done] == [3]
+    assert windows.of(1) == 0
+    windows.grow(1, 5_000)
+    assert [out.stream_id for out in windows.pump()[1]] == [1]
+
+
+def test_a_smaller_initial_window_can_make_windows_negative() -> None:
+    windows = SendWindows()
+    windows.add(item(1, 60_000))
+    windows.pump()
+    windows.set_initial(1_000)
+    assert windows.of(1) == 1_000 - 60_000
+    assert windows.of(3) == 1_000
+    windows.set_initial(100_000)
+    assert windows.of(1) == 40_000
+
+
+def test_a_forgotten_stream_sends_nothing_more() -> None:
+    windows = SendWindows()
+    windows.set_initial(0)
+    windows.add(item(1, 10))
+    windows.add(item(3, 10))
+    windows.forget(1)
+    windows.set_initial(100)
+    assert [out.stream_id for out in windows.pump()[1]] == [3]
+
+
+def test_overflows() -> None:
+    windows = SendWindows()
+    assert windows.grow(1, wire.MAX_WINDOW - wire.DEFAULT_WINDOW)
+    with pytest.raises(ConnectionFailed):
+        windows.set_initial(wire.DEFAULT_WINDOW + 1)
+    assert not SendWindows().grow(1, wire.MAX_WINDOW)
+    with pytest.raises(ConnectionFailed):
+        windows.grow(0, wire.MAX_WINDOW)
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(1, 200_000)), max_size=3,
+                unique_by=lambda pair: pair[0]),
+       st.lists(st.tuples(st.sampled_from([0, 1, 3, 5]), st.integers(1, 50_000)), max_size=30),
+       st.integers(0, 70_000))
+def test_no_window_is_ever_exceeded(items: list[tuple[int, int]], grants: list[tuple[int, int]],
+                                    initial: int) -> None:
+    windows = SendWindows()
+    windows.set_initial(initial)
+    allowed = {0: wire.DEFAULT_WINDOW, **{stream_id: initial for stream_id, _ in items}}
+    sent = dict.fromkeys(allowed, 0)
+    for stream_id, size in items:
+        windows.add(item(stream_id, size))
+
+    def pump() -> None:
+        for stream_id, size in sizes(windows.pump()[0]):
+            assert 0 < size <= windows.max_frame_bytes
+            sent[stream_id] += size
+            sent[0] += size
+        assert all(sent[name] <= allowed[name] for name in allowed)
+
+    pump()
+    for stream_id, increment in grants:
+        if stream_id in allowed:
+            allowed[stream_id] += increment
+            windows.grow(stream_id, increment)
+            pump()
+    for stream_id in allowed:
+        allowed[stream_id] += 1 << 20
+        windows.grow(stream_id, 1 << 20)
+    pump()
+    assert {name: sent[name] for name, _ in items} == dict(items)
+    assert windows.waiting == 0
