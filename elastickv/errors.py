@@ -230,9 +230,10 @@ class DiskFull(OperatorError):
 
 
 class RemovedFromCluster(OperatorError):
-    """This node is no longer a member."""
+    """This node is no longer a member. `index` is the entry that removed it, 0 = unknown."""
 
     exit_code = ExitCode.REMOVED
+    index = 0
 
 
 # --- corruption ------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from elastickv.errors import (
     NotLeader,
     OutcomeUnknown,
     PeerError,
+    RemovedFromCluster,
     Unreachable,
 )
 from elastickv.keys.applier import Applier
@@ -115,9 +116,15 @@ class MembershipController:
         self._keys = keys
         self._raft_address = raft_address
         self._under_way = ""
+        self._removed_at = 0
         self._running: set[asyncio.Task[int]] = set()
         engine.handle(METHOD_CHANGE, self._serve_change)
         engine.handle(METHOD_IDENTITY, self._serve_identity)
+        engine.on_fatal(self._note_removal)
+
+    def _note_removal(self, error: BaseException) -> None:
+        if isinstance(error, RemovedFromCluster):
+            self._removed_at = error.index
 
     # --- the calls ------------------------------------------------------------------------------
 
@@ -173,6 +180,12 @@ class MembershipController:
                 raise OutcomeUnknown(
                     f"{call.operation} was not decided within the deadline",
                     remedy="look at elastickv admin raft status before a retry") from None
+            except OutcomeUnknown:
+                # The answer to a node's own removal is lost with its links, yet it knows.
+                if call.operation == ChangeKind.REMOVE.value and call.node_id == self._engine.node_id \
+                        and self._removed_at:
+                    return self._removed_at
+                raise
             except (NotLeader, NoLeader, Unreachable):
                 if deadline - loop.time() <= 2 * RETRY_S:
                     raise

@@ -74,9 +74,11 @@ class Members:
         target = self._transfer.best_target() if context.core.is_leading() else ""
         if target:
             self._transfer.ask(target)
-        self._leave_cluster(RemovedFromCluster(
+        error = RemovedFromCluster(
             f"entry {index} removed member {context.node_id} from the cluster",
-            remedy="stop this node; it may join again with an empty data directory"))
+            remedy="it may join again with an empty data directory")
+        error.index = index
+        self._leave_cluster(error)
 
     def on_removed(self, peer_id: str, message: frames.Removed) -> None:
         """A peer says that this node is no member; believed when it knows a later configuration."""

@@ -153,7 +153,7 @@ async def test_a_node_that_may_not_join_is_refused_and_nothing_changes(cluster: 
                                                      "n3.*another --raftId"):
             await client.raft.add_voter(twin, "127.0.0.1:9")
 
-        with pytest.raises(InvalidArgument, match="n3.*a member already"):
+        with pytest.raises(InvalidArgument, match=r"n3.*a member already"):
             await client.raft.add_voter("n3", "127.0.0.1:9")
 
         assert await client.raft.members() == before

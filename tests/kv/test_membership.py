@@ -1,0 +1,438 @@
+"""elastickv.kv.membership on whole nodes below the servers, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastickv.clock import HybridLogicalClock, SystemClock
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Keystore, Purpose
+from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.errors import (
+    ConditionFailed,
+    InvalidArgument,
+    MembershipConflict,
+    NoLeader,
+    NotCapable,
+    RemovedFromCluster,
+)
+from elastickv.keys.applier import Applier
+from elastickv.keys.registry import decode_row_value, row_key
+from elastickv.kv.encryption import EncryptionController
+from elastickv.kv.fsm import KvStateMachine
+from elastickv.kv.membership import MembershipController
+from elastickv.kv.snapshots import state_snapshots
+from elastickv.raft import frames
+from elastickv.raft.engine import Member, Suffrage
+from elastickv.raft.pysyncobj_engine import PySyncObjEngine
+from elastickv.raft.settings import EngineSettings
+from elastickv.store.memory_backend import MemoryBackend
+from elastickv.store.mvcc_store import Store
+from tests.raft.raft_lab import Hub, HubLinks, MemoryDisk, run
+
+TIMEOUT_S = 10.0
+KEK = Kek(bytes(32))
+
+
+class KeyedNode:
+    """One node with keys, a writer registry and membership operations."""
+
+    def __init__(self, hub: Hub, node_id: str, members: Sequence[Member], *,
+                 joining: bool = False, kek: Kek | None = KEK, gate: bool = True) -> None:
+        self.node_id = node_id
+        self.fatal: list[BaseException] = []
+        disk = MemoryDisk()
+        self.store = Store.open(MemoryBackend(disk, Path("/store")))
+        self.applier = Applier(disk=disk, read_row=self.store.row, kek=kek, keystore=Keystore(),
+                               sidecar_path=Path("/keys.json"))
+        hlc = HybridLogicalClock(SystemClock())
+        machine = KvStateMachine(self.store, self.applier, hlc, on_keys_changed=self._changed)
+        self.engine = PySyncObjEngine(
+            EngineSettings(node_id, members, Path("/raft"), raft_address=address(node_id),
+                           joining=joining),
+            machine, disk, HubLinks(hub, node_id), generator=random.Random(node_id),
+            snapshots=state_snapshots(self.store, self.applier, hlc,
+                                      on_keys_changed=self._changed))
+        self.engine.on_fatal(self.fatal.append)
+        self.encryption = EncryptionController(
+            self.engine, self.store, self.applier, full_node_id=full_node_id(node_id), kek=kek,
+            gate=gate, build_sha="test", on_fatal=self.fatal.append)
+        self.membership = MembershipController(
+            self.engine, self.store, self.applier, self.encryption.operations,
+            raft_address=address(node_id))
+
+    def _changed(self, index: int) -> None:
+        self.encryption.keys_changed(index)
+
+    async def start(self) -> None:
+        await self.engine.start()
+        self.encryption.start()
+
+    def registered(self, node_id: str) -> dict[int, int]:
+        """Every DEK to the last epoch that the registry holds for `node_id`, -1 = none."""
+        short_id = node_id16(full_node_id(node_id))
+        sidecar = self.applier.sidecar
+        rows = {dek_id: self.store.row(row_key(dek_id, short_id))
+                for dek_id in (sidecar.keys if sidecar else ())}
+        return {dek_id: decode_row_value(value).last_seen_epoch if value else -1
+                for dek_id, value in rows.items()}
+
+    def suffrages(self) -> dict[str, Suffrage]:
+        return {member.node_id: member.suffrage for member in self.engine.members()}
+
+
+def address(node_id: str) -> str:
+    return f"host-{node_id}:1"
+
+
+class World:
+    """A cluster of three, and whoever wants to join it."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self.members = [Member(name, address(name)) for name in ("n1", "n2", "n3")]
+        self.nodes = {member.node_id: KeyedNode(self.hub, member.node_id, self.members)
+                      for member in self.members}
+
+    async def start(self, *, bootstrap: bool = True) -> KeyedNode:
+        """The leader, with keys and both cutovers unless `bootstrap` is off."""
+        for node in self.nodes.values():
+            await node.start()
+        leader = await self.leader()
+        if bootstrap:
+            await self.bootstrap(leader)
+            for enable in (leader.encryption.enable_storage_envelope,
+                           leader.encryption.enable_raft_envelope):
+                await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+        return leader
+
+    async def bootstrap(self, node: KeyedNode) -> None:
+        await node.encryption.bootstrap(
+            wrapped_storage=b"", wrapped_raft=b"", storage_dek_id=0, raft_dek_id=0, writers=[],
+            timeout_s=TIMEOUT_S)
+
+    async def newcomer(self, node_id: str = "n9", **options: Any) -> KeyedNode:
+        node = KeyedNode(self.hub, node_id, self.members, joining=True, **options)
+        self.nodes[node_id] = node
+        await node.start()
+        return node
+
+    async def leader(self) -> KeyedNode:
+        await self.until(lambda: any(node.engine.is_leader() for node in self.nodes.values()))
+        return next(node for node in self.nodes.values() if node.engine.is_leader())
+
+    def follower(self) -> KeyedNode:
+        return next(node for node in self.nodes.values() if not node.engine.is_leader())
+
+    async def until(self, condition: Any, timeout_s: float = 20.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+def add(node: KeyedNode, node_id: str = "n9", *, previous_index: int = 0,
+        timeout_s: float = TIMEOUT_S) -> Awaitable[int]:
+    return node.membership.add_learner(node_id, address(node_id), previous_index=previous_index,
+                                       timeout_s=timeout_s)
+
+
+def test_the_newcomer_is_registered_for_every_dek_before_it_is_a_member() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        await leader.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=b"", new_dek_id=0, proposer_node_id=0,
+            proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+        newcomer = await world.newcomer()
+        registered_when_added: list[dict[int, int]] = []
+        change_members = leader.engine.change_members
+
+        async def observed(*arguments: Any, **options: Any) -> int:
+            registered_when_added.append(leader.registered("n9"))
+            return await change_members(*arguments, **options)
+
+        leader.engine.change_members = observed  # type: ignore[method-assign]
+        await add(world.follower())
+        assert [set(deks.values()) for deks in registered_when_added] == [{0}]
+        assert len(registered_when_added[0]) == 3
+        # Epoch 0 makes no nonce: the newcomer confirms higher ones for what is active.
+        sidecar = leader.applier.sidecar
+        assert sidecar is not None
+        await world.until(lambda: newcomer.encryption.writers.epoch(sidecar.active_raft) == 1
+                          and newcomer.encryption.writers.epoch(sidecar.active_storage) == 1)
+
+    run(scenario())
+
+
+def test_a_member_that_comes_back_keeps_its_rows() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        newcomer = await world.newcomer()
+        await add(leader)
+        await world.until(lambda: sorted(leader.registered("n9").values()) == [1, 1])
+        await leader.membership.remove_server("n9", previous_index=0, timeout_s=TIMEOUT_S)
+        await world.until(lambda: bool(newcomer.fatal))
+        assert isinstance(newcomer.fatal[0], RemovedFromCluster)
+        await newcomer.engine.stop()
+        again = await world.newcomer()
+        await add(leader)
+        assert set(leader.registered("n9").values()) >= {1}, "the rows of its former life stay"
+        await world.until(lambda: sorted(again.registered("n9").values()) == [2, 2])
+
+    run(scenario())
+
+
+def test_before_bootstrap_nothing_is_asked() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        await add(leader)  # nobody is there
+        assert leader.suffrages()["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"kek": None, "gate": False}, "n9 runs without a KEK"),
+    ({"kek": Kek(b"another KEK, also of 32 bytes   ")}, "KEK of n9 does not open"),
+], ids=["without encryption", "with another KEK"])
+def test_a_newcomer_that_cannot_decrypt_is_refused(options: dict[str, Any], words: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        await world.newcomer(**options)
+        with pytest.raises(NotCapable, match=words) as caught:
+            await add(world.follower())
+        assert caught.value.remedy
+        assert "n9" not in leader.suffrages()
+        assert set(leader.registered("n9").values()) == {-1}
+
+    run(scenario())
+
+
+def test_a_newcomer_that_starts_while_it_is_being_added_is_waited_for() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        adding = asyncio.ensure_future(add(leader))
+        await asyncio.sleep(2)
+        assert not adding.done()
+        await world.newcomer()
+        await adding
+        assert leader.suffrages()["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+def test_a_newcomer_that_never_answers_is_refused_within_the_deadline() -> None:
+    async def scenario() -> None:
+        world = World()
+        await world.start()
+        with pytest.raises(NotCapable, match=r"n9 at host-n9:1 does not answer.*--raftJoin"):
+            await add(world.follower(), timeout_s=3.0)
+
+    run(scenario())
+
+
+def test_a_bootstrap_during_an_addition_misses_nobody() -> None:
+    """Whichever comes first, the other one sees it: an incapable node never becomes a member of a
+    cluster with keys, and a cluster with an incapable member never gets keys."""
+    async def scenario(first_bootstrap: bool) -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        await world.newcomer(kek=None, gate=False)
+        operations = [world.bootstrap(leader), add(leader)]
+        if not first_bootstrap:
+            operations.reverse()
+        results = await asyncio.gather(*operations, return_exceptions=True)
+        assert sum(isinstance(result, NotCapable) for result in results) == 1, results
+        assert (leader.applier.sidecar is not None) is not ("n9" in leader.suffrages())
+
+    run(scenario(True))
+    run(scenario(False))
+
+
+def test_a_key_made_between_admission_and_change_is_registered_too() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        await world.newcomer()
+        rotated: list[int] = []
+        register_self = leader.encryption.operations.register_self
+
+        async def slow(message: Any) -> Any:
+            reply = await register_self(message)
+            if not rotated:
+                rotated.append(0)
+                result = await leader.encryption.rotate_dek(
+                    purpose=Purpose.RAFT, wrapped=b"", new_dek_id=0, proposer_node_id=0,
+                    proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+                rotated[0] = result.new_dek_id
+            return reply
+
+        leader.encryption.operations.register_self = slow  # type: ignore[method-assign]
+        index = await add(leader)
+        assert leader.registered("n9")[rotated[0]] >= 0
+        assert leader.engine.status().configuration_index == index
+
+    run(scenario())
+
+
+def test_preconditions() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        await world.newcomer()
+        index = await add(leader)
+        with pytest.raises(ConditionFailed, match=str(index)):
+            await add(world.follower(), "n8", previous_index=index - 1)
+        with pytest.raises(MembershipConflict, match="n9 has applied entry"):
+            await leader.membership.promote_learner(
+                "n9", previous_index=index, min_applied_index=1 << 40,
+                skip_min_applied_check=False, timeout_s=TIMEOUT_S)
+        with pytest.raises(ConditionFailed):
+            await leader.membership.promote_learner(
+                "n9", previous_index=index - 1, min_applied_index=0,
+                skip_min_applied_check=False, timeout_s=TIMEOUT_S)
+        promoted = await world.follower().membership.promote_learner(
+            "n9", previous_index=index, min_applied_index=0, skip_min_applied_check=False,
+            timeout_s=TIMEOUT_S)
+        assert promoted > index
+        assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_a_learner_that_is_down_is_promoted_only_without_the_check() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        await world.newcomer()
+        await add(leader)
+        world.hub.isolate("n9")
+        with pytest.raises(MembershipConflict, match="n9 does not say what it has applied"):
+            await leader.membership.promote_learner(
+                "n9", previous_index=0, min_applied_index=0, skip_min_applied_check=False,
+                timeout_s=TIMEOUT_S)
+        await leader.membership.promote_learner(
+            "n9", previous_index=0, min_applied_index=0, skip_min_applied_check=True,
+            timeout_s=TIMEOUT_S)
+        assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_one_change_at_a_time() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        first = asyncio.ensure_future(add(leader))  # waits for n9
+        await asyncio.sleep(0.5)
+        with pytest.raises(MembershipConflict, match="under way: add-learner n9"):
+            await world.follower().membership.remove_server("n3", previous_index=0,
+                                                            timeout_s=TIMEOUT_S)
+        await world.newcomer()
+        await first
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("through", ["the leader itself", "a follower"])
+def test_a_leader_that_is_removed_hands_over_first(through: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        asked = leader if through == "the leader itself" else world.follower()
+        index = await asked.membership.remove_server(leader.node_id, previous_index=0,
+                                                     timeout_s=TIMEOUT_S)
+        await world.until(lambda: bool(leader.fatal))
+        assert isinstance(leader.fatal[0], RemovedFromCluster)
+        del world.nodes[leader.node_id]
+        new = await world.leader()
+        assert set(new.suffrages()) == set(world.nodes)
+        assert new.engine.status().configuration_index == index
+
+    run(scenario())
+
+
+def test_a_follower_can_be_asked_to_leave() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        leaving = world.follower()
+        index = await leaving.membership.remove_server(leaving.node_id, previous_index=0,
+                                                       timeout_s=TIMEOUT_S)
+        await world.until(lambda: leader.engine.status().configuration_index == index)
+        assert leaving.node_id not in leader.suffrages()
+
+    run(scenario())
+
+
+def test_the_only_voter_cannot_be_removed_and_keeps_leading() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        for name in [name for name in world.nodes if name != leader.node_id]:
+            await leader.membership.remove_server(name, previous_index=0, timeout_s=TIMEOUT_S)
+        with pytest.raises(MembershipConflict, match="the only voter"):
+            await leader.membership.remove_server(leader.node_id, previous_index=0,
+                                                  timeout_s=TIMEOUT_S)
+        assert leader.engine.is_leader()
+
+    run(scenario())
+
+
+def test_transfer_from_any_member_by_id_or_address() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        target = world.follower()
+        asked = next(node for node in world.nodes.values() if node not in (leader, target))
+        await asked.membership.transfer_leadership("", address(target.node_id),
+                                                   timeout_s=TIMEOUT_S)
+        assert asked.engine.status().leader_id == target.node_id
+        with pytest.raises(InvalidArgument, match="n7 is no member"):
+            await asked.membership.transfer_leadership("n7", timeout_s=TIMEOUT_S)
+        await asked.membership.transfer_leadership("", timeout_s=TIMEOUT_S)
+        assert asked.engine.status().leader_id not in ("", target.node_id)
+
+    run(scenario())
+
+
+def test_without_a_leader_nothing_is_proposed() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        for name in world.nodes:
+            world.hub.isolate(name)
+        await world.until(lambda: not leader.engine.is_leader())
+        with pytest.raises(NoLeader, match="nothing was proposed"):
+            await leader.membership.remove_server("n3", previous_index=0, timeout_s=0.5)
+
+    run(scenario())
+
+
+def test_a_lost_answer_is_of_unknown_outcome_and_never_repeated() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        follower = world.follower()
+        removed = next(name for name in world.nodes
+                       if name not in (leader.node_id, follower.node_id))
+        world.hub.rule = lambda source, target, message: int(not (
+            isinstance(message, frames.Response) and source == leader.node_id))
+        before = leader.engine.status().configuration_index
+        with pytest.raises(Exception, match="did not answer in time") as caught:
+            await follower.membership.remove_server(removed, previous_index=0, timeout_s=1.0)
+        assert type(caught.value).__name__ == "OutcomeUnknown"
+        assert leader.engine.status().configuration_index > before
+        assert removed not in leader.suffrages()
+
+    run(scenario())
