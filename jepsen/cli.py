@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ OVERHEAD_S = 25.0
 """About what a run takes besides its load: start, recovery, final reads, checks."""
 
 BUDGET_S = 1680.0
+SHORTEST_LOAD_S = 6.0
 
 
 def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
@@ -101,6 +103,10 @@ def execute(settings: RunSettings) -> Outcome:
         print(text, flush=True)
 
     async def run() -> Outcome:
+        task = asyncio.current_task()
+        if task is not None:
+            # Ended from outside, everything is taken down as after an interrupt.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await Run(settings, say).execute()
 
     outcome = asyncio.run(run())
@@ -111,11 +117,19 @@ def execute(settings: RunSettings) -> Outcome:
 
 
 def run_all(arguments: argparse.Namespace) -> int:
-    """One run per fault package, each with every workload at once on the same cluster."""
+    """One run per fault package, each with every workload at once on the same cluster.
+
+    Each load is as long as the rest of the budget allows, going by what the runs took so far.
+    """
     root = arguments.out or run_directory(ALL)
-    duration_s = max(5.0, arguments.budget / len(FAULTS) - OVERHEAD_S)
+    begin = time.monotonic()
+    loaded_s = 0.0
     rows: list[dict[str, object]] = []
     for number, fault in enumerate(FAULTS):
+        spent_s = time.monotonic() - begin
+        overhead_s = (spent_s - loaded_s) / number if number else OVERHEAD_S
+        duration_s = load_time_s(arguments.budget - spent_s, len(FAULTS) - number, overhead_s)
+        loaded_s += duration_s
         run_arguments = argparse.Namespace(
             **vars(arguments) | {
                 "workload": ALL, "faults": fault, "time": duration_s, "rate": 250.0,
@@ -125,11 +139,18 @@ def run_all(arguments: argparse.Namespace) -> int:
         rows.append({"fault": fault, "seed": run_arguments.seed, "line": outcome.summary.line(),
                      "verdict": outcome.summary.validity.value})
         if outcome.summary.validity is Validity.VALID:
-            shutil.rmtree(root / fault / "cluster")
+            for bulky in ("cluster", "old-disks", "taps"):
+                shutil.rmtree(root / fault / bulky, ignore_errors=True)
     (root / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['fault']:18} {row['verdict']}")
+    print(f"{len(rows)} packages in {(time.monotonic() - begin) / 60:.1f} minutes, in {root}")
     return 0 if all(row["verdict"] == Validity.VALID.value for row in rows) else 1
+
+
+def load_time_s(left_s: float, runs: int, overhead_s: float) -> float:
+    """How long the next of `runs` loads may be so that all of them end within `left_s`."""
+    return max(SHORTEST_LOAD_S, left_s / runs - overhead_s)
 
 
 @contextlib.contextmanager

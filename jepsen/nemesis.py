@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elastickv.errors import ElasticKVError
@@ -42,7 +42,8 @@ class Nemesis:
     """Runs the schedule. Everything it decides comes from `source`."""
 
     def __init__(self, cluster: Cluster, faults: Sequence[Fault], source: random.Random,
-                 now_ns: Callable[[], int]) -> None:
+                 now_ns: Callable[[], int], not_available: Mapping[str, str]) -> None:
+        """`not_available` says of packages that were asked for why this machine lacks them."""
         self._cluster = cluster
         # Encryption is turned on early in a run that begins without it, so that most of the run
         # has something to protect.
@@ -54,9 +55,9 @@ class Nemesis:
         self.windows: list[Window] = []
         self.injected: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.not_available: dict[str, str] = {}
+        self.not_available = dict(not_available)
         self.problems: list[str] = []
-        self._wanted = [fault.name for fault in faults]
+        self._wanted = [*(fault.name for fault in faults), *not_available]
 
     async def run(self, duration_s: float) -> None:
         """Until `duration_s` have passed and everything is healed."""

@@ -4,6 +4,7 @@
   the node runs. Monotonic time is left alone, as when a real clock is set.
 * **I/O errors**: libfiu's POSIX preload, told at run time through a named pipe which calls fail.
 * **Full disk**: the data directory is a small tmpfs; a ballast file takes what is left of it.
+  Without root, libfiu makes writes fail with ENOSPC instead.
 
 Each needs a Debian package (`jepsen/install.sh`) or root; what is missing is `Unsupported`.
 """
@@ -105,6 +106,11 @@ def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
                             capture_output=True, text=True, timeout=10, check=False)
     if result.returncode:
         raise Unsupported(f"fiu-ctrl: {result.stderr.strip() or result.stdout.strip()}")
+
+
+def can_mount() -> bool:
+    """Whether this process may mount a file system."""
+    return os.geteuid() == 0
 
 
 def mount_small_disk(directory: Path, size_mib: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.errors import ElasticKVError
-from jepsen import report
+from jepsen import preload, report
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
 from jepsen.disk_audit import audit_nonces, audit_plaintext, audit_replicas
 from jepsen.faults import FAULTS
@@ -77,9 +77,21 @@ async def choose_network(name: str, seed: int) -> Network:
     return ProxyNetwork(seed)
 
 
-def cluster_options(settings: RunSettings) -> ClusterOptions:
-    """What the chosen packages need of the cluster."""
-    needs = [FAULTS[name].requirements for name in settings.faults]
+def missing_packages(names: Sequence[str]) -> dict[str, str]:
+    """Which of the fault packages this machine cannot offer, and what it lacks."""
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            for library in FAULTS[name].requirements.preloads:
+                preload.find_libraries(library)
+        except Unsupported as error:
+            missing[name] = str(error)
+    return missing
+
+
+def cluster_options(settings: RunSettings, faults: Sequence[str]) -> ClusterOptions:
+    """What the fault packages need of the cluster."""
+    needs = [FAULTS[name].requirements for name in faults]
     return ClusterOptions(
         node_count=settings.node_count, launcher=settings.launcher,
         environment=settings.environment, node_flags=settings.node_flags,
@@ -108,13 +120,15 @@ class Run:
         settings = self._settings
         settings.directory.mkdir(parents=True)
         network = await choose_network(settings.network, settings.seed)
-        self._cluster = Cluster(settings.directory, network, cluster_options(settings),
+        missing = missing_packages(settings.faults)
+        usable = [name for name in settings.faults if name not in missing]
+        self._cluster = Cluster(settings.directory, network, cluster_options(settings, usable),
                                 self._now_ns)
         self._codec = Codec(lambda: self._cluster.sealed)
         source = random.Random(f"{settings.seed} faults")
         self._nemesis = Nemesis(
             self._cluster, [FAULTS[name](self._cluster, random.Random(f"{settings.seed} {name}"))
-                            for name in settings.faults], source, self._now_ns)
+                            for name in usable], source, self._now_ns, missing)
         verdicts: list[Verdict] = []
         self._begin_ns = self._end_ns = 0
         with contextlib.ExitStack() as files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 from jepsen import preload
@@ -11,34 +12,65 @@ from jepsen.faults.api import Fault, NotAvailable, Requirements
 from jepsen.network import Unsupported
 from jepsen.preload import Preload
 
-FAILING_CALLS = ("posix/io/rw/write", "posix/io/rw/pwrite", "posix/io/rw/writev",
-                 "posix/io/sync/fsync", "posix/io/sync/fdatasync")
-"""libfiu's names of the calls that make data durable."""
+WRITING_CALLS = ("posix/io/rw/write", "posix/io/rw/pwrite", "posix/io/rw/writev")
+SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync")
+"""libfiu's names of the calls that write, and that make durable."""
 
 FAILURE_PROBABILITY = 0.2
 AHEAD_S = 2.0
 """How long a node runs on after its disk was copied."""
 
 
-class DiskFull(Fault):
+class _FailingCalls(Fault):
+    """Makes system calls of one node fail, by libfiu."""
+
+    async def enable(self, node: str, calls: Sequence[str], probability: float,
+                     error: int) -> None:
+        """From now on each of `calls` fails with `error` that often. Raises `NotAvailable`."""
+        for call in calls:
+            await self._control(node, f"enable_random name={call},probability={probability},"
+                                      f"failinfo={error}")
+
+    async def disable(self, node: str, calls: Sequence[str]) -> None:
+        """The calls work again, unless the process has ended."""
+        if self.cluster.processes[node].is_running:
+            for call in calls:
+                await self._control(node, f"disable name={call}")
+
+    async def _control(self, node: str, command: str) -> None:
+        try:
+            await asyncio.to_thread(preload.control_fiu, self.cluster.preload_files(node),
+                                    self.cluster.processes[node].pid, command)
+        except Unsupported as error:
+            raise NotAvailable(str(error)) from None
+
+
+class DiskFull(_FailingCalls):
     """Nothing more fits on one node's disk. It may refuse writes or stop; it may lose nothing."""
 
     name = "disk-full"
-    requirements = Requirements(small_disk=True)
+    requirements = (Requirements(small_disk=True) if preload.can_mount()
+                    else Requirements(preloads=frozenset({Preload.FIU})))
 
     async def inject(self) -> str:
         node = await self.some_node()
         self.cluster.processes[node].expect_exit = True
+        if not self.cluster.options.small_disk_mib:
+            await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
+            return f"{node}: ENOSPC on every write"
         ballast = await asyncio.to_thread(preload.fill_disk, self.cluster.data_directory(node))
         return f"{node} full, {ballast >> 20} MiB of ballast"
 
     async def heal(self) -> None:
-        for node in self.cluster.nodes:
-            preload.empty_disk(self.cluster.data_directory(node))
+        for node, process in self.cluster.processes.items():
+            if self.cluster.options.small_disk_mib:
+                preload.empty_disk(self.cluster.data_directory(node))
+            elif process.expect_exit:
+                await self.disable(node, WRITING_CALLS)
         await self.restart_all()
 
 
-class IoError(Fault):
+class IoError(_FailingCalls):
     """Writing and syncing fail with EIO, now and then, on one node. It has to stop rather than go
     on with a disk that may have lost what was written."""
 
@@ -47,16 +79,8 @@ class IoError(Fault):
 
     async def inject(self) -> str:
         node = await self.some_node()
-        process = self.cluster.processes[node]
-        process.expect_exit = True
-        try:
-            for call in FAILING_CALLS:
-                command = (f"enable_random name={call},probability={FAILURE_PROBABILITY},"
-                           f"failinfo={errno.EIO}")
-                await asyncio.to_thread(preload.control_fiu, self.cluster.preload_files(node),
-                                        process.pid, command)
-        except Unsupported as error:
-            raise NotAvailable(str(error)) from None
+        self.cluster.processes[node].expect_exit = True
+        await self.enable(node, WRITING_CALLS + SYNCING_CALLS, FAILURE_PROBABILITY, errno.EIO)
         return f"{node}: EIO on {FAILURE_PROBABILITY:.0%} of writes and syncs"
 
     async def heal(self) -> None:

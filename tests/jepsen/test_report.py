@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jepsen.cli import build_parser, parse_names, settings_of
+from jepsen.cli import build_parser, load_time_s, parse_names, settings_of
 from jepsen.faults import FAULTS
 from jepsen.history import Kind, Record, pair
 from jepsen.nemesis import Window
@@ -77,15 +77,21 @@ def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
     mixed = settings_of(arguments, Path("x"))
     assert mixed.faults == tuple(FAULTS)
     assert not mixed.every_fault_must_happen
-    options = cluster_options(mixed)
+    options = cluster_options(mixed, mixed.faults)
     assert not options.encrypted
-    assert options.small_disk_mib
     assert len(options.preloads) == 2
     arguments = build_parser().parse_args(["run", "--faults", "kill-one", "--workload", "all"])
     named = settings_of(arguments, Path("x"))
     assert named.every_fault_must_happen
     assert named.workloads == tuple(WORKLOADS)
-    assert cluster_options(named).encrypted
+    assert cluster_options(named, named.faults).encrypted
+
+
+@pytest.mark.parametrize(("left_s", "runs", "overhead_s", "load_s"), [
+    (1680, 23, 25, 48.04), (60, 1, 20, 40), (30, 3, 25, 6), (-10, 2, 25, 6)])
+def test_all_runs_share_the_budget(left_s: float, runs: int, overhead_s: float,
+                                   load_s: float) -> None:
+    assert load_time_s(left_s, runs, overhead_s) == pytest.approx(load_s, abs=0.01)
 
 
 def test_every_package_is_named_and_described() -> None:

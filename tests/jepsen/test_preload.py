@@ -1,0 +1,123 @@
+"""Clock steps, I/O errors and full disks reach a real process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jepsen import preload
+from jepsen.network import Unsupported
+from jepsen.preload import Preload, PreloadFiles
+
+
+def installed(library: Preload) -> bool:
+    try:
+        return bool(preload.find_libraries(library))
+    except Unsupported:
+        return False
+
+
+class Child:
+    """A Python process that answers each line of its input with one of output."""
+
+    def __init__(self, code: str, files: PreloadFiles, *libraries: Preload) -> None:
+        environment = {**os.environ, **preload.environment(libraries, files)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", "import os, sys, time\nfor line in sys.stdin:\n" + code],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PreloadFiles:
+    prepared = PreloadFiles(tmp_path / "control")
+    prepared.prepare()
+    return prepared
+
+
+@pytest.fixture
+def children() -> Iterator[list[Child]]:
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.process.kill()
+        child.process.communicate()
+
+
+@pytest.mark.skipif(not installed(Preload.FAKETIME), reason="libfaketime is not installed")
+def test_the_wall_clock_steps_and_the_monotonic_one_does_not(files: PreloadFiles,
+                                                             children: list[Child]) -> None:
+    child = Child("    print(time.time(), time.monotonic())\n", files, Preload.FAKETIME)
+    children.append(child)
+
+    def offsets() -> tuple[int, int]:
+        wall, monotonic = map(float, child.ask().split())
+        return round((wall - time.time()) / 100), round((monotonic - time.monotonic()) / 100)
+
+    assert offsets() == (0, 0)
+    files.set_clock(-86_400)
+    assert offsets() == (-864, 0)
+    files.set_clock(600)
+    assert offsets() == (6, 0)
+    files.set_clock(0)
+    assert offsets() == (0, 0)
+
+
+@pytest.mark.skipif(not installed(Preload.FIU), reason="libfiu is not installed")
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_writes_fail_while_they_are_told_to(files: PreloadFiles, children: list[Child],
+                                            tmp_path: Path, number: int) -> None:
+    child = Child(f"""
+    descriptor = os.open({str(tmp_path / 'file')!r}, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.pwrite(descriptor, b"x", 0)
+        os.fdatasync(descriptor)
+        answer = "ok"
+    except OSError as error:
+        answer = str(error.errno)
+    os.close(descriptor)
+    print(answer)
+""", files, Preload.FIU)
+    children.append(child)
+    assert child.ask() == "ok"
+    pid = child.process.pid
+    for call in ("posix/io/rw/pwrite", "posix/io/sync/fdatasync"):
+        preload.control_fiu(files, pid, f"enable_random name={call},probability=1,"
+                                        f"failinfo={number}")
+        assert child.ask() == str(number)
+        preload.control_fiu(files, pid, f"disable name={call}")
+        assert child.ask() == "ok"
+
+
+@pytest.mark.skipif(not preload.can_mount(), reason="mounting needs root")
+def test_a_small_disk_fills_empties_and_leaves_its_content(tmp_path: Path) -> None:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    preload.mount_small_disk(directory, 2)
+    (directory / "data").write_bytes(b"kept")
+    try:
+        assert 1_900_000 < preload.fill_disk(directory) <= 2 << 20
+        with pytest.raises(OSError, match="No space left") as caught:
+            (directory / "more").write_bytes(b"x" * 5000)
+        assert caught.value.errno == errno.ENOSPC
+        preload.empty_disk(directory)
+        (directory / "more").write_bytes(b"x" * 5000)
+        preload.fill_disk(directory)
+    finally:
+        preload.keep_and_unmount(directory)
+    assert not directory.is_mount()
+    assert sorted(path.name for path in directory.iterdir()) == ["data", "more"]
+    assert (directory / "data").read_bytes() == b"kept"
