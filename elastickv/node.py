@@ -12,15 +12,17 @@ import asyncio
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Callable
-from functools import partial
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from elastickv import __version__, logs, startup
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
+from elastickv.contacts import ContactBook
 from elastickv.crypto.envelope import EnvelopeError
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
@@ -34,7 +36,7 @@ from elastickv.errors import (
     StartupRefused,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.guards import require_safe
+from elastickv.keys.guards import failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
@@ -62,10 +64,13 @@ log = logs.get_logger(__name__)
 T = TypeVar("T")
 
 REQUEST_SLACK_BYTES = 1 << 20
+
+# LMDB gives the interpreter lock back for every value it writes. With the default of 5 ms a busy
+# loop would let a flush of thousands of values wait 5 ms for each.
+SWITCH_INTERVAL_S = 0.0005
 KEEP_ENTRIES = 10_000
 """Entries that stay in the log for members that are a little behind."""
 SEGMENT_BYTES = 64 << 20
-MIN_SEGMENT_BYTES = 256 << 10
 
 
 class AlreadyRunning(StartupRefused):
@@ -139,6 +144,7 @@ class Node:
         disk.make_directory(data)
         descriptor = lock_data_directory(data)
         self._closers.append(lambda: os.close(descriptor))
+        startup.require_file_system(settings, disk)
         self._runner = ThreadRunner()
         self._closers.append(self._runner.close)
         store = Store.open(LmdbBackend.open(data / "store"))
@@ -146,6 +152,12 @@ class Node:
         members = {member.node_id: full_node_id(member.node_id)
                    for member in settings.founding_members or settings.raft_join}
         gathered = startup.gather(settings, disk, store, members)
+        if failures(gathered.facts):
+            # Imported here: it brings the client library, which a sound node does not need.
+            from elastickv import resync
+
+            if await resync.repair(settings, disk, store, gathered):
+                gathered = startup.gather(settings, disk, store, members)
         require_safe(gathered.facts)
         kek = gathered.kek
         applier = self._open_keys(disk, kek, store)
@@ -181,6 +193,8 @@ class Node:
         self._flusher.start()
         await self._engine.start()
         self._encryption.start()
+        self._contacts = ContactBook(disk, data, self._engine.members)
+        self._contacts.start()
         self._server = GrpcServer(
             settings.address.host, settings.address.port, kv=self._coordinator,
             encryption=self._encryption, membership=self._membership, engine=self._engine,
@@ -313,6 +327,8 @@ class Node:
             await self._http.stop()
         if hasattr(self, "_server"):
             await self._server.stop(grace_s=0.0 if fatal else 2.0)
+        if hasattr(self, "_contacts"):
+            self._contacts.stop()
         if hasattr(self, "_encryption"):
             self._encryption.stop()
         if hasattr(self, "_engine"):
@@ -345,6 +361,7 @@ def run_node(settings: NodeSettings) -> int:
     import uvloop
 
     logs.configure(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_run(settings))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -48,14 +50,15 @@ def raft() -> None:
 @command(encryption, "status", "elastickv admin encryption status --output json")
 def encryption_status(connection: Connection, output: str) -> None:
     """A row per member: capable, active DEK ids, cutovers; then a line per problem."""
-    rows = [encryption_row(member)
-            for member in connection.run(lambda api: api.encryption.members())]
+    members = connection.run(lambda api: api.encryption.members())
+    rows = [encryption_row(member) for member in members]
 
     def table() -> None:
-        print_table(rows, [name for name in rows[0] if name != "problem"] if rows else [])
-        for row in rows:
-            if row["problem"]:
-                click.echo(f"problem: {row['member']}: {row['problem']}")
+        print_table(rows, [name for name in rows[0] if name not in ("problems", "deks")]
+                    if rows else [])
+        for member in members:
+            for problem in member.problems or filter(None, [member.problem]):
+                click.echo(f"problem: {member.node_id}: {problem}")
 
     emit(rows, output, table=table)
 
@@ -63,6 +66,7 @@ def encryption_status(connection: Connection, output: str) -> None:
 def encryption_row(member: MemberEncryption) -> dict[str, object]:
     """One line of the status table; None where the member did not tell."""
     capability, sidecar = member.capability, member.sidecar
+    writes_left = {dek.dek_id: dek.writes_left for dek in member.deks}
     return {
         "member": member.node_id,
         "reachable": member.reachable,
@@ -71,10 +75,15 @@ def encryption_row(member: MemberEncryption) -> dict[str, object]:
         "epoch": capability.local_epoch if capability else None,
         "storage_dek_id": sidecar.active_storage_id if sidecar else None,
         "raft_dek_id": sidecar.active_raft_id if sidecar else None,
+        "storage_writes_left": writes_left.get(sidecar.active_storage_id) if sidecar else None,
+        "raft_writes_left": writes_left.get(sidecar.active_raft_id) if sidecar else None,
         "storage_envelope": sidecar.storage_envelope_active if sidecar else None,
+        "storage_cutover_index": sidecar.storage_envelope_cutover_index if sidecar else None,
         "raft_cutover_index": sidecar.raft_envelope_cutover_index if sidecar else None,
+        "sidecar_index": sidecar.sidecar_index if sidecar else None,
         "applied_index": sidecar.latest_applied_index if sidecar else None,
-        "problem": member.problem,
+        "problems": list(member.problems) or list(filter(None, [member.problem])),
+        "deks": [asdict(dek) for dek in member.deks],
     }
 
 
@@ -159,6 +168,43 @@ def show_cutover(result: CutoverResult, output: str) -> None:
             print_table(members)
 
     emit({**fields, "members": members}, output, table=table)
+
+
+@command(encryption, "resync-sidecar",
+         "elastickv admin encryption resync-sidecar --raftId n3 --raftDataDir /var/lib/elastickv"
+         " --kekFile /etc/elastickv/kek.key")
+@click.option("--raftId", "--raft-id", "raft_id", required=True, envvar="ELASTICKV_RAFT_ID",
+              show_envvar=True, metavar="<id>", help="The stopped node's id.")
+@click.option("--raftDataDir", "--raft-data-dir", "data_directory", required=True,
+              envvar="ELASTICKV_RAFT_DATA_DIR", show_envvar=True, metavar="<path>",
+              type=click.Path(path_type=Path), help="The stopped node's data directory.")
+@click.option("--kekFile", "--kek-file", "kek_file", required=True, envvar="ELASTICKV_KEK_FILE",
+              show_envvar=True, metavar="<path>", type=click.Path(path_type=Path),
+              help="The stopped node's KEK, to check what the leader sends.")
+def resync_sidecar(connection: Connection, raft_id: str, data_directory: Path, kek_file: Path,
+                   output: str) -> None:
+    """Restore the sidecar of a stopped node, on its machine, from the cluster's leader.
+
+    For a sidecar that is lost, damaged or an old copy. A node does this by itself at its start when
+    it knows a member that answers.
+    """
+    from elastickv.cli.resync import resync_stopped_node
+
+    done = resync_stopped_node(connection, parse_node_id(raft_id, "--raftId"), data_directory,
+                               kek_file)
+    fields = {"from_index": done.before.raft_applied_index if done.before else None,
+              "to_index": done.after.raft_applied_index,
+              "storage_dek_id": done.after.active_storage, "raft_dek_id": done.after.active_raft,
+              "storage_cutover_index": done.after.storage_envelope_cutover_index,
+              "raft_cutover_index": done.after.raft_envelope_cutover_index}
+    keys = [{"dek_id": dek_id, "purpose": key.purpose.label, "local_epoch": key.local_epoch}
+            for dek_id, key in sorted(done.after.keys.items())]
+
+    def table() -> None:
+        print_fields(fields)
+        print_table(keys)
+
+    emit({**fields, "keys": keys}, output, table=table)
 
 
 @encryption.command("probe-node-id",

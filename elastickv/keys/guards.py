@@ -23,6 +23,7 @@ from elastickv.keys.registry import (
 from elastickv.keys.sidecar import Sidecar
 
 RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
+FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that takes writes"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
 _RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
 
@@ -36,6 +37,7 @@ class GuardFailed(StartupRefused):
 
     def __init__(self, message: str, *, remedy: str) -> None:
         super().__init__(f"start-up guard {self.guard}: {message}", remedy=remedy)
+        self.problem = message
 
 
 class FileSystemUnsafe(GuardFailed):
@@ -151,6 +153,7 @@ class Facts:
     encryption_enabled: bool
     kek_configured: bool
     file_system_problem: str = ""
+    file_system_remedy: str = ""
     store_problem: str = ""
     kek_problem: str = ""
     kek_remedy: str = ""
@@ -172,7 +175,7 @@ Check = Callable[[Facts], Problem | None]
 
 def _file_system(facts: Facts) -> Problem | None:
     if facts.file_system_problem:
-        return facts.file_system_problem, "put --raftDataDir on a local ext4 or xfs file system"
+        return facts.file_system_problem, facts.file_system_remedy or FILE_SYSTEM_REMEDY
     return None
 
 
@@ -338,16 +341,14 @@ def run_guards(facts: Facts) -> list[Verdict]:
     return verdicts
 
 
-def first_failure(facts: Facts) -> GuardFailed | None:
-    """The error of the first guard that fails."""
-    for guard in GUARDS:
-        if guard.applies(facts) and (problem := guard.check(facts)) is not None:
-            return guard.error(problem[0], remedy=problem[1])
-    return None
+def failures(facts: Facts) -> list[GuardFailed]:
+    """The errors of all guards that fail, in order."""
+    return [guard.error(problem[0], remedy=problem[1]) for guard in GUARDS
+            if guard.applies(facts) and (problem := guard.check(facts)) is not None]
 
 
 def require_safe(facts: Facts) -> None:
     """Raise the `GuardFailed` of the first guard that fails."""
-    failure = first_failure(facts)
-    if failure is not None:
-        raise failure
+    failed = failures(facts)
+    if failed:
+        raise failed[0]

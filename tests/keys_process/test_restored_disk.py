@@ -1,7 +1,7 @@
 """A node whose disk is put back from an old copy never makes a nonce that it has made before.
 
-Real processes. The node leads, is copied, leads on in two more processes, and goes back to the copy;
-then every envelope on every disk and in every copy goes into one ledger.
+Real processes. The node leads, is copied, leads on in two more processes, and goes back to the
+copy; then every envelope on every disk and in every copy goes into one ledger.
 """
 
 from __future__ import annotations

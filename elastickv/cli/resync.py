@@ -1,0 +1,48 @@
+"""`elastickv admin encryption resync-sidecar`: the part that works on the stopped node's files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from elastickv import resync
+from elastickv.cli.connection import Connection
+from elastickv.crypto.kek_file import FileKekProvider
+from elastickv.durable import OsDisk
+from elastickv.errors import ConfigError
+from elastickv.keys.registry import WRITERS_PREFIX
+from elastickv.node import lock_data_directory
+from elastickv.resync import Resynced
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc_store import Store
+
+
+def resync_stopped_node(connection: Connection, raft_id: str, data_directory: Path,
+                        kek_file: Path) -> Resynced:
+    """Take the node's lock, ask the leader, write the sidecar.
+
+    Raises `ConfigError` for a directory that is none, `AlreadyRunning`, and what
+    `resync.take_over` raises.
+    """
+    if not data_directory.is_dir():
+        raise ConfigError(f"--raftDataDir: {data_directory} is not a directory",
+                          remedy="run this on the stopped node's machine")
+    kek = FileKekProvider(kek_file).load()
+    descriptor = lock_data_directory(data_directory)
+    try:
+        rows = _writer_rows(data_directory)
+        return connection.run(lambda client: resync.take_over(
+            client, raft_id, kek, OsDisk(), data_directory, rows))
+    finally:
+        os.close(descriptor)
+
+
+def _writer_rows(data_directory: Path) -> list[tuple[bytes, bytes]]:
+    directory = data_directory / "store"
+    if not directory.exists():
+        return []
+    store = Store.open(LmdbBackend.open(directory))
+    try:
+        return store.rows(WRITERS_PREFIX)
+    finally:
+        store.close()

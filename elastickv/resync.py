@@ -1,0 +1,151 @@
+"""Restoring a sidecar from the leader: by itself at start, or by `resync-sidecar`.
+
+The rules are in `keys.resync`; here are the asking, the checks that need the KEK, and the writing.
+The node must not run meanwhile; both callers hold the data directory's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from elastickv import contacts, logs, startup
+from elastickv.client import Client
+from elastickv.client import SidecarState as LeaderState
+from elastickv.config import NodeSettings
+from elastickv.crypto.kek import Kek
+from elastickv.crypto.keystore import Keystore, Purpose
+from elastickv.crypto.nonce import full_node_id
+from elastickv.durable import Disk
+from elastickv.errors import ElasticKVError, EncryptionConflict, OperatorError, SidecarCorrupt
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.guards import RESYNC_COMMAND, GuardFailed, failures
+from elastickv.keys.registry import own_epochs
+from elastickv.keys.resync import resynced
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
+from elastickv.store.mvcc_store import Store
+
+LEADER_TIMEOUT_S = 8.0
+"""How long a node that may not start looks for the leader before it gives up."""
+
+log = logs.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resynced:
+    """What was written, and what stood there: None when nothing readable did."""
+
+    before: Sidecar | None
+    after: Sidecar
+
+
+def leader_sidecar(state: LeaderState) -> Sidecar:
+    """The leader's key state in its answer, without epochs.
+
+    Raises `OperatorError` when the leader does not tell everything a sidecar needs, and
+    `SidecarCorrupt` when it contradicts itself.
+    """
+    if not state.wrapped_deks_by_id:
+        return Sidecar()
+    if not state.sidecar_index or set(state.purposes_by_id) != set(state.wrapped_deks_by_id):
+        raise OperatorError("the leader does not tell all that a sidecar needs",
+                            remedy="run the same version on every member")
+    known = {int(purpose) for purpose in Purpose}
+    if not known.issuperset(state.purposes_by_id.values()):
+        raise SidecarCorrupt("the leader names a purpose that this version does not know",
+                             remedy="run the same version on every member")
+    keys = {dek_id: SidecarKey(Purpose(state.purposes_by_id[dek_id]), wrapped,
+                               state.created_by_id.get(dek_id, ""))
+            for dek_id, wrapped in state.wrapped_deks_by_id.items()}
+    return Sidecar(
+        raft_applied_index=state.sidecar_index,
+        storage_envelope_active=state.storage_envelope_active,
+        storage_envelope_cutover_index=state.storage_envelope_cutover_index,
+        raft_envelope_cutover_index=state.raft_envelope_cutover_index,
+        active_storage=state.active_storage_id, active_raft=state.active_raft_id,
+        keys=MappingProxyType(keys))
+
+
+def check_keys(own: Sidecar | None, new: Sidecar, kek: Kek) -> None:
+    """Every key of `new` must open under this node's KEK, and no id may stand for another key here.
+
+    Raises `KekError`, `EncryptionConflict`.
+    """
+    keystore = Keystore()
+    for dek_id, key in new.keys.items():
+        keystore = keystore.with_key(kek.unwrap_handle(key.wrapped, dek_id, key.purpose))
+    for dek_id, key in (own.keys.items() if own is not None else ()):
+        held = keystore.get(dek_id)
+        if held is not None and not held.same_key(
+                kek.unwrap_handle(key.wrapped, dek_id, key.purpose)):
+            raise EncryptionConflict(
+                f"DEK {dek_id} is another key here than on the leader",
+                remedy="this sidecar is from another cluster: move it away, then resync")
+
+
+async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_directory: Path,
+                    rows: Iterable[tuple[bytes, bytes]] = ()) -> Resynced:
+    """Ask the leader through `client`, check, and durably write the sidecar.
+
+    `rows` are this node's own writer rows. Raises what the rules and the call raise; then nothing
+    has changed.
+    """
+    node_id = full_node_id(raft_id)
+    path = data_directory / RELATIVE_PATH
+    try:
+        own = sidecar_file.load(disk, path)
+    except SidecarCorrupt:
+        own = None
+    state = await client.encryption.resync_sidecar(node_id)
+    registry = dict(state.writer_registry)
+    for dek_id, epoch in own_epochs(rows, node_id).items():
+        registry[dek_id] = max(epoch, registry.get(dek_id, 0))
+    new = resynced(own, leader_sidecar(state), registry)
+    check_keys(own, new, kek)
+    sidecar_file.store(disk, path, new)
+    return Resynced(own, new)
+
+
+def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:
+    """What to type to resync this node by hand."""
+    return (f"{RESYNC_COMMAND} --raftId {settings.raft_id}"
+            f" --raftDataDir {settings.raft_data_dir} --kekFile {settings.kek_file}"
+            f" --endpoints {','.join(endpoints) or '<a member>'}")
+
+
+async def repair(settings: NodeSettings, disk: Disk, store: Store,
+                 gathered: startup.Gathered) -> bool:
+    """Take the key state over from the leader if that is all that keeps this node from starting.
+
+    False when there is nothing to repair this way. Raises the guard's error, with the command to
+    run, when no leader can be asked.
+    """
+    failed = failures(gathered.facts)
+    if not failed or gathered.kek is None or not all(failure.resync for failure in failed):
+        return False
+    known = contacts.load(disk, settings.raft_data_dir)
+    endpoints = [contact.address for contact in known
+                 if contact.address and contact.node_id != settings.raft_id]
+    if not endpoints:
+        raise _refusal(failed[0], settings, endpoints, "no other member is known")
+    log.warning("asking the leader for the key state", guard=failed[0].guard,
+                endpoints=endpoints)
+    try:
+        async with Client(endpoints, tls=settings.tls, timeout_s=LEADER_TIMEOUT_S) as client:
+            done = await take_over(client, settings.raft_id, gathered.kek, disk,
+                                   settings.raft_data_dir, store.rows())
+    except ElasticKVError as error:
+        raise _refusal(failed[0], settings, endpoints, error.message) from None
+    log.warning("sidecar restored from the leader", guard=failed[0].guard,
+                from_index=done.before.raft_applied_index if done.before else 0,
+                to_index=done.after.raft_applied_index)
+    return True
+
+
+def _refusal(failure: GuardFailed, settings: NodeSettings, endpoints: Sequence[str],
+             reason: str) -> GuardFailed:
+    return type(failure)(f"{failure.problem}; the leader could not be asked: {reason}",
+                         remedy="start the node when a leader is up, or run: "
+                                + command_line(settings, endpoints))

@@ -1,0 +1,271 @@
+"""Each start-up guard as a node that refuses to start: exit code 3, the guard's name, the remedy;
+and `elastickv doctor` that says the same of the same directory.
+
+Real processes on a real data directory: a cluster of one is bootstrapped once, copied for each
+case, and spoilt in one way.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from elastickv.crypto.kek_file import write_kek_file
+from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.durable import OsDisk
+from elastickv.errors import ExitCode
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.guards import GUARDS
+from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
+from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX, encode_u64
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc_store import Store
+from tests.cluster.cluster import Cluster, NodeProcess
+from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
+
+pytestmark = [pytest.mark.cluster]
+
+NODE = "n1"
+
+
+@dataclass
+class Case:
+    """One spoilt directory: how its node is started."""
+
+    directory: Path
+    kek: Path
+    arguments: list[str]
+
+    def sidecar(self) -> Sidecar:
+        found = sidecar_file.load(OsDisk(), self.directory / RELATIVE_PATH)
+        assert found is not None
+        return found
+
+    def sidecar_bytes(self) -> bytes | None:
+        path = self.directory / RELATIVE_PATH
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, sidecar: Sidecar) -> None:
+        sidecar_file.store(OsDisk(), self.directory / RELATIVE_PATH, sidecar)
+
+    def with_epoch(self, epoch: int) -> None:
+        """The active storage DEK's epoch in the sidecar."""
+        sidecar = self.sidecar()
+        dek_id = sidecar.active_storage
+        self.write(sidecar.with_key(dek_id, replace(sidecar.keys[dek_id], local_epoch=epoch)))
+
+    def change_store(self, *, rows: list[tuple[bytes, bytes]] | None = None,
+                     meta: dict[bytes, bytes] | None = None) -> None:
+        store = Store.open(LmdbBackend.open(self.directory / "store"))
+        store.apply_group(store.applied_index + 1, (), rows=rows or [], meta=meta or {})
+        store.flush_now()
+        store.close()
+
+    def without(self, flag: str, values: int = 1) -> None:
+        at = self.arguments.index(flag)
+        del self.arguments[at:at + 1 + values]
+
+
+def twin_of(raft_id: str) -> str:
+    """A raft id whose 16-bit node id is that of `raft_id`."""
+    wanted = node_id16(full_node_id(raft_id))
+    number = 0
+    while node_id16(full_node_id(f"twin-{number}")) != wanted:
+        number += 1
+    return f"twin-{number}"
+
+
+def no_kek(case: Case) -> None:
+    case.without("--kekFile")
+
+
+def kek_readable_by_others(case: Case) -> None:
+    case.kek.chmod(0o640)
+
+
+def kek_too_short(case: Case) -> None:
+    case.kek.write_bytes(bytes(31))
+
+
+def damaged_sidecar(case: Case) -> None:
+    path = case.directory / RELATIVE_PATH
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def no_flag(case: Case) -> None:
+    case.without("--encryption-enabled", values=0)
+
+
+def another_kek(case: Case) -> None:
+    case.kek.unlink()
+    write_kek_file(case.kek)
+
+
+def exhausted_epoch(case: Case) -> None:
+    case.with_epoch(0xFFFF)
+
+
+def old_epoch(case: Case) -> None:
+    case.with_epoch(0)
+
+
+def old_sidecar(case: Case) -> None:
+    sidecar = case.sidecar()
+    case.write(replace(sidecar, raft_applied_index=1, storage_envelope_active=False,
+                       storage_envelope_cutover_index=0, raft_envelope_cutover_index=0))
+
+
+def no_sidecar(case: Case) -> None:
+    (case.directory / RELATIVE_PATH).unlink()
+
+
+def registered_twin(case: Case) -> None:
+    twin = full_node_id(twin_of(NODE))
+    case.change_store(rows=[(row_key(case.sidecar().active_raft, node_id16(twin)),
+                             encode_row_value(WriterRecord(twin, 1, 1)))])
+
+
+def founding_twin(case: Case) -> None:
+    at = case.arguments.index("--raftBootstrapMembers") + 1
+    case.arguments[at] += f",{twin_of(NODE)}=127.0.0.1:1"
+
+
+def other_cutover(case: Case) -> None:
+    index = case.sidecar().raft_envelope_cutover_index
+    case.change_store(meta={META_RAFT_CUTOVER_INDEX: encode_u64(index + 1)})
+
+
+def damaged_store(case: Case) -> None:
+    path = next((case.directory / "store").glob("gen-*.mdb"))
+    with path.open("r+b") as file:
+        file.seek(0)
+        file.write(b"\xff" * 8192)
+
+
+CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
+    "kek-required": [(no_kek, "--kekFile")],
+    "kek-insecure": [(kek_readable_by_others, "chmod 600")],
+    "kek-readable": [(kek_too_short, "raw key")],
+    "sidecar-readable": [(damaged_sidecar, "resync-sidecar")],
+    "sidecar-without-flag": [(no_flag, "--encryption-enabled")],
+    "kek-unwraps": [(another_kek, "bootstrapped with")],
+    "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
+    "epoch-rollback": [(old_epoch, "resync-sidecar")],
+    "sidecar-behind-log": [(old_sidecar, "resync-sidecar"), (no_sidecar, "resync-sidecar")],
+    "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
+    "cutover-divergence": [(other_cutover, "resync-sidecar")],
+}
+ELSEWHERE = {"file-system", "store-readable"}
+"""Guards whose process tests are below: the node meets their cause before it runs the guards."""
+
+PARAMETERS = [pytest.param(guard, spoil, remedy, id=f"{guard}-{spoil.__name__}")
+              for guard, cases in CASES.items() for spoil, remedy in cases]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sound(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NodeProcess]:
+    """A stopped cluster of one, with both cutovers behind it."""
+    cluster = Cluster(tmp_path_factory.mktemp("guards") / "cluster", size=1)
+    try:
+        await cluster.start()
+        await cluster.encrypt()
+        async with cluster.client() as client:
+            await client.put(b"k", b"v")
+        assert cluster.nodes[NODE].kill(signal.SIGTERM) == 0
+        yield cluster.nodes[NODE]
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def case(sound: NodeProcess, tmp_path: Path) -> Case:
+    """A copy of the sound directory, to be spoilt."""
+    directory, kek = tmp_path / NODE, tmp_path / "kek"
+    shutil.copytree(sound.directory, directory)
+    shutil.copy2(sound.directory.parent / "kek", kek)
+    arguments = [*sound.arguments]
+    arguments[arguments.index("--raftDataDir") + 1] = str(directory)
+    arguments[arguments.index("--kekFile") + 1] = str(kek)
+    return Case(directory, kek, arguments)
+
+
+def test_every_guard_has_a_process_test() -> None:
+    assert set(CASES) | ELSEWHERE == {guard.name for guard in GUARDS}
+
+
+def test_a_sound_node_may_start(case: Case) -> None:
+    code, verdicts = doctor(case.arguments)
+    assert code == ExitCode.OK
+    assert {row["result"] for row in verdicts.values()} == {"pass"}
+
+
+@pytest.mark.parametrize(("guard", "spoil", "remedy"), PARAMETERS)
+def test_a_node_refuses_to_start_and_names_the_remedy(
+        case: Case, sound: NodeProcess, guard: str, spoil: Callable[[Case], None],
+        remedy: str) -> None:
+    spoil(case)
+    before = case.sidecar_bytes()
+    code, errors = refused_start(sound, case.arguments)
+    assert code == ExitCode.STARTUP_REFUSED, errors
+    assert f"start-up guard {guard}" in errors
+    assert remedy in errors.split("Remedy:")[-1]
+    assert "Traceback" not in errors
+
+    code, verdicts = doctor(case.arguments)
+    assert code == ExitCode.ERROR
+    failed = {name: row for name, row in verdicts.items() if row["result"] == "fail"}
+    assert guard in failed
+    assert failed[guard]["remedy"]
+    assert case.sidecar_bytes() == before
+
+
+def nothing_can_be_written() -> None:
+    """In the child: every write to a regular file fails, as on a file system that takes none."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_file_system_that_takes_no_write(case: Case, sound: NodeProcess) -> None:
+    code, _, errors = elastickv("node", *case.arguments, preexec=nothing_can_be_written)
+    assert code == ExitCode.STARTUP_REFUSED, errors
+    assert "start-up guard file-system" in errors
+    assert "Remedy: put --raftDataDir on" in errors
+    assert "Traceback" not in errors
+    code, out, _ = elastickv("doctor", *case.arguments, preexec=nothing_can_be_written)
+    assert code == ExitCode.ERROR
+    assert "file-system\tfail" in out
+
+
+def test_a_damaged_store(case: Case, sound: NodeProcess) -> None:
+    damaged_store(case)
+    code, errors = refused_start(sound, case.arguments)
+    assert code == ExitCode.CORRUPTION, errors
+    code, verdicts = doctor(case.arguments)
+    assert code == ExitCode.ERROR
+    assert verdicts["store-readable"]["result"] == "fail"
+
+
+def test_doctor_on_a_node_that_never_ran_makes_nothing(tmp_path: Path) -> None:
+    code, verdicts = doctor(["--raftId", "n9", "--insecure", "--raftBootstrap",
+                             "--raftDataDir", str(tmp_path / "new" / "data")])
+    assert code == ExitCode.OK
+    assert verdicts["file-system"]["result"] == "pass"
+    assert verdicts["kek-unwraps"]["result"] == "not applicable"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_table_names_every_guard_and_the_remedy(case: Case) -> None:
+    case.kek.chmod(0o644)
+    code, out, errors = elastickv("doctor", *case.arguments)
+    assert code == ExitCode.ERROR
+    assert [line.split("\t")[0] for line in out.splitlines()[1:1 + len(GUARDS)]] == [
+        guard.name for guard in GUARDS]
+    assert "Remedy: chmod 600" in out
+    assert errors == ""

@@ -1,0 +1,141 @@
+"""A sidecar that is an old copy, damaged or lost is restored from the leader: by the node itself
+when a leader answers, by the printed command when none does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from elastickv.client import Purpose
+from elastickv.contacts import FILE_NAME
+from elastickv.durable import OsDisk
+from elastickv.errors import ExitCode
+from elastickv.keys import sidecar as sidecar_file
+from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
+from tests.cluster.cluster import Cluster, NodeProcess
+from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+VICTIM = "n3"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        await cluster.start()
+        await cluster.encrypt()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def sidecar_of(node: NodeProcess) -> Sidecar:
+    found = sidecar_file.load(OsDisk(), node.directory / RELATIVE_PATH)
+    assert found is not None
+    return found
+
+
+def old_copy(path: Path, copy: bytes) -> None:
+    path.write_bytes(copy)
+
+
+def damaged(path: Path, copy: bytes) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def lost(path: Path, copy: bytes) -> None:
+    path.unlink()
+
+
+async def spoil(cluster: Cluster, how: Callable[[Path, bytes], None]) -> Sidecar:
+    """Rotate, stop the victim, and spoil its sidecar; what it was just before."""
+    node = cluster.nodes[VICTIM]
+    path = node.directory / RELATIVE_PATH
+    copy = path.read_bytes()
+    async with cluster.client() as client:
+        await client.encryption.rotate_dek(Purpose.STORAGE)
+        await client.encryption.rotate_dek(Purpose.RAFT)
+        await client.put(b"k", b"v")
+    await cluster.ready(VICTIM)
+    assert node.kill(signal.SIGTERM) == 0
+    good = sidecar_of(node)
+    assert len(good.keys) == 4
+    how(path, copy)
+    return good
+
+
+@pytest.mark.parametrize("how", [old_copy, damaged, lost], ids=lambda how: how.__name__)
+async def test_a_node_takes_the_keys_over_from_the_leader_at_its_start(
+        cluster: Cluster, how: Callable[[Path, bytes], None]) -> None:
+    good = await spoil(cluster, how)
+    node = cluster.nodes[VICTIM]
+    await cluster.start(VICTIM)
+    assert "sidecar restored from the leader" in node.log
+    async with cluster.client(VICTIM) as client:
+        assert (await client.get(b"k")).value == b"v"
+        await client.raft.transfer_leadership(VICTIM, timeout_s=20)
+        await client.put(b"k", b"w")
+    assert node.kill(signal.SIGTERM) == 0
+    restored = sidecar_of(node)
+    assert restored.keys.keys() == good.keys.keys()
+    assert restored.raft_envelope_cutover_index == good.raft_envelope_cutover_index
+    assert restored.storage_envelope_cutover_index == good.storage_envelope_cutover_index
+    for dek_id in (good.active_storage, good.active_raft):
+        assert restored.keys[dek_id].local_epoch > good.keys[dek_id].local_epoch
+    code, _ = doctor(node.arguments)
+    assert code == ExitCode.OK
+
+
+async def test_without_a_leader_it_refuses_and_the_printed_command_repairs_it(
+        cluster: Cluster) -> None:
+    await spoil(cluster, old_copy)
+    node = cluster.nodes[VICTIM]
+    spoilt = sidecar_of(node)
+    others = [name for name in cluster.nodes if name != VICTIM]
+    for name in others:
+        cluster.nodes[name].kill(signal.SIGKILL)
+    code, errors = refused_start(node)
+    assert code == ExitCode.STARTUP_REFUSED, errors
+    assert sidecar_of(node) == spoilt
+    command = re.search(r"elastickv (admin encryption resync-sidecar [^\n\"]*)", errors)
+    assert command is not None, errors
+
+    code, _, errors = elastickv(*shlex.split(command[1]), "--insecure", "--timeout", "2")
+    assert code == ExitCode.UNAVAILABLE, errors
+    assert sidecar_of(node) == spoilt
+
+    await cluster.start(*others)
+    code, out, errors = elastickv(*shlex.split(command[1]), "--insecure")
+    assert code == ExitCode.OK, errors
+    assert "to index" in out
+    await cluster.start(VICTIM)
+    assert "sidecar restored" not in node.log.splitlines()[-1]
+    async with cluster.client(VICTIM) as client:
+        assert (await client.get(b"k")).value == b"v"
+
+
+async def test_the_command_refuses_a_node_that_runs(cluster: Cluster) -> None:
+    node = cluster.nodes[VICTIM]
+    code, _, errors = elastickv(
+        "admin", "encryption", "resync-sidecar", "--raftId", VICTIM, "--raftDataDir",
+        str(node.directory), "--kekFile", str(cluster.directory / "kek"), "--endpoints",
+        ",".join(cluster.endpoints), "--insecure")
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "stop that node" in errors
+
+
+async def test_a_node_that_knows_nobody_names_the_command(cluster: Cluster) -> None:
+    await spoil(cluster, lost)
+    node = cluster.nodes[VICTIM]
+    (node.directory / FILE_NAME).unlink()
+    code, errors = refused_start(node)
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "no other member is known" in errors
+    assert "resync-sidecar --raftId n3" in errors
