@@ -17,7 +17,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from elastickv.errors import DiskFull, UnsupportedFileSystem
 
@@ -50,6 +50,17 @@ class DiskFile(Protocol):
 
     def close(self) -> None:
         """Close. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Reservable(Protocol):
+    """A `DiskFile` that can write zeros ahead of its end. An fsync that does not change the file's
+    length or its blocks spares the file system a commit of its own journal."""
+
+    def reserve(self, size: int) -> None:
+        """Make room for `size` bytes behind the end. The end, as `size()` tells it, stays; a reader
+        after a crash may find zeros behind it. A full disk is no error here."""
         ...
 
 
@@ -109,6 +120,7 @@ class OsFile:
         self._path = path
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
+        self._reserved_end = self._size
 
     def pread(self, size: int, offset: int) -> bytes:
         return os.pread(self._descriptor, size, offset)
@@ -125,19 +137,30 @@ class OsFile:
             _raise_if_full(error, self._path)
             raise
         self._size += written
+        self._reserved_end = max(self._reserved_end, self._size)
+
+    def reserve(self, size: int) -> None:
+        missing = self._size + size - self._reserved_end
+        if missing > 0:
+            with contextlib.suppress(OSError):
+                self._reserved_end += os.pwrite(self._descriptor, bytes(missing),
+                                                self._reserved_end)
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
-        self._size = size
+        self._size = self._reserved_end = size
 
     def size(self) -> int:
         return self._size
 
     def close(self) -> None:
         if self._descriptor >= 0:
+            if self._reserved_end > self._size:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, self._size)
             os.close(self._descriptor)
             self._descriptor = -1
 

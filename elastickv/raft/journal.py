@@ -159,7 +159,7 @@ class Journal:
         active = self._segments[-1]
         if active.size >= self._segment_bytes:
             active = self._roll()
-        active.file.append([records.encode(index, term, command, self.durable_index)])
+        active.append(records.encode(index, term, command, self.durable_index))
         active.note(index, term, len(command), command[:1] == self._marked_kind)
         self.last_index = index
         self.last_term = term

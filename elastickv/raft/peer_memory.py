@@ -9,8 +9,8 @@ leader.
 
 One case cannot be told from an ordinary crash: a leader that had sent entries and comes back
 without them may have lost them before its fsync, or it may have committed them. It only gets a
-*floor*: until its log reaches the entry that a peer has from it, it does not stand for election, and
-it votes for nobody whose log does not reach it.
+*floor*: until its log reaches the entry that a peer has from it, it does not stand for election and
+votes for nobody whose log does not reach it.
 """
 
 from __future__ import annotations

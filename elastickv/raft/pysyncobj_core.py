@@ -22,7 +22,7 @@ from elastickv.raft.core import FOLLOWER, LEADER
 from elastickv.raft.frames import AppendEntries
 from elastickv.raft.journal import Journal
 from elastickv.raft.pysyncobj_journal import JournalAdapter
-from elastickv.raft.pysyncobj_seams import Now, PeerNode, install, use_clock
+from elastickv.raft.pysyncobj_seams import Now, PeerNode, install, peer_node, use_clock
 from elastickv.raft.rules import AppendPlan
 from elastickv.raft.settings import EngineSettings
 
@@ -104,10 +104,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._hooks = hooks
         self._settled_commit = applied_index
         self._voters_heard: set[str] = set()
-        super().__init__(PeerNode(settings.node_id), [],
+        super().__init__(peer_node(settings.node_id), [],
                          conf=_library_configuration(settings, adapter, hooks),
                          transport=CoreTransport(hooks))
-        self._own_node = PeerNode(settings.node_id)
+        self._own_node = peer_node(settings.node_id)
         self._SyncObj__selfNode: PeerNode | None = self._own_node
         self._SyncObj__otherNodes: set[PeerNode] = set()
         self._SyncObj__readonlyNodes: set[PeerNode] = set()
@@ -201,13 +201,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return bool(self._SyncObj__transferInProgress)
 
     def next_index(self, peer_id: str) -> int:
-        return int(self._SyncObj__raftNextIndex.get(PeerNode(peer_id), 0))
+        return int(self._SyncObj__raftNextIndex.get(peer_node(peer_id), 0))
 
     def match_index(self, peer_id: str) -> int:
-        return int(self._SyncObj__raftMatchIndex.get(PeerNode(peer_id), 0))
+        return int(self._SyncObj__raftMatchIndex.get(peer_node(peer_id), 0))
 
     def last_response(self, peer_id: str) -> float:
-        return float(self._SyncObj__lastResponseTime.get(PeerNode(peer_id), 0.0))
+        return float(self._SyncObj__lastResponseTime.get(peer_node(peer_id), 0.0))
 
     def random_timeout(self) -> float:
         """An election timeout in seconds."""
@@ -232,17 +232,17 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def connected(self, peer_id: str) -> None:
         use_clock(self._now)
-        self._SyncObj__onNodeConnected(PeerNode(peer_id))
+        self._SyncObj__onNodeConnected(peer_node(peer_id))
 
     def disconnected(self, peer_id: str) -> None:
         use_clock(self._now)
-        self._SyncObj__onNodeDisconnected(PeerNode(peer_id))
+        self._SyncObj__onNodeDisconnected(peer_node(peer_id))
 
     def set_next_index(self, peer_id: str, index: int) -> None:
-        self._SyncObj__raftNextIndex[PeerNode(peer_id)] = index
+        self._SyncObj__raftNextIndex[peer_node(peer_id)] = index
 
     def set_match_index(self, peer_id: str, index: int) -> None:
-        self._SyncObj__raftMatchIndex[PeerNode(peer_id)] = index
+        self._SyncObj__raftMatchIndex[peer_node(peer_id)] = index
 
     def postpone_election(self) -> None:
         """No election for another random timeout."""
@@ -273,7 +273,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__setCurrentTerm(term, self._settings.node_id)
 
     def heard_from(self, peer_id: str) -> None:
-        self._SyncObj__lastResponseTime[PeerNode(peer_id)] = self._now()
+        self._SyncObj__lastResponseTime[peer_node(peer_id)] = self._now()
 
     def install(self, index: int) -> None:
         """The log was reset behind `index`, which is applied."""
@@ -285,8 +285,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """The configuration in force changed. A learner is what PySyncObj calls a read-only node:
         it gets entries and counts for nothing."""
         own_id = self._settings.node_id
-        others = {PeerNode(node_id) for node_id in voters if node_id != own_id}
-        readers = {PeerNode(node_id) for node_id in learners if node_id != own_id}
+        others = {peer_node(node_id) for node_id in voters if node_id != own_id}
+        readers = {peer_node(node_id) for node_id in learners if node_id != own_id}
         known = self._SyncObj__otherNodes | self._SyncObj__readonlyNodes
         for node in known - others - readers:
             self._SyncObj__raftNextIndex.pop(node, None)
@@ -309,7 +309,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         without touching the log.
         """
         use_clock(self._now)
-        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+        self._SyncObj__onMessageReceived(peer_node(peer_id), {
             "type": "append_entries",
             "term": message.term,
             "commit_index": plan.commit_index,
@@ -324,7 +324,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """An acknowledgement or rejection of this leader's current term."""
         use_clock(self._now)
         before = self.next_index(peer_id)
-        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+        self._SyncObj__onMessageReceived(peer_node(peer_id), {
             "type": "next_node_idx",
             "next_node_idx": next_index,
             "reset": not accepted,
@@ -336,7 +336,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def receive_vote_request(self, peer_id: str, term: int, last_index: int,
                              last_term: int) -> None:
         use_clock(self._now)
-        self._SyncObj__onMessageReceived(PeerNode(peer_id), {
+        self._SyncObj__onMessageReceived(peer_node(peer_id), {
             "type": "request_vote",
             "term": term,
             "last_log_index": last_index,
@@ -350,12 +350,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                                  self._voters_heard):
             return
         self._voters_heard.add(peer_id)
-        self._SyncObj__onMessageReceived(PeerNode(peer_id), {"type": "response_vote",
+        self._SyncObj__onMessageReceived(peer_node(peer_id), {"type": "response_vote",
                                                              "term": term})
 
     def receive_timeout_now(self, peer_id: str, term: int) -> None:
         use_clock(self._now)
-        self._SyncObj__onMessageReceived(PeerNode(peer_id), {"type": "timeout_now", "term": term})
+        self._SyncObj__onMessageReceived(peer_node(peer_id), {"type": "timeout_now", "term": term})
 
     def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
         """Durable before it is believed: a disk that refuses leaves the old term in force."""

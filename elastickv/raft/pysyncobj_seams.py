@@ -8,6 +8,7 @@ synchronous, so the engine that calls names its clock first (`use_clock`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from zlib import crc32
 
 import pysyncobj.syncobj as library
@@ -53,8 +54,17 @@ def install() -> None:
 class PeerNode(Node):  # type: ignore[misc]
     """A member. Its hash does not depend on the process, so neither does any order of sending."""
 
+    def __init__(self, node_id: str) -> None:
+        super().__init__(node_id, stable_hash=crc32(node_id.encode()))
+
     def __hash__(self) -> int:
-        return crc32(self.id.encode())
+        return int(self.stable_hash)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PeerNode) and self.id == other.id
+        return self is other or (isinstance(other, PeerNode) and self.id == other.id)
+
+
+@cache
+def peer_node(node_id: str) -> PeerNode:
+    """The node of this id; one object per id, as sets and dicts compare by identity first."""
+    return PeerNode(node_id)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from elastickv.durable import Disk, DiskFile
+from elastickv.durable import Disk, DiskFile, Reservable
 from elastickv.errors import JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.hardstate import decode_checked, encode_checked
@@ -35,6 +35,8 @@ _CHECKSUM = struct.Struct(">I")
 HEADER_SIZE = _HEADER.size + _CHECKSUM.size
 INDEX_KIND = b"EKJI"
 SCAN_BYTES = 4 << 20
+RESERVE_BYTES = 1 << 20
+"""How much room is made at a time; a start finds the rest of it as zeros and cuts them."""
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
 
 
@@ -93,6 +95,7 @@ class Segment:
         self.runs: list[tuple[int, int]] = []
         self.marked: list[int] = []
         self.size = HEADER_SIZE
+        self._reserved_end = 0
 
     @property
     def last_index(self) -> int:
@@ -119,6 +122,13 @@ class Segment:
             file.truncate(0)
         file.append([encode_segment_header(first_index, previous_term)])
         return cls(disk, path, file, first_index, previous_term)
+
+    def append(self, record: bytes) -> None:
+        """Write one record at the end. Raises `DiskFull` without effect."""
+        if self.size + len(record) > self._reserved_end and isinstance(self.file, Reservable):
+            self.file.reserve(len(record) + RESERVE_BYTES)
+            self._reserved_end = self.size + len(record) + RESERVE_BYTES
+        self.file.append([record])
 
     def note(self, index: int, term: int, length: int, marked: bool) -> None:
         """Account for a record of `length` command bytes that was written at the end."""
@@ -163,11 +173,14 @@ class Segment:
         del self.offsets[position:]
         self.runs = [run for run in self.runs if run[0] < index]
         self.marked = [marked for marked in self.marked if marked < index]
+        self._reserved_end = 0
         self.file.truncate(self.size)
         self.file.sync()
 
     def seal(self) -> None:
         """Make the segment durable and write its index file; nothing is appended afterwards."""
+        if self._reserved_end:
+            self.file.truncate(self.size)
         self.file.sync()
         body = SegmentIndex(self.first_index, self.previous_term, self.size,
                             self.offsets.tobytes(), self.runs, self.marked)

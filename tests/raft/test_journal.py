@@ -219,6 +219,24 @@ def test_preallocated_zeros_are_cut(tmp_path):
     assert path.stat().st_size == size
 
 
+def test_room_is_reserved_and_never_seen(tmp_path):
+    journal = filled(tmp_path, 3, segment_bytes=1000)
+    path = segments(tmp_path)[0]
+    assert path.stat().st_size > 1 << 20
+    crashed = path.read_bytes()
+    while len(segments(tmp_path)) == 1:
+        journal.append(journal.last_index + 1, 1, command_of(journal.last_index + 1))
+    assert path.stat().st_size < 1200
+    last_index = journal.last_index
+    journal.close()
+    assert segments(tmp_path)[1].stat().st_size < 1200
+    assert open_journal(tmp_path).last_index == last_index
+    segments(tmp_path)[1].unlink()
+    path.with_suffix(".index").unlink()
+    path.write_bytes(crashed)
+    assert open_journal(tmp_path).last_index == 4
+
+
 def test_damaged_record_with_a_later_durable_one_refuses_the_start(tmp_path):
     filled(tmp_path, 5).close()
     damage(segments(tmp_path)[0], HEADER_SIZE + HEADER_BYTES + 3)
