@@ -50,13 +50,17 @@ def test_encryption_status(shell: Shell) -> None:
     done = shell("admin", "encryption", "status")
     assert done.code == 0
     header, ours, gone = (dict(zip(done.lines[0], line, strict=False)) for line in done.lines[:3])
-    assert "problem" not in header
+    assert "problems" not in header
     assert (ours["member"], ours["capable"], ours["storage_dek_id"]) == ("n1", "yes", "1")
     assert (gone["member"], gone["reachable"], gone["capable"]) == ("gone", "no", "-")
     assert done.lines[3] == ["problem: gone: unreachable (no answer)"]
     document = shell("admin", "encryption", "status", "--output", "json").document
     assert [row["member"] for row in document] == ["n1", "gone"]
-    assert document[1]["problem"] == "unreachable (no answer)"
+    assert document[1]["problems"] == ["unreachable (no answer)"]
+    assert document[0]["deks"] == [
+        {"dek_id": 1, "purpose": "storage", "active": True, "writer_state": "confirmed",
+         "epoch": 1, "local_epoch": 1, "writes": 5, "writes_left": 95}]
+    assert (document[0]["storage_writes_left"], document[0]["raft_writes_left"]) == (95, None)
     assert document[1]["storage_dek_id"] is None
 
 

@@ -29,6 +29,7 @@ from elastickv.kv.api import (
     Capability,
     Condition,
     CutoverResult,
+    DekStatus,
     MemberEncryptionStatus,
     Op,
     OpKind,
@@ -76,6 +77,7 @@ class MemoryKv:
         self._hlc = HybridLogicalClock(SystemClock(), ceiling=pack_timestamp(1 << 47))
         self._versions: dict[bytes, list[tuple[int, bytes | None, int]]] = {}
         self.index = 0
+        self.stale_ms = 0
 
     async def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,
                   timeout_s: float) -> WriteResult:
@@ -117,7 +119,8 @@ class MemoryKv:
         check_key(key)
         await self._faults.meet("stale read" if stale else "read", timeout_s)
         commit_ts, value = self._visible(key, ts)
-        return ReadResult(value or b"", value is not None, self.index, commit_ts)
+        return ReadResult(value or b"", value is not None, self.index, commit_ts,
+                          self.stale_ms if stale else 0)
 
     async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
         check_key(key)
@@ -221,9 +224,11 @@ class MemoryEncryption:
         return CutoverResult(index, [await self.capability()], False)
 
     async def member_status(self, *, timeout_s: float) -> Sequence[MemberEncryptionStatus]:
+        state = await self.sidecar_state()
+        deks = [DekStatus(state.active_storage_id, Purpose.STORAGE, True, "confirmed", 1, 1, 5, 95)]
         return [
-            MemberEncryptionStatus(self._raft_id, True, await self.capability(),
-                                   await self.sidecar_state()),
+            MemberEncryptionStatus(self._raft_id, True, await self.capability(), state,
+                                   deks=deks if self.state else []),
             MemberEncryptionStatus("gone", False, None, None, "unreachable (no answer)"),
         ]
 
