@@ -21,7 +21,9 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 STEPS_WITHOUT_TIME = 20_000
-"""More callbacks than this at one instant are a livelock."""
+"""More callbacks than this within a microsecond are a livelock."""
+RESOLUTION_S = 1e-9
+"""A timer fires this much late: converted back, its time must not lie before what was asked for."""
 
 
 class Crashed(BaseException):
@@ -131,7 +133,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def call_at(self, when: float, callback: Callable[..., object],  # type: ignore[override]
                 *args: Any, context: contextvars.Context | None = None) -> Handle:
         life = self.life
-        at = when if life is None else (when - life.offset_s) / life.rate
+        at = when if life is None else (when - life.offset_s) / life.rate + RESOLUTION_S
         return self._add_timer(at, Handle(callback, args, context, when))
 
     def _add_timer(self, at: float, handle: Handle) -> Handle:
@@ -202,18 +204,18 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         try:
             task = asyncio.ensure_future(main, loop=self)
-            quiet_steps = 0
+            instant, steps = self.now, self.steps
             while not task.done():
                 if self.failure is not None:
                     raise self.failure
                 if self._ready:
-                    quiet_steps += 1
-                    if quiet_steps > STEPS_WITHOUT_TIME:
+                    if self.steps > steps + STEPS_WITHOUT_TIME:
                         raise Stalled(f"no progress at {self.now:.6f} s")
                     self._step(self._ready.popleft())
                 elif self._timers:
-                    quiet_steps = 0
                     self._advance()
+                    if self.now > instant + 1e-6:
+                        instant, steps = self.now, self.steps
                 else:
                     raise Stalled("nothing is left to run")
             return task.result()

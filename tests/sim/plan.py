@@ -37,12 +37,12 @@ class Plan:
 
 def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS) -> Plan:
     """The plan of `seed`. Small segments and logs make rolls, compaction and snapshots frequent."""
-    size = generator.choice((3, 3, 3, 5))
-    heartbeat_s = generator.choice((0.04, 0.06))
-    election_s = heartbeat_s * generator.choice((3.5, 5))
+    size = generator.choice((3, 3, 3, 3, 5))
+    heartbeat_s = generator.choice((0.05, 0.07))
+    election_s = heartbeat_s * generator.choice((3.2, 4.5))
     compact_entries = generator.choice((12, 30, 1000))
     settings = {
-        "tick_s": generator.choice((0.015, 0.025)),
+        "tick_s": generator.choice((0.02, 0.035)),
         "heartbeat_s": heartbeat_s,
         "election_min_s": election_s,
         "election_max_s": 2 * election_s,
@@ -64,8 +64,8 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
     return Plan(
         seed=seed, size=size, settings=settings, encryption=generator.choice(ENCRYPTION),
         faults=tuple(generator.sample(enabled, count)),
-        fault_gap_s=generator.choice((0.1, 0.2, 0.35)), fault_s=generator.choice((1.0, 1.5, 2.0)),
-        clients=generator.choice((2, 3, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
+        fault_gap_s=generator.choice((0.1, 0.2, 0.35)), fault_s=generator.choice((0.8, 1.2, 1.8)),
+        clients=generator.choice((2, 2, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
         network_s=generator.choice((0.0005, 0.002, 0.008)),
         rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size)))

@@ -1,0 +1,43 @@
+"""The simulator finds nothing wrong, sees everything happen, and repeats itself exactly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim.runner import FULL_RUN_SEEDS, Totals, explain, run_seeds
+from tests.sim.schedule import run_seed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(1800)
+def test_no_invariant_is_broken_and_every_fault_happens() -> None:
+    totals = Totals()
+    for outcome in run_seeds(range(FULL_RUN_SEEDS), jobs=os.cpu_count() or 1):
+        totals.add(outcome)
+    assert not totals.violations, "\n".join(map(explain, totals.violations))
+    assert totals.schedules == FULL_RUN_SEEDS
+    assert not totals.missing()
+
+
+@pytest.mark.parametrize("seed", [3, 7])
+def test_a_seed_replays_exactly_in_any_process(seed: int) -> None:
+    """Twice here, then in processes whose string hashes differ."""
+    digests = {run_seed(seed, hashed=True).digest for _ in range(2)}
+    for hash_seed in ("1", "2"):
+        finished = subprocess.run(
+            [sys.executable, "-m", "tests.sim", "--seed", str(seed)], cwd=ROOT, check=True,
+            capture_output=True, text=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed})
+        digests |= {line.split()[1] for line in finished.stdout.splitlines()
+                    if line.startswith("trace ")}
+    assert len(digests) == 1
+
+
+def test_seeds_differ() -> None:
+    assert run_seed(1, hashed=True).digest != run_seed(2, hashed=True).digest
