@@ -12,9 +12,10 @@ from jepsen.faults.api import Fault, NotAvailable, Requirements
 from jepsen.network import Unsupported
 from jepsen.preload import Preload
 
-WRITING_CALLS = ("posix/io/rw/write", "posix/io/rw/pwrite", "posix/io/rw/writev")
-SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync")
-"""libfiu's names of the calls that write, and that make durable."""
+WRITING_CALLS = ("posix/io/rw/pwrite", "posix/io/rw/pwritev")
+SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync", "posix/io/dir/rename")
+"""libfiu's names of the calls that write to the journal and the store, and of those that make
+durable. Not `write`: sockets, the log and libfiu's own answers go through it."""
 
 FAILURE_PROBABILITY = 0.2
 AHEAD_S = 2.0
