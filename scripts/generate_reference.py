@@ -21,6 +21,7 @@ from elastickv.cli.main import cli
 from elastickv.cli.node import metavar
 from elastickv.config import Kind, Setting
 from elastickv.errors import ElasticKVError
+from elastickv.metrics import CATALOGUE, PREFIX
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NOTE = "<!-- Generated from the code by `make reference`. Do not edit. -->\n"
@@ -131,10 +132,23 @@ def commands_page() -> str:
     return "".join(parts)
 
 
+def metrics_page() -> str:
+    """Every metric."""
+    rows = [[f"`{PREFIX}{metric.name}`", metric.kind.value,
+             ", ".join(f"`{label}`" for label in metric.labels) or "none", metric.help]
+            for metric in CATALOGUE]
+    return (f"{NOTE}\n# Metrics\n\nServed as Prometheus text under `/metrics` with "
+            "`--metrics-address`. Units are in the names: seconds and bytes. Labels take few, "
+            "fixed values; keys and values never occur. A counter or histogram appears once "
+            "something was recorded.\n\n"
+            + table(["metric", "kind", "labels", "meaning"], rows))
+
+
 def pages() -> dict[str, str]:
     """Every generated page by file name."""
     return {"flags.md": flags_page(), "exit-codes.md": exit_codes_page(),
-            "errors.md": errors_page(), "commands.md": commands_page()}
+            "errors.md": errors_page(), "commands.md": commands_page(),
+            "metrics.md": metrics_page()}
 
 
 if __name__ == "__main__":

@@ -26,15 +26,17 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 SHELL_BLOCK = re.compile(r"^( *)```(?:sh|bash|shell)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["flags.md", "exit-codes.md", "errors.md", "commands.md"])
+GENERATED = ["flags.md", "exit-codes.md", "errors.md", "commands.md", "metrics.md"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_page_is_current(name: str) -> None:
     written = (generate_reference.REFERENCE / name).read_text(encoding="utf-8")
     assert written == generate_reference.pages()[name], "run `make reference`"
 
 
 def test_every_generated_page_is_tested() -> None:
-    assert sorted(generate_reference.pages()) == sorted(
-        ["flags.md", "exit-codes.md", "errors.md", "commands.md"])
+    assert sorted(generate_reference.pages()) == sorted(GENERATED)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -67,8 +67,12 @@ def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, outpu
     if output == JSON:
         emit({**values.described("key", name), "exists": result.exists,
               **values.described("value", result.value), "commit_ts": result.commit_ts,
-              "read_at_index": result.read_at_index}, output)
-    elif not result.exists:
+              "read_at_index": result.read_at_index,
+              **({"stale_ms": result.stale_ms} if stale else {})}, output)
+        return int(ExitCode.OK if result.exists else ExitCode.ERROR)
+    if stale:
+        progress(staleness(result.stale_ms))
+    if not result.exists:
         progress("not found")
     elif raw:
         sys.stdout.buffer.write(result.value)
@@ -76,6 +80,13 @@ def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, outpu
     else:
         emit(result.value, output)
     return int(ExitCode.OK if result.exists else ExitCode.ERROR)
+
+
+def staleness(stale_ms: int) -> str:
+    """The age of a stale read in words."""
+    if stale_ms < 0:
+        return "stale read: this member was never known to have everything"
+    return f"stale read: this member was known to have everything {stale_ms} ms ago"
 
 
 @command(client, "delete", "elastickv client delete greeting")

@@ -79,7 +79,7 @@ class Client:
         response = await self._caller.call(
             rpcs.RAW_GET, pb.RawGetRequest(key=key, ts=ts, stale=stale), timeout_s)
         return ReadResult(response.value, response.exists, response.commit_ts,
-                          response.read_at_index)
+                          response.read_at_index, response.stale_ms)
 
     async def delete(self, key: bytes, *, timeout_s: float | None = None) -> WriteResult:
         """Remove one key. Removing an absent key is a write like any other."""

@@ -37,12 +37,17 @@ class WriteResult(NamedTuple):
 
 
 class ReadResult(NamedTuple):
-    """`exists` False: no visible version; then `value` is b"" and `commit_ts` 0."""
+    """`exists` False: no visible version; then `value` is b"" and `commit_ts` 0.
+
+    `stale_ms`, for a stale read: the member that answered was last known to have everything
+    that many milliseconds before; -1 = never. 0 for a linearizable read.
+    """
 
     value: bytes
     exists: bool
     commit_ts: int
     read_at_index: int
+    stale_ms: int = 0
 
 
 class Pair(NamedTuple):

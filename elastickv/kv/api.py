@@ -49,12 +49,14 @@ class WriteResult(NamedTuple):
 
 
 class ReadResult(NamedTuple):
-    """`exists` False means no visible version; then `value` is b"" and `commit_ts` 0."""
+    """`exists` False means no visible version; then `value` is b"" and `commit_ts` 0. `stale_ms` is
+    the age of a stale read's answer, -1 = not known, and 0 for a linearizable read."""
 
     value: bytes
     exists: bool
     read_at_index: int
     commit_ts: int
+    stale_ms: int = 0
 
 
 class Pair(NamedTuple):

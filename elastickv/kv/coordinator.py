@@ -15,6 +15,7 @@ leader moved, plaintext refused by the storage cutover) go back into the queue u
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -345,12 +346,13 @@ class Coordinator:
                   timeout_s: float) -> ReadResult:
         check_key(key)
         index = await self._read_barrier(stale, timeout_s)
+        stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
         at_ts, now_ms = self._read_time(ts)
         version = self._store.get(key, at_ts, now_ms)
         if version is None:
-            return ReadResult(b"", False, index, 0)
+            return ReadResult(b"", False, index, 0, stale_ms)
         return ReadResult(self._open_record(version.store_key, version.record), True, index,
-                          version.commit_ts)
+                          version.commit_ts, stale_ms)
 
     async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
         check_key(key)
@@ -393,6 +395,11 @@ class Coordinator:
         if not ts:
             return MAX_TIMESTAMP, self._hlc.now_ms()
         return ts, timestamp_ms(ts)
+
+
+def age_ms(age_s: float) -> int:
+    """Whole milliseconds, rounded up: no answer is older than it says. -1 for infinity."""
+    return -1 if math.isinf(age_s) else math.ceil(age_s * 1000)
 
 
 def _reject(group: Sequence[_Pending], error: BaseException) -> None:

@@ -182,8 +182,8 @@ class MembershipController:
                     remedy="look at elastickv admin raft status before a retry") from None
             except OutcomeUnknown:
                 # The answer to a node's own removal is lost with its links, yet it knows.
-                if call.operation == ChangeKind.REMOVE.value and call.node_id == self._engine.node_id \
-                        and self._removed_at:
+                if self._removed_at and (call.operation, call.node_id) == (
+                        ChangeKind.REMOVE.value, self._engine.node_id):
                     return self._removed_at
                 raise
             except (NotLeader, NoLeader, Unreachable):

@@ -72,7 +72,8 @@ class RawKv:
         result = await self._kv.get(request.key, ts=request.ts, stale=request.stale,
                                     timeout_s=timeout_s)
         return pb.RawGetResponse(read_at_index=result.read_at_index, value=result.value,
-                                 exists=result.exists, commit_ts=result.commit_ts)
+                                 exists=result.exists, commit_ts=result.commit_ts,
+                                 stale_ms=result.stale_ms)
 
     async def delete(self, request: pb.RawDeleteRequest,
                      timeout_s: float) -> pb.RawDeleteResponse:

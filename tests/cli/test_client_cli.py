@@ -41,6 +41,19 @@ def test_get_as_json(shell: Shell) -> None:
     assert (absent.code, absent.document["exists"], absent.document["value"]) == (1, False, "")
 
 
+def test_a_stale_read_says_how_old_it_is(shell: Shell, memory_node: MemoryNode) -> None:
+    shell("client", "put", "k", "v")
+    memory_node.kv.stale_ms = 1234
+    found = shell("client", "get", "k", "--stale")
+    assert (found.code, found.out) == (0, b"v\n")
+    assert "1234 ms ago" in found.err
+    assert shell("client", "get", "k", "--stale", "--output", "json").document["stale_ms"] == 1234
+    memory_node.kv.stale_ms = -1
+    assert "never known" in shell("client", "get", "k", "--stale").err
+    absent = shell("client", "get", "other", "--stale", "--output", "json")
+    assert (absent.code, absent.document["stale_ms"]) == (1, -1)
+
+
 def test_binary_values_through_stdin_and_stdout(shell: Shell) -> None:
     assert shell("client", "put", "k", "-", stdin=BINARY).code == 0
     assert shell("client", "get", "k", "--raw").out == BINARY
