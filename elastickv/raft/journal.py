@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from elastickv.durable import Disk
 from elastickv.errors import JournalCorrupt
@@ -32,9 +33,18 @@ from elastickv.raft.segment import (
 LogEntry = tuple[bytes, int, int]
 """(command, index, term): the order in which PySyncObj keeps an entry."""
 
+COMPACT_SEGMENTS = 4
+"""How many segments one call deletes at most: unlinking a large file takes milliseconds."""
 FIRST_ANCHOR_INDEX = 1
 """A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
+
+
+class Ticket(NamedTuple):
+    """What an fsync that is under way will make durable."""
+
+    generation: int
+    index: int  # type: ignore[assignment]
 
 
 class Journal:
@@ -56,6 +66,7 @@ class Journal:
         self._segments: list[Segment] = []
         self._starts: list[int] = []
         self._generation = 0
+        self._syncing: Segment | None = None
         self.anchor_index = FIRST_ANCHOR_INDEX
         self.anchor_term = 0
         self.last_index = FIRST_ANCHOR_INDEX
@@ -198,15 +209,23 @@ class Journal:
             return 0
         return segment.size - segment.offsets[first - segment.first_index]
 
-    def begin_sync(self) -> tuple[Callable[[], None], tuple[int, int]]:
-        """The fsync to run, perhaps in a thread, and the ticket for `finish_sync`."""
-        return self._segments[-1].file.sync, (self._generation, self.last_index)
+    def begin_sync(self) -> tuple[Callable[[], None], Ticket]:
+        """The fsync to run, perhaps in a thread, and the ticket for `finish_sync`. One at a time."""
+        self._syncing = self._segments[-1]
+        return self._syncing.file.sync, Ticket(self._generation, self.last_index)
 
-    def finish_sync(self, ticket: tuple[int, int]) -> None:
-        """The fsync of `ticket` succeeded. A truncation since then makes the ticket void."""
-        generation, index = ticket
-        if generation == self._generation:
-            self.durable_index = max(self.durable_index, index)
+    def finish_sync(self, ticket: Ticket, error: BaseException | None = None) -> None:
+        """The fsync of `ticket` ended; `error` is raised.
+
+        A truncation since then makes the ticket void, its error included: the file that was synced
+        may be gone, and what was kept of it has been made durable since.
+        """
+        self._syncing = None
+        if ticket.generation != self._generation:
+            return
+        if error is not None:
+            raise error
+        self.durable_index = max(self.durable_index, ticket.index)
 
     def sync(self) -> None:
         """Make everything durable now."""
@@ -235,15 +254,18 @@ class Journal:
         self.durable_index = min(self.durable_index, self.last_index)
 
     def compact_to(self, index: int) -> bool:
-        """Delete whole segments that hold nothing above `index`; True when any was deleted."""
-        deleted = False
-        while len(self._segments) > 1 and self._segments[1].first_index <= index + 1:
+        """Delete whole segments that hold nothing above `index`, oldest first, a few at a time;
+        True when any was deleted."""
+        deleted = 0
+        while deleted < COMPACT_SEGMENTS and len(self._segments) > 1 \
+                and self._segments[1].first_index <= index + 1 \
+                and self._segments[0] is not self._syncing:
             self._segments.pop(0).remove()
             self._starts.pop(0)
-            deleted = True
+            deleted += 1
         if deleted:
             self._set_anchor()
-        return deleted
+        return deleted > 0
 
     def reset(self, index: int, term: int) -> None:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
@@ -306,7 +328,7 @@ class Journal:
         """A segment without a header is one that was being created, or it is damaged."""
         expected = self._segments[-1].last_index + 1 if self._segments else FIRST_ANCHOR_INDEX + 1
         if not last or segment_name(expected) != path.name \
-                or records.find_next(data, 0, expected, self._max_command_bytes) is not None:
+                or records.synced_behind(data, expected, self._max_command_bytes) >= expected:
             raise JournalCorrupt(f"{path}: the header is damaged", remedy=_REMEDY)
 
     def _check_follows(self, segment: Segment) -> None:

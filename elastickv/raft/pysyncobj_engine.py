@@ -20,6 +20,7 @@ from elastickv.errors import (
     InvalidArgument,
     NoLeader,
     NotLeader,
+    OutcomeUnknown,
     Overloaded,
     RemovedFromCluster,
     WireError,
@@ -43,6 +44,7 @@ from elastickv.raft.engine import (
 from elastickv.raft.follower import Follower
 from elastickv.raft.frames import encode_message
 from elastickv.raft.freshness import Freshness, quorum_contact
+from elastickv.raft.journal import Ticket
 from elastickv.raft.links import Links
 from elastickv.raft.members import Members
 from elastickv.raft.membership import (
@@ -55,7 +57,7 @@ from elastickv.raft.membership import (
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.proposals import AppliedWaiters, Proposals
 from elastickv.raft.pysyncobj_core import RaftCore
-from elastickv.raft.pysyncobj_journal import JournalAdapter
+from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND, JournalAdapter
 from elastickv.raft.reads import Reads
 from elastickv.raft.replication import Replication
 from elastickv.raft.settings import EngineSettings
@@ -119,7 +121,12 @@ class PySyncObjEngine:
         self._refuse_if_removed()
         self._build()
         self._running = True
-        await self._links.start(self)
+        try:
+            await self._links.start(self)
+        except BaseException:
+            self._running = False
+            self._storage.close(sync=False)
+            raise
         self._members.changed()
         self._trust.started(self._loop.time())
         self._on_timer()
@@ -193,7 +200,7 @@ class PySyncObjEngine:
             return
         self._fatal_error = error
         log.error("raft halted", node=self.node_id, error=str(error), kind=type(error).__name__)
-        for peer_id in list(self._connected):
+        for peer_id in sorted(self._connected):
             self._links.drop(peer_id)
         self._end_waits("this node has halted")
         for callback in self._fatal_callbacks:
@@ -276,18 +283,19 @@ class PySyncObjEngine:
         offload = InlineOffload() if little else self._offload
         offload.submit(job, partial(self._synced, ticket))
 
-    def _synced(self, ticket: tuple[int, int], error: BaseException | None) -> None:
+    def _synced(self, ticket: Ticket, error: BaseException | None) -> None:
         self._sync_running = False
         if not self._active:
             return
-        if error is not None:
+        try:
+            self._journal.finish_sync(ticket, error)
+        except Exception as failure:
             # After a failed fsync the kernel may have dropped the pages: never retried.
-            self._fail(error)
+            self._fail(failure)
             return
         if self._on_sync is not None:
             self._on_sync(self._loop.time() - self._sync_began)
         self._disk_full = False
-        self._journal.finish_sync(ticket)
         self._follower.acknowledge()
         self._elections.release_votes()
         self._schedule()
@@ -302,8 +310,7 @@ class PySyncObjEngine:
         if high < low:
             return
         stored = self._journal.entries(low, high, self._settings.apply_group_bytes)
-        group = [Entry(index, term, command[1:] if command[:1] == REGULAR_KIND else b"")
-                 for command, index, term in stored]
+        group = [_entry(*entry) for entry in stored]
         try:
             results = self._machine.apply(group)
         except ApplyHalted:
@@ -363,8 +370,12 @@ class PySyncObjEngine:
                     f"a log entry holds at most {self._settings.max_entry_bytes} bytes, not "
                     f"{len(payload)}")
             self._append(REGULAR_KIND + payload, future, timeout_s)
-        except Exception as error:
+        except ElasticKVError as error:
             future.set_exception(error)
+        except Exception as error:
+            # A failed fsync among others: the entry may or may not be in the log.
+            self._fail(error)
+            future.set_exception(OutcomeUnknown("this node halted during the proposal"))
         return future
 
     def _append(self, command: bytes, future: asyncio.Future[object], timeout_s: float) -> int:
@@ -620,3 +631,14 @@ class PySyncObjEngine:
             snapshot_received_bytes=self._receiver.received_bytes,
             snapshots_installed=self._receiver.installed_count,
         )
+
+
+def _entry(command: bytes, index: int, term: int) -> Entry:
+    """A log entry as the state machine sees it. Raises `ApplyHalted` on an unknown kind."""
+    kind = command[:1]
+    if kind == REGULAR_KIND:
+        return Entry(index, term, command[1:])
+    if kind in (NO_OP_COMMAND, CONFIGURATION_KIND):
+        return Entry(index, term, b"")
+    raise ApplyHalted(f"entry {index} is of the unknown kind 0x{kind.hex()}",
+                      remedy="run a version that knows it")

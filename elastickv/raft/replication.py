@@ -105,9 +105,11 @@ class Replication:
         progress = self.progress(peer_id)
         next_index = self._core.next_index(peer_id)
         if next_index <= self._journal.anchor_index:
-            self._needs_snapshot(peer_id)
-            if heartbeat:
+            if heartbeat or not progress.probe_sent:
+                # Before the offer: the peer must know its leader to take a snapshot from it.
                 self._send_append(peer_id, progress, self._journal.anchor_index + 1, empty=True)
+                progress.probe_sent = True
+            self._needs_snapshot(peer_id)
             return
         sent = False
         while next_index <= self._journal.last_index \

@@ -96,6 +96,7 @@ class Segment:
         self.marked: list[int] = []
         self.size = HEADER_SIZE
         self._reserved_end = 0
+        self._reservable = file if isinstance(file, Reservable) else None
 
     @property
     def last_index(self) -> int:
@@ -125,8 +126,8 @@ class Segment:
 
     def append(self, record: bytes) -> None:
         """Write one record at the end. Raises `DiskFull` without effect."""
-        if self.size + len(record) > self._reserved_end and isinstance(self.file, Reservable):
-            self.file.reserve(len(record) + RESERVE_BYTES)
+        if self._reservable is not None and self.size + len(record) > self._reserved_end:
+            self._reservable.reserve(len(record) + RESERVE_BYTES)
             self._reserved_end = self.size + len(record) + RESERVE_BYTES
         self.file.append([record])
 

@@ -35,7 +35,7 @@ class EngineSettings:
     segment_bytes: int = 64 << 20
     cache_bytes: int = 16 << 20
     batch_bytes: int = 1 << 20
-    window_bytes: int = 16 << 20
+    window_bytes: int = 4 << 20
     apply_group_bytes: int = 4 << 20
     apply_group_entries: int = 512
     max_pending: int = 4096

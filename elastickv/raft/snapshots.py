@@ -20,7 +20,13 @@ from pathlib import Path
 import msgspec
 
 from elastickv.durable import Disk
-from elastickv.errors import CorruptionError, StoreCorrupt
+from elastickv.errors import (
+    ApplyHalted,
+    CorruptionError,
+    DiskFull,
+    ElasticKVError,
+    StoreCorrupt,
+)
 from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.core import Context
@@ -190,6 +196,7 @@ class SnapshotReceiver:
         """Raises `WireError` on a configuration that does not parse."""
         core = self._context.core
         if message.term != core.term() or core.leader_id() != peer_id:
+            self._context.send(peer_id, frames.SnapshotAck(message.term, message.stream, -1, False))
             return
         self.abort()
         self._leader_id, self._term = peer_id, message.term
@@ -217,7 +224,7 @@ class SnapshotReceiver:
             if message.offset != self._offset:
                 raise CorruptionError(f"chunk {message.offset} follows {self._offset}")
             self._target.write(message.data)
-        except CorruptionError as error:
+        except (CorruptionError, DiskFull) as error:
             self.abort()
             self._refuse(error)
             return
@@ -234,11 +241,11 @@ class SnapshotReceiver:
         self._target = self._pending = None
         if target is None or pending is None:
             return
-        self._marker.save(pending)
         try:
+            self._marker.save(pending)
             applied_index = target.finish()
-        except CorruptionError as error:
-            # The stream did not verify; the import promised that the state is untouched.
+        except (CorruptionError, DiskFull) as error:
+            # The import promised that the state is untouched.
             self._marker.remove()
             target.abort()
             self._refuse(error)
@@ -247,12 +254,17 @@ class SnapshotReceiver:
             raise StoreCorrupt(f"a snapshot of entry {pending.index} holds the state of entry "
                                f"{applied_index}",
                                remedy="remove this node and join it anew")
-        self._install(pending)
+        try:
+            self._install(pending)
+        except DiskFull as error:
+            # State and log disagree now; a start completes what the marker announces.
+            raise ApplyHalted(f"the log cannot begin anew behind the snapshot: {error.message}",
+                              remedy=error.remedy) from error
         self.installed_count += 1
         log.info("snapshot installed", index=pending.index)
         self._acknowledge(done=True)
 
-    def _refuse(self, error: CorruptionError) -> None:
+    def _refuse(self, error: ElasticKVError) -> None:
         log.warning("snapshot refused", peer=self._leader_id, error=str(error))
         self._offset = -1
         self._acknowledge(done=False)

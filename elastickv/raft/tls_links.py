@@ -190,8 +190,9 @@ class TlsLinks:
         self._generator = generator or random.Random()
         self._addresses: dict[str, str] = {}
         self._current: dict[str, _Connection] = {}
-        self._open: set[_Connection] = set()
-        self._dirty: set[_Connection] = set()
+        # Dictionaries for their order: a set of connections has another in every process.
+        self._open: dict[_Connection, None] = {}
+        self._dirty: dict[_Connection, None] = {}
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._silent_since: dict[str, float] = {}
         self._complained: set[str] = set()
@@ -254,7 +255,7 @@ class TlsLinks:
             self._loop.call_soon(connection.abort)
             return False
         connection.queue.append(frame(body))
-        self._dirty.add(connection)
+        self._dirty[connection] = None
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
@@ -264,7 +265,7 @@ class TlsLinks:
         self._flush_scheduled = False
         if not self._dirty:
             return
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._dirty = self._dirty, {}
         for connection in dirty:
             queue, connection.queue = connection.queue, []
             connection.write(queue[0] if len(queue) == 1 else b"".join(queue))
@@ -279,7 +280,7 @@ class TlsLinks:
 
     def opened(self, connection: _Connection) -> None:
         """A TCP (and TLS) connection stands; it has not greeted yet."""
-        self._open.add(connection)
+        self._open[connection] = None
         if self._stopped:
             connection.abort()
 
@@ -304,14 +305,14 @@ class TlsLinks:
 
     def lost(self, connection: _Connection) -> None:
         """The connection is gone."""
-        self._open.discard(connection)
-        self._dirty.discard(connection)
+        self._open.pop(connection, None)
+        self._dirty.pop(connection, None)
         if self._current.get(connection.peer_id) is connection:
             self._forget(connection)
 
     def _forget(self, connection: _Connection) -> None:
         del self._current[connection.peer_id]
-        self._dirty.discard(connection)
+        self._dirty.pop(connection, None)
         self._silent_since[connection.peer_id] = self._loop.time()
         self.events.disconnected(connection.peer_id)
 

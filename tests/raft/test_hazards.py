@@ -16,10 +16,10 @@ import pytest
 from pysyncobj import SyncObj
 from raft_lab import HeldOffload, Lab, LabNode, outcome, run
 
-from elastickv.errors import OutcomeUnknown, PeerError
+from elastickv.errors import ApplyHalted, OutcomeUnknown, PeerError
 from elastickv.raft import frames, records, rules
 from elastickv.raft.elections import Elections
-from elastickv.raft.engine import Role
+from elastickv.raft.engine import Entry, Role
 from elastickv.raft.frames import AppendEntries, RequestVote, Vote
 from elastickv.raft.hardstate import HardState, HardStateFile
 from elastickv.raft.journal import Journal
@@ -552,6 +552,20 @@ async def nothing_is_applied_that_the_journal_could_lose():
     await asyncio.sleep(0.3)
     assert leader.state.applied_index > applied
     assert follower.state.applied_index == applied
+
+
+@hazard(lambda patch: patch.setattr(
+    "elastickv.raft.pysyncobj_engine._entry",
+    lambda command, index, term: Entry(index, term, command[1:])))
+async def entry_of_an_unknown_kind_is_not_skipped():
+    lab = Lab(1)
+    node = await lab.start()
+    applied = node.state.applied_index
+    node.core.append(b"\x07from the future")
+    node.engine._schedule()
+    await asyncio.sleep(0.1)
+    assert node.state.applied_index == applied
+    assert [type(error) for error in node.fatal] == [ApplyHalted]
 
 
 # --- a disk from the past -------------------------------------------------------------------------

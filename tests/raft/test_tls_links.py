@@ -197,7 +197,9 @@ def test_names_of_a_certificate():
 @pytest.mark.parametrize("garbage", [
     b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 8, b"\x00\x00\x00\x02\xff\xff",
     frame(encode_message(Vote(1))), b"\xff" * 64], ids=["http", "bytes", "frame", "vote", "ff"])
-async def test_random_bytes_end_that_connection_only(make, until, certificates, secure, garbage):
+async def test_random_bytes_end_that_connection_only(make, until, certificates, secure, garbage,
+                                                     monkeypatch):
+    monkeypatch.setattr(tls_links, "GREETING_TIMEOUT_S", 1.0)
     one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
     two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
     await joined(one, two, heard_one, heard_two, until=until)

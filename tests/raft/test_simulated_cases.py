@@ -1,0 +1,111 @@
+"""What the simulator found, each as the shortest scenario that shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+from raft_lab import Lab, LabNode, outcome, run
+
+from elastickv.durable import OsDisk
+from elastickv.errors import DiskFull, OutcomeUnknown
+from elastickv.raft import frames
+from elastickv.raft.engine import Role
+from elastickv.raft.journal import Journal
+from elastickv.raft.segment import HEADER_SIZE
+
+COMPACTING: dict[str, Any] = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
+                              "snapshot_chunk_bytes": 500}
+
+
+def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path) -> None:
+    """Pages reach the disk in any order: a record may be there before its segment's header."""
+    journal = Journal(OsDisk(), tmp_path, segment_bytes=200)
+    while len(list(tmp_path.glob("*.log"))) < 2:
+        journal.append(journal.last_index + 1, 1, b"\x00" + bytes(50))
+    unsynced = journal.last_index
+    journal.close()
+    newest = sorted(tmp_path.glob("*.log"))[-1]
+    content = newest.read_bytes()
+    newest.write_bytes(bytes(HEADER_SIZE) + content[HEADER_SIZE:])
+    assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
+
+
+def test_a_failed_fsync_during_a_proposal_stops_the_node() -> None:
+    """Appending may seal a segment, which syncs it."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+
+        def failing(index: int, term: int, command: bytes) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        leader.journal.append = failing
+        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), OutcomeUnknown)
+        assert leader.status().role is Role.SHUTDOWN
+
+    run(scenario())
+
+
+def test_a_snapshot_of_an_unknown_leader_is_refused_aloud() -> None:
+    """Silence would keep the sender waiting for ten seconds."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        first, second = lab.others(leader)
+        lab.hub.inject(first.node_id, second.node_id, frames.SnapshotOffer(
+            second.status().term, 7, 1000, 1, 0, b""))
+        refusals = lab.hub.sent(frames.SnapshotAck, second.node_id)
+        assert [(ack.stream, ack.offset) for ack in refusals] == [(7, -1)]
+
+    run(scenario())
+
+
+async def follower_behind_the_log(lab: Lab) -> tuple[LabNode, LabNode]:
+    """A leader that has dropped the log that a follower needs; the follower is still cut off."""
+    leader = await lab.start()
+    behind = lab.others(leader)[0]
+    lab.hub.isolate(behind.node_id)
+    await asyncio.gather(*(leader.engine.propose(b"%d" % number, timeout_s=10)
+                           for number in range(400)))
+    await lab.until(lambda: leader.journal.anchor_index > behind.journal.last_index)
+    return leader, behind
+
+
+def test_a_full_disk_refuses_a_snapshot_and_takes_the_next() -> None:
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        _, behind = await follower_behind_the_log(lab)
+        marker = behind.engine._receiver._marker
+        real_save = marker.save
+
+        def full_once(record: Any) -> None:
+            marker.save = real_save
+            raise DiskFull("no space left")
+
+        marker.save = full_once
+        lab.hub.heal()
+        await lab.until(lambda: behind.engine._receiver.installed_count == 1, timeout_s=5.0)
+        await lab.settle()
+
+    run(scenario())
+
+
+def test_a_full_disk_behind_an_installed_state_stops_the_node() -> None:
+    """The state is ahead of the log then; only a start, which knows the marker, can mend that."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        _, behind = await follower_behind_the_log(lab)
+
+        def full(marker: Any) -> None:
+            raise DiskFull("no space left")
+
+        behind.engine._receiver._install = full
+        lab.hub.heal()
+        await lab.until(lambda: behind.status().role is Role.SHUTDOWN, timeout_s=10.0)
+        await behind.restart()
+        await lab.settle()
+
+    run(scenario())
