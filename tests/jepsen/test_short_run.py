@@ -61,8 +61,8 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
 ])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, checker: str, message: str) -> None:
     code, output, results = run_jepsen(
-        tmp_path / "run", "--workload", "register", "--faults", "isolate-leader", "--time", "10",
-        "--rate", "300", "--seed", "1", "--launcher", str(PLANTED_NODE),
+        tmp_path / "run", "--workload", "register", "--faults", "isolate-leader", "--time", "8",
+        "--rate", "400", "--seed", "1", "--launcher", str(PLANTED_NODE),
         "--environment", f"ELASTICKV_PLANTED_BUG={bug}")
     assert code == 1
     assert output.splitlines()[-1].endswith("verdict: invalid")
