@@ -199,8 +199,8 @@ class Node:
             settings.address.host, settings.address.port, kv=self._coordinator,
             encryption=self._encryption, membership=self._membership, engine=self._engine,
             tls=self._server_tls(), accept_loops=settings.accept_loops,
-            reflection=settings.grpc_reflection, max_value_bytes=settings.max_value_bytes,
-            recorder=self._metrics)
+            front=settings.grpc_front, reflection=settings.grpc_reflection,
+            max_value_bytes=settings.max_value_bytes, recorder=self._metrics)
         await self._server.start()
         await self._start_http(store, applier)
         log.info("node started", node=settings.raft_id, address=str(settings.address),

@@ -98,7 +98,7 @@ def parse_operations(words: Sequence[str]) -> list[Put | Delete]:
         if len(arguments) < wanted:
             raise ConfigError(f"{word} needs {wanted} argument(s)",
                               remedy="for example: batch put a 1 put b 2 delete c")
-        ops.append(Put(*arguments) if word == "put" else Delete(*arguments))
+        ops.append(Put(arguments[0], arguments[1]) if word == "put" else Delete(arguments[0]))
     return ops
 
 
