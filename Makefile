@@ -73,3 +73,6 @@ clean: ## remove everything that make made, except the data directory
 	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f elastickv/pb/*_pb2*.py elastickv/pb/*_pb2*.pyi $(STUBS)
 	find elastickv tests jepsen scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The long work: simulation, fault injection, benchmarks.
+include tests/sim/sim.mk jepsen/jepsen.mk tests/bench/bench.mk
