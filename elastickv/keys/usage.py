@@ -30,7 +30,6 @@ MAX_COUNT: Final = 0xFFFF_FFFF_FFFF_FFFF
 ROTATE_AT_PERCENT: Final = 90
 MAX_BLOCK: Final = 65_536
 BLOCKS_PER_LIMIT: Final = 256
-MIN_HEADROOM: Final = 64
 
 _KEY_TAIL = struct.Struct(">IcH")
 _VALUE = struct.Struct(">QHQ")
@@ -104,16 +103,10 @@ def total_usage(rows: Iterable[tuple[bytes, bytes]]) -> int:
 class Limits(NamedTuple):
     """What follows from `--dek-max-writes`.
 
-    `max_writes` is the most nonces that user writes may take under a DEK. Entries of the cluster's
-    own, above all the rotation that ends the shortage, may go `headroom` further.
+    `max_writes` is the most nonces that user writes may take under a DEK.
     """
 
     max_writes: int
-
-    @property
-    def headroom(self) -> int:
-        """Nonces beyond the limit for the cluster's own entries."""
-        return max(MIN_HEADROOM, self.max_writes // 1024)
 
     @property
     def block(self) -> int:
@@ -135,18 +128,17 @@ def reservation_target(limits: Limits, *, used: int, reserved: int, total: int, 
     not allow them.
 
     `used` and `reserved` are of the present epoch, `total` is the DEK's. The last block before the
-    limit is shortened to fit. Beyond the limit go only entries of the cluster's own, by no more
-    than they need, and the first use of a DEK: one group of writes may be larger than the limit,
-    and rotating once more would not make it fit.
+    limit is shortened to fit. Two things go beyond the limit, by no more than they need: entries of
+    the cluster's own, above all the rotation that ends the shortage, and the first use of a DEK,
+    because one group of writes may be larger than the limit and rotating again would not make it
+    fit.
     """
     elsewhere = total - reserved
     least = used + wanted
     most = limits.max_writes - elsewhere
     if least <= most:
         return min(most, max(least, reserved + limits.block))
-    if own_entry and least <= most + limits.headroom:
-        return least
-    return least if used == 0 and elsewhere == 0 else None
+    return least if own_entry or (used == 0 and elsewhere == 0) else None
 
 
 def writes_left(totals: Mapping[int, int], limits: Limits) -> dict[int, int]:

@@ -83,7 +83,7 @@ class EncryptionController:
         self._running: set[asyncio.Task[object]] = set()
         settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
         self.writers = WriterRegistrar(
-            node_id16(full_node_id), local_epoch=lambda dek_id: self._members.local_epoch(dek_id),
+            node_id16(full_node_id), local_epoch=lambda dek_id: self.members.local_epoch(dek_id),
             persist=applier.set_local_epoch, register=self._register_through_leader,
             on_confirmed=lambda dek_id: self._changed(), on_fatal=on_fatal)
         self.budgets = NonceBudgets(
@@ -93,13 +93,13 @@ class EncryptionController:
             on_change=self._changed)
         self.sealing = Sealing(applier, self.budgets)
         self.proposer = Proposer(engine, self.sealing)
-        self._members = Members(engine, store, applier, self.writers, self.budgets,
+        self.members = Members(engine, store, applier, self.writers, self.budgets,
                                 full_node_id=full_node_id, kek=kek, gate=self._gate,
                                 build_sha=build_sha)
         self.operations = LeaderOperations(
-            engine, store, applier, self.proposer, self.writers, self.budgets, self._members,
-            full_node_id=full_node_id, require_gate=self._require_gate)
-        self.rotation = AutomaticRotation(settings, self._rotation_view, self._rotate_own,
+            engine, store, applier, self.proposer, self.writers, self.budgets, self.members,
+            full_node_id=full_node_id, require_gate=self.require_kek)
+        self.rotation = AutomaticRotation(settings, self._rotation_view, self._rotate_due,
                                           self._clock)
         engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self)
         engine.handle(forwarding.METHOD_ADMIN, self._serve_admin)
@@ -199,7 +199,11 @@ class EncryptionController:
                 max((decode_row_value(value).last_seen_epoch for _, value in rows), default=0),
                 self.budgets.is_spent(dek_id))
 
-    async def _rotate_own(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
+    async def _rotate_due(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
+        await self.rotate_own(purpose, dek_id)
+
+    async def rotate_own(self, purpose: Purpose, dek_id: int) -> None:
+        """Replace a DEK if it is still the active one. This node must lead."""
         await self._run_operation("rotate_dek", {
             "purpose": int(purpose), "wrapped": b"", "new_dek_id": 0, "proposer_node_id": 0,
             "proposer_local_epoch": 0, "replaces": dek_id})
@@ -209,7 +213,8 @@ class EncryptionController:
     def gate_open(self) -> bool:
         return self._gate
 
-    def _require_gate(self) -> Kek:
+    def require_kek(self) -> Kek:
+        """The KEK. Raises `GateOff` where encryption is switched off."""
         if not self._gate or self._kek is None:
             raise GateOff("encryption is switched off on this node",
                           remedy="start every node with --kekFile and --encryption-enabled")
@@ -251,7 +256,7 @@ class EncryptionController:
     async def _on_leader(self, operation: str, arguments: dict[str, object],
                          timeout_s: float) -> bytes:
         """Run an admin operation where it belongs; its msgpack result."""
-        self._require_gate()
+        self.require_kek()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
@@ -322,10 +327,10 @@ class EncryptionController:
         return forwarding.decode(reply, SidecarState)
 
     async def capability(self) -> Capability:
-        return self._members.capability()
+        return self.members.capability()
 
     async def sidecar_state(self, caller_full_node_id: int = 0) -> SidecarState:
-        return self._members.sidecar_state(caller_full_node_id)
+        return self.members.sidecar_state(caller_full_node_id)
 
     async def member_status(self, *, timeout_s: float) -> Sequence[MemberEncryptionStatus]:
-        return await self._members.status(timeout_s)
+        return await self.members.status(timeout_s)

@@ -76,12 +76,12 @@ def _epochs(member: MemberReport, leader: MemberReport) -> str:
 
 def _usage(member: MemberReport, leader: MemberReport) -> str:
     limits = Limits(member.max_writes)
-    for dek in _active(member):
-        if dek.writes >= limits.max_writes:
-            return f"refuses writes, DEK {dek.dek_id} is used up: {_rotate(dek)}"
-        if limits.rotation_due(dek.writes):
-            return f"has {dek.writes_left} writes left under DEK {dek.dek_id}: {_rotate(dek)}"
-    return ""
+    dek = max(_active(member), key=lambda dek: dek.writes, default=None)
+    if dek is None or not limits.rotation_due(dek.writes):
+        return ""
+    if dek.writes_left == 0:
+        return f"refuses writes, DEK {dek.dek_id} is used up: {_rotate(dek)}"
+    return f"has {dek.writes_left} writes left under DEK {dek.dek_id}: {_rotate(dek)}"
 
 
 def _limit(member: MemberReport, leader: MemberReport) -> str:

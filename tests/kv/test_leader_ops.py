@@ -1,0 +1,264 @@
+"""Operations on the keys of running clusters: races, refusals, and what each leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from elastickv.crypto.keystore import Purpose
+from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.errors import (
+    EncryptionConflict,
+    GateOff,
+    NodeIdCollision,
+    NotBootstrapped,
+    NotCapable,
+)
+from elastickv.keys.guards import NodeIdTaken
+from elastickv.keys.registry import decode_row_value, row_key
+from elastickv.kv.api import WriterRow
+from elastickv.kv.forwarding import RegisterSelf
+from tests.kv.key_cluster import TIMEOUT_S, MakeCluster, until
+
+OTHER_KEK = bytes(32)
+
+
+async def test_a_rotation_before_the_writer_is_confirmed_does_not_block_the_confirmation(
+        make_cluster: MakeCluster) -> None:
+    """After the raft cutover the rotation's entry needs the very writer whose registration needs
+    the lock that rotations hold."""
+    cluster = await make_cluster(1)
+    await cluster.nodes["n1"].encrypt()
+    await cluster.nodes["n1"].stop()
+    node = cluster.make("n1")
+    await node.start(encryption=False)
+    await cluster.leader()
+    assert node.encryption.writers.epoch(node.active(Purpose.RAFT)) is None
+    new_id = await node.rotate(Purpose.RAFT)
+    assert node.active(Purpose.RAFT) == new_id
+    await node.put(b"k")
+
+
+async def test_two_rotations_at_once_are_two_in_a_row(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(3)
+    leader = await cluster.leader()
+    await leader.encrypt()
+    others = [node for node in cluster.nodes.values() if node is not leader]
+    before = set(leader.sidecar.keys)
+    made = await asyncio.gather(*(node.rotate() for node in (leader, *others, leader)))
+    await cluster.settled()
+    assert len(set(made)) == 4
+    for node in cluster.nodes.values():
+        assert set(node.sidecar.keys) == before | set(made)
+        assert node.active(Purpose.STORAGE) == leader.active(Purpose.STORAGE)
+    assert leader.active(Purpose.STORAGE) in made
+
+
+async def test_an_automatic_rotation_of_a_dek_that_was_just_replaced_does_nothing(
+        make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    judged = node.active(Purpose.STORAGE)
+    new_id = await node.rotate()
+    await node.encryption.rotate_own(Purpose.STORAGE, judged)
+    assert node.active(Purpose.STORAGE) == new_id
+
+
+async def test_every_member_of_a_cluster_becomes_a_writer_of_every_active_dek(
+        make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(3)
+    leader = await cluster.leader()
+    await leader.encrypt()
+    await leader.rotate()
+    await cluster.settled()
+    for node in cluster.nodes.values():
+        for purpose in Purpose:
+            dek_id = node.active(purpose)
+            value = leader.store.row(row_key(dek_id, node_id16(node.full_id)))
+            assert value is not None
+            assert decode_row_value(value).last_seen_epoch == \
+                node.encryption.writers.epoch(dek_id)
+
+
+async def test_an_own_rotation_needs_no_second_round(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    index = node.store.applied_index
+    new_id = await node.rotate()
+    assert node.encryption.writers.epoch(new_id) == 1
+    assert node.encryption.budgets.take(new_id, 1) is not None
+    # The rotation and its reservation, nothing else.
+    assert node.store.applied_index <= index + 2
+
+
+async def test_a_restart_takes_a_higher_epoch(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    await cluster.nodes["n1"].encrypt()
+    epochs = []
+    for _ in range(3):
+        await cluster.settled()
+        node = cluster.nodes["n1"]
+        await node.put(b"k")
+        epochs.append(node.encryption.writers.epoch(node.active(Purpose.STORAGE)))
+        await cluster.restart("n1")
+    assert epochs == sorted(set(epochs))
+
+
+async def test_a_member_with_another_kek_keeps_the_bootstrap_out_of_the_log(
+        make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(3, by_node={"n3": {"kek": OTHER_KEK}})
+    leader = await cluster.leader()
+    if leader.node_id == "n3":
+        await leader.engine.transfer_leadership("n1", timeout_s=TIMEOUT_S)
+        await until(lambda: cluster.nodes["n1"].engine.is_leader())
+    with pytest.raises(NotCapable, match="KEK of n3 does not unwrap"):
+        await cluster.nodes["n1"].bootstrap()
+    assert all(node.applier.sidecar is None for node in cluster.nodes.values())
+    assert all(node.fatal == [] for node in cluster.nodes.values())
+
+
+async def test_a_cutover_names_every_member_that_stands_in_the_way(
+        make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(5, by_node={"n2": {"gate": False}})
+    leader = await cluster.leader()
+    if leader.node_id in ("n2", "n3"):
+        await leader.engine.transfer_leadership("n1", timeout_s=TIMEOUT_S)
+        await until(lambda: cluster.nodes["n1"].engine.is_leader())
+        leader = cluster.nodes["n1"]
+    await cluster.nodes["n3"].stop()
+    asker = next(node for name, node in cluster.nodes.items() if name not in ("n2", "n3"))
+    with pytest.raises(NotCapable) as caught:
+        await asker.bootstrap()
+    assert "n2 runs without" in str(caught.value)
+    assert "n3 does not answer" in str(caught.value)
+    assert "n1" not in str(caught.value)
+    assert leader.applier.sidecar is None
+    cluster.make("n3")
+
+
+async def test_cutovers_are_idempotent_and_in_order(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    encryption = cluster.nodes["n1"].encryption
+    with pytest.raises(NotBootstrapped, match="bootstrap first"):
+        await encryption.enable_storage_envelope(
+            proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    await cluster.nodes["n1"].bootstrap()
+    with pytest.raises(EncryptionConflict, match="enable-storage-envelope first"):
+        await encryption.enable_raft_envelope(
+            proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    for enable in (encryption.enable_storage_envelope, encryption.enable_raft_envelope):
+        first = await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+        again = await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+        assert not first.was_already_active
+        assert again.was_already_active
+        assert again.applied_index == first.applied_index
+        assert [each.full_node_id for each in first.capabilities] == [full_node_id("n1")]
+
+
+async def test_no_write_is_lost_by_the_cutovers_and_every_later_entry_is_sealed(
+        make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(3)
+    leader = await cluster.leader()
+    await leader.bootstrap()
+    stop = asyncio.Event()
+    written: list[bytes] = []
+
+    async def writer(name: str) -> None:
+        number = 0
+        while not stop.is_set():
+            key = f"{name}-{number}".encode()
+            await cluster.nodes[name].put(key, key)
+            written.append(key)
+            number += 1
+
+    writers = [asyncio.create_task(writer(name)) for name in cluster.nodes]
+    await until(lambda: len(written) > 50)
+    await leader.encryption.enable_storage_envelope(
+        proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    await leader.encryption.enable_raft_envelope(
+        proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    count = len(written)
+    await until(lambda: len(written) > count + 50)
+    stop.set()
+    await asyncio.gather(*writers)
+    for key in written:
+        assert (await leader.kv.get(key, timeout_s=TIMEOUT_S)).value == key
+    assert all(node.fatal == [] for node in cluster.nodes.values())
+
+
+async def test_the_gate_refuses_every_change(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1, options={"gate": False})
+    node = cluster.nodes["n1"]
+    index = node.engine.status().last_log_index
+    for call in (node.bootstrap(), node.rotate(), node.encryption.register_writers(
+            dek_id=1, writers=[WriterRow(1, 1)], timeout_s=1.0)):
+        with pytest.raises(GateOff, match="--kekFile"):
+            await call
+    assert node.engine.status().last_log_index == index
+
+
+def colliding_names() -> tuple[str, str]:
+    """Two raft ids with one 16-bit node id."""
+    seen: dict[int, str] = {}
+    number = 0
+    while True:
+        name = f"m{number}"
+        short = node_id16(full_node_id(name))
+        if short in seen:
+            return seen[short], name
+        seen[short] = name
+        number += 1
+
+
+async def test_the_second_of_two_colliding_nodes_stops_and_the_rest_goes_on(
+        make_cluster: MakeCluster) -> None:
+    one, two = colliding_names()
+    cluster = await make_cluster(names=[one, two, "n3"])
+    leader = await cluster.leader()
+    writers = [WriterRow(full_node_id(name), 0) for name in (one, "n3")]
+    kek = leader.encryption.require_kek()
+    await leader.encryption.bootstrap(
+        wrapped_storage=kek.generate_wrapped_dek(), wrapped_raft=kek.generate_wrapped_dek(),
+        storage_dek_id=1, raft_dek_id=2, writers=writers, timeout_s=TIMEOUT_S)
+    refused = cluster.nodes[two]
+    await until(lambda: bool(refused.fatal))
+    error = refused.fatal[0]
+    assert isinstance(error, NodeIdTaken)
+    assert "--raftId" in error.remedy
+    await until(lambda: all(cluster.nodes[name].encryption.writers.epoch(1)
+                            for name in (one, "n3")))
+    assert cluster.nodes[one].fatal == []
+
+
+async def test_a_registration_of_an_unknown_dek_is_refused(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.bootstrap()
+    index = node.engine.status().last_log_index
+    with pytest.raises(EncryptionConflict, match="no DEK 99"):
+        await node.encryption.operations.register_self(RegisterSelf(99, node.full_id, 1))
+    with pytest.raises(NodeIdCollision):
+        await node.encryption.operations.register_self(RegisterSelf(
+            node.active(Purpose.RAFT), node.full_id ^ (1 << 40), 1))
+    assert node.engine.status().last_log_index - index <= 2
+
+
+async def test_status_tells_a_line_for_each_problem(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(3)
+    leader = await cluster.leader()
+    await leader.encrypt()
+    await cluster.settled()
+    rows = {row.node_id: row for row in await leader.encryption.member_status(timeout_s=5)}
+    assert {name: list(row.problems) for name, row in rows.items()} == {
+        name: [] for name in cluster.nodes}
+    assert {dek.writer_state for dek in rows["n1"].deks if dek.active} == {"confirmed"}
+
+    down = next(name for name, node in cluster.nodes.items() if node is not leader)
+    await cluster.nodes[down].stop()
+    rows = {row.node_id: row for row in await leader.encryption.member_status(timeout_s=5)}
+    assert rows[down].reachable is False
+    assert "start it" in rows[down].problem
+    cluster.make(down)
