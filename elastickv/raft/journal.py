@@ -210,7 +210,7 @@ class Journal:
         return segment.size - segment.offsets[first - segment.first_index]
 
     def begin_sync(self) -> tuple[Callable[[], None], Ticket]:
-        """The fsync to run, perhaps in a thread, and the ticket for `finish_sync`. One at a time."""
+        """The fsync to run, in any thread, and the ticket for `finish_sync`. One at a time."""
         self._syncing = self._segments[-1]
         return self._syncing.file.sync, Ticket(self._generation, self.last_index)
 
