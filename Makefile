@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint proto bench docs reference wheel lock clean
+.PHONY: help run test check lint proto docs reference wheel lock clean
 
 NODES ?= 3
 DATA ?= ./data
@@ -21,7 +21,7 @@ LOCK_INPUTS := pyproject.toml setup.py requirements-build.lock scripts/setup.sh
 PROTO_INPUTS := $(wildcard proto/*.proto) scripts/generate_stubs.py
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 # A development set-up is a superset, so it satisfies `make run` too.
 $(RUN_READY): requirements.lock $(LOCK_INPUTS)
@@ -52,10 +52,6 @@ check: lint test ## ruff, mypy --strict, the layer table and every test
 proto: $(RUN_READY) ## generate elastickv/pb from proto/
 	@$(BIN)/python scripts/generate_stubs.py
 	@touch $(STUBS)
-
-bench: $(DEV_READY) $(STUBS) ## measure against etcd on this machine (QUICK=1: under six minutes)
-	@tests/bench/install.sh
-	@$(BIN)/python tests/bench/run.py $(if $(QUICK),--quick)
 
 reference: $(DEV_READY) $(STUBS) ## write the generated pages of docs/reference
 	@$(BIN)/python scripts/generate_reference.py
