@@ -161,8 +161,13 @@ class SimNode:
         return self.life is not None and self.life.alive
 
     @property
+    def has_booted(self) -> bool:
+        """Whether an engine was ever up here; a dead one's journal tells what it left durable."""
+        return self.seen_role[0] > 0
+
+    @property
     def journal(self) -> Any:
-        """The engine's journal."""
+        """The engine's journal, also of a process that is gone."""
         return self.engine._journal
 
     # --- life -----------------------------------------------------------------------------------

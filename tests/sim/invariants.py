@@ -2,6 +2,7 @@
 
 * One leader per term, and every leader holds every committed entry (leader completeness).
 * Log matching: an index and a term name one entry, with one predecessor, on every node for ever.
+* A committed entry is durable on a majority, at the moment it is committed.
 * What one node saw committed is never another entry anywhere, and is never truncated.
 * Every node applies the committed entries in order, each once in a process; the applied index does
   not go back, nor below what was durable when a process starts again.
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 SECRET = b"SECRET"
 """Begins every value that may reach no disk in the clear."""
+
+DATA_LOSS = frozenset(("old-disk", "bit-flip"))
+"""Faults after which a node may hold less than it acknowledged."""
 
 NODE_SPECIFIC = frozenset((META_SIDECAR, *RESERVED_META))
 """Meta entries that are not the same on every node."""
@@ -164,11 +168,24 @@ class Oracle:
 
     def _commit(self, name: str, index: int, term: int) -> None:
         entry = (term, self._entries[(index, term)][0])
+        if index not in self._committed:
+            self._require_majority(name, index, term)
         if self._committed.setdefault(index, entry) != entry:
             self.fail("committed entries stay",
                       f"{name} commits entry {index} of term {term}, another node one of term "
                       f"{self._committed[index][0]}")
         self.last_committed = max(self.last_committed, index)
+
+    def _require_majority(self, name: str, index: int, term: int) -> None:
+        """An entry is committed only once a majority could lose its power and still have it."""
+        nodes = self.nodes.values()
+        if any(node.excuses & DATA_LOSS for node in nodes):
+            return
+        holders = [node.name for node in nodes
+                   if node.has_booted and _is_durable(node.journal, index, term)]
+        if len(holders) <= len(self.nodes) // 2:
+            self.fail("commitment is durable", f"{name} commits entry {index} of term {term}, which "
+                                               f"only {holders} hold durably")
 
     # --- apply ----------------------------------------------------------------------------------
 
@@ -254,6 +271,12 @@ class Oracle:
         if not any(names & set(allowed[excuse]) for excuse in node.excuses):
             self.fail("nodes halt for a reason", f"{node.name} halts without one: {name}: {error} "
                                                  f"(injected: {sorted(node.excuses)})")
+
+
+def _is_durable(journal: Journal, index: int, term: int) -> bool:
+    if index <= journal.anchor_index:
+        return True
+    return index <= journal.durable_index and journal.term_at(index) == term
 
 
 def flushed_state(store: Store) -> Effect:

@@ -7,7 +7,6 @@ Raft promises nothing beyond that.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -75,7 +74,7 @@ class Nemesis:
         await self._wait(lambda: all(node.serving or node.needs_operator for node in nodes))
         await _ACTIONS[kind](self)
         await self._wait(lambda: all(
-            node.needs_operator or node.serving and not node.engine._trust.suspect
+            node.needs_operator or (node.serving and not node.engine._trust.suspect)
             for node in nodes))
 
     async def _wait(self, condition: Callable[[], bool]) -> None:

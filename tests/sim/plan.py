@@ -13,6 +13,8 @@ FAULTS = (
 )
 """Every fault that a run can draw; `nemesis.py` carries them out."""
 
+SIZES = (3, 3, 3, 3, 5)
+
 ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 """How far a run takes the encryption life cycle, and when."""
 
@@ -35,9 +37,10 @@ class Plan:
     rates: tuple[float, ...] = field(default=())
 
 
-def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS) -> Plan:
+def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS,
+              sizes: tuple[int, ...] = SIZES) -> Plan:
     """The plan of `seed`. Small segments and logs make rolls, compaction and snapshots frequent."""
-    size = generator.choice((3, 3, 3, 3, 5))
+    size = generator.choice(sizes)
     heartbeat_s = generator.choice((0.05, 0.07))
     election_s = heartbeat_s * generator.choice((3.2, 4.5))
     compact_entries = generator.choice((12, 30, 1000))

@@ -19,7 +19,7 @@ from tests.sim.cluster import Cluster, SimNode
 from tests.sim.invariants import Oracle, Violation
 from tests.sim.loop import SimLoop, Stalled
 from tests.sim.nemesis import Nemesis
-from tests.sim.plan import FAULTS, Plan, draw_plan
+from tests.sim.plan import FAULTS, SIZES, Plan, draw_plan
 from tests.sim.random_streams import Streams
 from tests.sim.trace import Trace
 from tests.sim.workload import KEYS, Workload
@@ -182,11 +182,11 @@ class Schedule:
         return ""
 
 
-def run_seed(seed: int, *, enabled: tuple[str, ...] = FAULTS, hashed: bool = False,
-             echo: Callable[[str], None] | None = None) -> Outcome:
+def run_seed(seed: int, *, enabled: tuple[str, ...] = FAULTS, sizes: tuple[int, ...] = SIZES,
+             hashed: bool = False, echo: Callable[[str], None] | None = None) -> Outcome:
     """Run the schedule of `seed`."""
     streams = Streams(seed)
-    plan = draw_plan(seed, streams.stream("plan"), enabled)
+    plan = draw_plan(seed, streams.stream("plan"), enabled, sizes)
     schedule = Schedule(plan, streams, hashed=hashed, echo=echo)
     with instruments.installed(schedule, streams.stream("entropy")):
         violation = schedule.run()
