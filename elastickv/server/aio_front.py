@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from elastickv.errors import BindFailed
-from elastickv.server.errors import refusal_of, time_for_call
+from elastickv.server.errors import CANCELLED, refusal_of, time_for_call
 from elastickv.server.methods import Services, Stream, Unary, parse_request
 from elastickv.server.tls import ServerTls
 
@@ -42,6 +42,11 @@ def unary_handler(name: str, method: Unary) -> Handler:
         try:
             return await call(parse_request(parse, content),
                               time_for_call(context.time_remaining()))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the caller has gone
+            status = CANCELLED
         except Exception as error:
             status = refusal_of(error, name)
         return await context.abort(status.code, status.detail, status.trailers)

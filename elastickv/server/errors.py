@@ -13,7 +13,7 @@ The table from error to status is the class attribute `grpc_status` of each erro
 from __future__ import annotations
 
 import traceback
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import grpc
 
@@ -38,6 +38,11 @@ class Status(NamedTuple):
     code: grpc.StatusCode
     detail: str
     trailers: tuple[tuple[str, str], ...]
+
+
+CANCELLED: Final = Status(grpc.StatusCode.CANCELLED, "the call was cancelled on this node",
+                          ((TRAILER_OUTCOME, Outcome.UNKNOWN.value),))
+"""For a call whose work was cancelled below, as while the node stops."""
 
 
 def status_of(error: BaseException) -> Status:

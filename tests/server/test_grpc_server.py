@@ -216,6 +216,15 @@ async def test_a_defect_is_internal_and_the_next_call_works(
     assert (await kv.RawPut(pb.RawPutRequest(key=b"a"))).success
 
 
+async def test_a_call_that_is_cancelled_below_ends_at_once(
+        node: MemoryNode, channel: grpc.aio.Channel) -> None:
+    node.faults.errors.append(asyncio.CancelledError())
+    caught = await failure(kv_grpc.RawKVStub(channel).RawPut(pb.RawPutRequest(key=b"a"),
+                                                             timeout=60))
+    assert caught.code() is grpc.StatusCode.CANCELLED
+    assert trailers(caught)["elastickv-outcome"] == "unknown"
+
+
 BAD_REQUESTS: dict[str, tuple[str, object, str]] = {
     "put, empty key": ("RawPut", pb.RawPutRequest(value=b"v"), KEY_LIMIT),
     "put, long key": ("RawPut", pb.RawPutRequest(key=b"k" * 481, value=b"v"), KEY_LIMIT),

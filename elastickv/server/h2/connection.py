@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 import grpc
 
 from elastickv import logs
-from elastickv.server.errors import Status, refusal_of, time_for_call
+from elastickv.server.errors import CANCELLED, Status, refusal_of, time_for_call
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
 from elastickv.server.h2.head import Head, HeadReader, Table
@@ -36,6 +36,7 @@ MAX_HEADER_LIST_BYTES: Final = 16_384
 CONNECTION_WINDOW: Final = 64 << 20
 STREAM_WINDOW: Final = 4 << 20
 MAX_STREAMED_REQUESTS: Final = 64
+STREAM_GRACE_S: Final = 0.1
 
 _GREETING: Final = wire.settings_frame([
     (wire.SETTINGS_MAX_CONCURRENT_STREAMS, MAX_CALLS),
@@ -44,6 +45,7 @@ _GREETING: Final = wire.settings_frame([
     (wire.SETTINGS_MAX_HEADER_LIST_SIZE, MAX_HEADER_LIST_BYTES),
 ]) + wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
 _PING: Final = wire.frame(wire.PING, 0, 0, b"elastick")
+_STOPPING: Final = Status(grpc.StatusCode.UNAVAILABLE, "the node is stopping", ())
 
 log = logs.get_logger(__name__)
 
@@ -322,6 +324,10 @@ class H2Connection(asyncio.Protocol):
             request = parse_request(method.parse, content)
             message = method.serialize(
                 await method.call(request, time_for_call(head.timeout_s)))
+        except asyncio.CancelledError:
+            # By us, then the call is gone already; or below, and the caller must not wait for it.
+            self._refuse(call, CANCELLED)
+            raise
         except Exception as error:
             self._refuse(call, refusal_of(error, head.path))
         else:
@@ -473,11 +479,17 @@ class H2Connection(asyncio.Protocol):
     # --- ends -----------------------------------------------------------------------------------
 
     def go_away(self) -> None:
-        """Take no new calls; close once the running ones are answered."""
+        """Take no new calls; close once the running ones are answered. Streams, which last as long
+        as their callers like, are ended after a moment in which they can still tell something."""
         if not self._going_away:
             self._going_away = True
             self._send(wire.goaway(self._last_stream_id, Code.NO_ERROR))
+            self._loop.call_later(STREAM_GRACE_S, self._end_streams)
         self._close_if_done()
+
+    def _end_streams(self) -> None:
+        for call in [call for call in self._calls.values() if call.queue is not None]:
+            self._refuse(call, _STOPPING)
 
     def abort(self, reason: str = "") -> None:
         """Close now, whatever is unsent; running calls are cancelled."""

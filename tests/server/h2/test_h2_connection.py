@@ -507,6 +507,19 @@ async def test_a_stopping_server_answers_and_says_goodbye(peer: H2Peer, node: Me
     assert node.kv.index == 1
 
 
+async def test_a_stopping_server_does_not_wait_for_streams(peer: H2Peer,
+                                                           node: MemoryNode) -> None:
+    """A health watch would last for ever; it hears that the node stops and is ended."""
+    peer.call(1, "/grpc.health.v1.Health/Watch", b"")
+    await peer.settle()
+    assert peer.answers[1].data[5:] == b"\x08\x01"
+    await node.server.stop(grace_s=60)
+    answer = await peer.answer(1)
+    assert answer.data[12:] == b"\x08\x02"
+    assert answer.grpc_status == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert await peer.end() == Code.NO_ERROR
+
+
 async def test_a_stopping_server_does_not_wait_for_ever(peer: H2Peer, node: MemoryNode) -> None:
     node.faults.hold = asyncio.Event()
     peer.call(1, "/RawKV/RawPut", PUT)
