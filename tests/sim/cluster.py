@@ -1,7 +1,7 @@
 """Simulated nodes, put together as `elastickv.node.Node` puts a real one together.
 
-What differs from a real node: the disk, the network, the clocks, where an fsync and a flush run, and
-that clients call the coordinator directly instead of over gRPC.
+What differs from a real node: the disk, the network, the clocks, where an fsync and a flush run,
+and that clients call the coordinator directly instead of over gRPC.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""A disk that loses what was not fsynced. `Medium` survives crashes, `MountedDisk` is one life's view.
+"""A disk that loses what was not fsynced. `Medium` survives crashes, `MountedDisk` serves one life.
 
 The model, which is as unkind as POSIX allows:
 
 * Bytes written since the last fsync of a file are lost at a crash, kept, kept up to a torn
   prefix, or kept in part with holes of zeros in between (pages reach the disk in any order).
-* A created, renamed or removed name is durable after the fsync of its directory; before that a crash
-  keeps some prefix of the directory's changes.
+* A created, renamed or removed name is durable after the fsync of its directory; before that a
+  crash keeps some prefix of the directory's changes.
 * After a failed fsync the written pages stay readable and never become durable (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020).
 
-The steps of `replace`, `rename`, `remove` and `open_append` are those of `durable.OsDisk`, with a crash
-point before and after each fsync and rename.
+The steps of `replace`, `rename`, `remove` and `open_append` are those of `durable.OsDisk`, with a
+crash point before and after each fsync and rename.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DiskEvents(Protocol):
     """Who watches the disks and decides when a process dies."""
 
     def crash_point(self, life: Life, kind: str) -> None:
-        """`kind` is about to happen or has just happened. Raises `Crashed` when the life ends here."""
+        """`kind` is about to happen or has just happened. `Crashed` ends the life here."""
         ...
 
     def written(self, node: str, path: str, data: bytes) -> None:
@@ -46,7 +46,7 @@ class DiskEvents(Protocol):
 
 
 class Inode:
-    """A file's content: as the process sees it, as the platter has it, and the writes in between."""
+    """A file's content: as the process sees it, as the platter has it, the writes in between."""
 
     __slots__ = ("data", "durable", "pending")
 

@@ -6,9 +6,9 @@
 * What one node saw committed is never another entry anywhere, and is never truncated.
 * Every node applies the committed entries in order, each once in a process; the applied index does
   not go back, nor below what was durable when a process starts again.
-* The same entry has the same effects on every node: versions, rows, meta, and the sidecar apart from
-  `created` and `local_epoch`. A node that starts, or installed a snapshot, holds exactly the sum of
-  the effects up to its applied index.
+* The same entry has the same effects on every node: versions, rows, meta, and the sidecar apart
+  from `created` and `local_epoch`. A node that starts, or installed a snapshot, holds exactly the
+  sum of the effects up to its applied index.
 * No nonce is used twice under a DEK, restarts and restored disks included.
 * A value that was given to a node after its storage cutover is in no byte that reaches a disk.
 * A node halts or refuses to start only when a fault was injected that explains it.
@@ -184,8 +184,8 @@ class Oracle:
         holders = [node.name for node in nodes
                    if node.has_booted and _is_durable(node.journal, index, term)]
         if len(holders) <= len(self.nodes) // 2:
-            self.fail("commitment is durable", f"{name} commits entry {index} of term {term}, which "
-                                               f"only {holders} hold durably")
+            self.fail("commitment is durable",
+                      f"{name} commits entry {index} of term {term}, durable on {holders} only")
 
     # --- apply ----------------------------------------------------------------------------------
 

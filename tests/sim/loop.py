@@ -1,7 +1,7 @@
 """A deterministic asyncio event loop: virtual time, no thread, no selector, no socket.
 
-Every callback belongs to a *life*: one run of one simulated process, carried in a context variable, so
-that tasks, futures and timers inherit it. A life that has ended never runs again; a paused one
+Every callback belongs to a *life*: one run of one simulated process, carried in a context variable,
+so that tasks, futures and timers inherit it. A life that has ended never runs again; a paused one
 keeps its callbacks for later. Each life sees its own clock, which runs at its own rate.
 
 Ready callbacks run first in, first out; timers by virtual time, then by order of creation. Nothing

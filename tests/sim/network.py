@@ -1,9 +1,9 @@
 """A network of byte streams for the shipped transport: `create_server` and `create_connection`.
 
-A connection delivers in order, each direction with its own delay. Frames (the transport's unit) can be
-lost or doubled; a direction between two nodes can be cut, in which case bytes wait as TCP's
-retransmissions do; a connection can be reset, at each end at another time, while bytes under way still
-arrive at the end that does not know yet. A request frame is never doubled: a stream delivers
+A connection delivers in order, each direction with its own delay. Frames (the transport's unit) can
+be lost or doubled; a direction between two nodes can be cut, in which case bytes wait as TCP's
+retransmissions do; a connection can be reset, at each end at another time, while bytes under way
+still arrive at the end that does not know yet. A request frame is never doubled: a stream delivers
 each byte once, and only the engine's own messages promise to bear more than that.
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 
 FAULTS = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "one-way", "flapping", "weather", "reset", "fsync-error", "disk-full", "clock-step",
-    "bit-flip", "old-disk", "long-absence", "transfer",
+    "partition", "one-way", "flapping", "weather", "reset", "fsync-error", "disk-full",
+    "clock-step", "bit-flip", "old-disk", "long-absence", "transfer",
 )
 """Every fault that a run can draw; `nemesis.py` carries them out."""
 

@@ -4,8 +4,8 @@
     python -m tests.sim --seed 17 [--verbose]
 
 Exit status 0 means: no invariant was broken, and every kind of fault and event happened at least
-once (a fault that never happened proves nothing). With `--seed`, the run is made twice, and must leave
-the same trace hash both times.
+once (a fault that never happened proves nothing). With `--seed`, the run is made twice, and must
+leave the same trace hash both times.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from tests.sim.schedule import Outcome, run_seed
 
 REQUIRED = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "one-way", "flapping", "weather", "delay", "frames lost", "frames doubled", "reset",
-    "late bytes", "fsync-error", "disk-full", "clock-step", "bit-flip journal", "bit-flip hardstate",
+    "partition", "one-way", "flapping", "weather", "delay", "frames lost", "frames doubled",
+    "reset", "late bytes", "fsync-error", "disk-full", "clock-step", "bit-flip journal",
+    "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
     "long-absence", "transfer", "torn writes",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",

@@ -130,11 +130,13 @@ MUTANTS: dict[str, tuple[Mutate, tuple[str, ...], tuple[int, ...]]] = {
     "ack before fsync": (ack_before_fsync, CRASHES, SIZES),
     "vote not persisted": (vote_not_persisted, (*CRASHES, "one-way", "partition"), SIZES),
     "ReadIndex skipped": (read_index_skipped, NETWORK, SIZES),
-    "match index across terms": (match_index_across_terms, ("partition", "transfer", "pause"), FIVE),
+    "match index across terms": (match_index_across_terms, ("partition", "transfer", "pause"),
+                                 FIVE),
     "truncation of matching entries": (truncation_of_matching_entries, (*NETWORK, "pause"), SIZES),
     "nonce epoch not bumped": (nonce_epoch_not_bumped, CRASHES, SIZES),
     "apply twice": (apply_twice, CRASHES, SIZES),
-    "snapshot without applied index": (snapshot_without_applied_index, ("long-absence", "crash"), SIZES),
+    "snapshot without applied index": (snapshot_without_applied_index, ("long-absence", "crash"),
+                                       SIZES),
 }
 
 

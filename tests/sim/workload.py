@@ -45,7 +45,7 @@ class Workload:
         return self._processes
 
     def _value(self, node: SimNode, generator: random.Random) -> bytes:
-        """A value that nobody else writes. It says whether it may ever reach a disk in the clear."""
+        """A value that nobody else writes; it says whether it may reach a disk in the clear."""
         self._values += 1
         sidecar = node.applier.sidecar
         sealed = self._is_cut_over and sidecar is not None and sidecar.storage_envelope_active
