@@ -32,6 +32,7 @@ class Caller:
         now = asyncio.get_running_loop().time
         deadline = now() + (self._timeout_s if timeout_s is None else timeout_s)
         attempt = 0
+        told: ElasticKVError | None = None  # by a member; says more than that time ran out
         while True:
             endpoint = self._pool.current()
             try:
@@ -40,11 +41,11 @@ class Caller:
                 attempt += 1
                 if not failures.may_retry(error, write=rpc.write):
                     raise
+                if not isinstance(error, Unreachable):
+                    told = error
                 pause_s = self._next_endpoint(endpoint, error, attempt)
                 if now() + pause_s >= deadline:
-                    if isinstance(error, Unreachable):
-                        raise await self._pool.unreachable() from None
-                    raise
+                    raise told or await self._pool.unreachable() from None
             if pause_s:
                 await asyncio.sleep(pause_s)
 
