@@ -286,5 +286,5 @@ def test_durations(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "90", "d", "-1d", "1.5h", "1w", "90 d", "9999999999d", "1d "])
 def test_what_is_no_duration_is_refused_with_the_forms_that_are(text: str) -> None:
-    with pytest.raises(ConfigError, match="--dek-max-age.*90d"):
+    with pytest.raises(ConfigError, match=r"--dek-max-age.*90d"):
         config.parse_duration(text, "--dek-max-age")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -190,8 +191,9 @@ async def _flip_and_start(cluster: Cluster, path: Path, generator: random.Random
         try:
             await cluster.start()
         except RuntimeError:
-            run = subprocess.run([sys.executable, "-m", "elastickv", "node", *node.arguments],
-                                 capture_output=True, timeout=20, check=False)
+            run = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-m", "elastickv", "node", *node.arguments],
+                capture_output=True, timeout=20, check=False)
             node.process = None
             assert run.returncode in (ExitCode.CORRUPTION, ExitCode.STARTUP_REFUSED), \
                 f"{where}: exit {run.returncode}: {run.stderr[-1500:]!r}"
