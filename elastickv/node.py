@@ -296,7 +296,8 @@ class Node:
         return ServerTls(tls.cert, tls.key, tls.ca) if tls is not None else None
 
     def _log_role(self, role: Role, term: int) -> None:
-        log.info("role changed", role=role.name, term=term)
+        log.info("role changed", role=role.name, term=term,
+                 leader=self._engine.status().leader_id)
 
     def _fail(self, error: BaseException) -> None:
         if self._fatal is None:

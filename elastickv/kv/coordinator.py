@@ -283,7 +283,7 @@ class Coordinator:
     def _forward_group(self) -> bool:
         leader_id = self._engine.status().leader_id
         if not leader_id or leader_id == self._engine.node_id:
-            return False  # woken by the role change; the deadline bounds the wait
+            return False  # woken when a leader is known; the deadline bounds the wait
         if self._forwards_in_flight >= MAX_FORWARDS_IN_FLIGHT:
             return False
         group = self._take_group()

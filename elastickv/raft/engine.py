@@ -234,7 +234,8 @@ class RaftEngine(Protocol):
         ...
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
-        """`callback(role, term)` after every change; LEADER is announced once `is_leader()`."""
+        """`callback(role, term)` after every change of role, term or known leader: what waits for
+        any of them looks again. LEADER is announced once `is_leader()`."""
         ...
 
     def on_fatal(self, callback: Callable[[BaseException], None]) -> None:

@@ -96,7 +96,7 @@ class PySyncObjEngine:
         self._connected: set[str] = set()
         self._role_callbacks: list[Callable[[Role, int], None]] = []
         self._fatal_callbacks: list[Callable[[BaseException], None]] = []
-        self._announced: tuple[Role, int] = (Role.UNKNOWN, 0)
+        self._announced: tuple[Role, int, str] = (Role.UNKNOWN, 0, "")
         self._fatal_error: BaseException | None = None
         self._running = False
         self._pump_scheduled = False
@@ -353,11 +353,12 @@ class PySyncObjEngine:
             self._announce(_ROLES[self._core.role()])
 
     def _announce(self, role: Role) -> None:
-        announcement = (role, self._core.term())
+        term = self._core.term()
+        announcement = (role, term, self._core.leader_id())
         if announcement != self._announced:
             self._announced = announcement
             for callback in self._role_callbacks:
-                callback(*announcement)
+                callback(role, term)
 
     # --- proposals and reads ------------------------------------------------------------------
 

@@ -138,6 +138,21 @@ async def test_a_read_on_any_node_sees_every_write_acknowledged_before_it(
             assert (await reader.get(b"counter")).value == b"%d" % number
 
 
+async def test_a_write_that_comes_before_any_leader_is_known_is_done_once_there_is_one(
+        tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster", encryption=False)
+    clients = [cluster.client(name, timeout_s=20) for name in cluster.nodes]
+    try:
+        for node in cluster.nodes.values():
+            node.start()
+        await asyncio.gather(*(client.put(b"from-%d" % number, b"v")
+                               for number, client in enumerate(clients)))
+    finally:
+        for client in clients:
+            await client.close()
+        cluster.stop()
+
+
 async def test_sigterm_drains_and_exits_zero(cluster: Cluster) -> None:
     async with cluster.client("n2", "n3") as client:
         await client.put(b"k", b"v")

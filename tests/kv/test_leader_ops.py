@@ -32,10 +32,13 @@ async def test_a_rotation_before_the_writer_is_confirmed_does_not_block_the_conf
     await cluster.nodes["n1"].encrypt()
     await cluster.nodes["n1"].stop()
     node = cluster.make("n1")
-    await node.start(encryption=False)
-    await cluster.leader()
-    assert node.encryption.writers.epoch(node.active(Purpose.RAFT)) is None
-    new_id = await node.rotate(Purpose.RAFT)
+    async with node.encryption.operations.lock:  # the registration cannot go on
+        await node.start(encryption=False)
+        await cluster.leader()
+        rotation = asyncio.create_task(node.rotate(Purpose.RAFT))
+        await asyncio.sleep(0)
+        assert node.encryption.writers.epoch(node.active(Purpose.RAFT)) is None
+    new_id = await rotation
     assert node.active(Purpose.RAFT) == new_id
     await node.put(b"k")
 
