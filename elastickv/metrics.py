@@ -5,7 +5,7 @@ that serves no metrics uses `NullRecorder`, which costs one call and imports not
 component already keeps (terms, indexes, sizes) are not pushed at all: `Metrics.add_source`
 registers a function that is read when metrics are scraped.
 
-Metric names never change their meaning; label values come from small fixed sets, never from users.
+Metric names never change their meaning; label values come from small sets, never from users.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "elastickv_"
 
 FSYNC_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+UNWRAP_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.001, 0.01, 0.1, 1.0)
 CALL_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
@@ -75,6 +76,16 @@ CATALOGUE: tuple[Metric, ...] = (
            CALL_BUCKETS_S),
     Metric("encryption_active_dek_id", Kind.GAUGE, "Active DEK id by purpose; 0 before bootstrap.",
            ("purpose",)),
+    Metric("encryption_dek_writes", Kind.GAUGE, "Nonces reserved under an active DEK by all "
+           "members: never below the writes sealed under it.", ("purpose", "dek_id")),
+    Metric("encryption_dek_writes_left", Kind.GAUGE, "Writes until an active DEK reaches "
+           "--dek-max-writes.", ("purpose", "dek_id")),
+    Metric("encryption_dek_epoch", Kind.GAUGE, "This node's highest nonce epoch under an active "
+           "DEK; at 65535 it has no other.", ("purpose", "dek_id")),
+    Metric("encryption_sidecar_index", Kind.GAUGE, "Index of the last encryption entry in the "
+           "sidecar."),
+    Metric("encryption_kek_unwrap_seconds", Kind.HISTOGRAM, "Time to unwrap one DEK under the "
+           "KEK.", (), UNWRAP_BUCKETS_S),
     Metric("encryption_decrypt_failures_total", Kind.COUNTER, "Stored values that did not open, "
            "by reason.", ("reason",)),
 )

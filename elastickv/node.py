@@ -216,9 +216,13 @@ class Node:
         return bool(self._settings.raft_join) and applied_index == 0
 
     def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
-        applier = Applier(disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),
-                          sidecar_path=self._settings.raft_data_dir / RELATIVE_PATH,
-                          full_node_id=full_node_id(self._settings.raft_id))
+        metrics = self._metrics
+        applier = Applier(
+            disk=disk, read_row=store.row, kek=kek, keystore=Keystore(),
+            sidecar_path=self._settings.raft_data_dir / RELATIVE_PATH,
+            full_node_id=full_node_id(self._settings.raft_id),
+            on_unwrap=(partial(metrics.observe, "encryption_kek_unwrap_seconds")
+                       if metrics else None))
         disk.make_directory(self._settings.raft_data_dir / RELATIVE_PATH.parent)
         applier.load()
         return applier
@@ -280,7 +284,8 @@ class Node:
 
         metrics.add_source(raft_source(self._engine))
         metrics.add_source(store_source(store))
-        metrics.add_source(encryption_source(lambda: applier.sidecar))
+        metrics.add_source(encryption_source(lambda: applier.sidecar,
+                                             self._encryption.budgets))
         self._encryption.proposer.on_outcome = partial(metrics.count, "raft_proposals_total")
         self._http = HttpServer(address.host, address.port, metrics, self._engine,
                                 self._write_problem)

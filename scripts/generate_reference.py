@@ -138,8 +138,8 @@ def metrics_page() -> str:
              ", ".join(f"`{label}`" for label in metric.labels) or "none", metric.help]
             for metric in CATALOGUE]
     return (f"{NOTE}\n# Metrics\n\nServed as Prometheus text under `/metrics` with "
-            "`--metrics-address`. Units are in the names: seconds and bytes. Labels take few, "
-            "fixed values; keys and values never occur. A counter or histogram appears once "
+            "`--metrics-address`. Units are in the names: seconds and bytes. Labels take few "
+            "values; user keys and values never occur. A counter or histogram appears once "
             "something was recorded.\n\n"
             + table(["metric", "kind", "labels", "meaning"], rows))
 

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from elastickv import metrics
 from elastickv.metrics import CATALOGUE, Kind, Metrics, NullRecorder, Sample
 
-UNITS = ("_total", "_seconds", "_bytes", "_index", "_term", "_id", "_pending", "_is_leader")
+UNITS = ("_total", "_seconds", "_bytes", "_index", "_term", "_id", "_pending", "_is_leader",
+         "_writes", "_writes_left", "_epoch")
 
 
 def values(rendered: bytes) -> dict[str, float]:

@@ -9,6 +9,7 @@ sidecar may thus be ahead of the store, never behind: entries at or below the si
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,15 +51,18 @@ class Applier:
 
     def __init__(self, *, disk: Disk, read_row: ReadRow, kek: Kek | None = None,
                  keystore: Keystore | None = None, sidecar_path: Path | None = None,
-                 full_node_id: int = 0, now: Callable[[], str] = utc_now) -> None:
+                 full_node_id: int = 0, now: Callable[[], str] = utc_now,
+                 on_unwrap: Callable[[float], None] | None = None) -> None:
         """`full_node_id` is this node's own: the sidecar's epochs never fall below the registry
-        rows that are written for it. 0 = leave the epochs to `set_local_epoch`."""
+        rows that are written for it. 0 = leave the epochs to `set_local_epoch`. `on_unwrap` is told
+        the seconds that each unwrapping took."""
         self._disk = disk
         self._read_row = read_row
         self._kek = kek
         self._path = sidecar_path
         self._full_node_id = full_node_id
         self._now = now
+        self._on_unwrap = on_unwrap
         self._has_keystore = keystore is not None
         self._state = KeyState(None, keystore if keystore is not None else Keystore())
 
@@ -152,7 +156,7 @@ class Applier:
         if self._kek is None:
             raise KekError("the data directory holds wrapped keys and no KEK is configured",
                            remedy="start the node with the --kekFile it was bootstrapped with")
-        return Keystore({dek_id: self._kek.unwrap_handle(key.wrapped, dek_id, key.purpose)
+        return Keystore({dek_id: self._unwrap(key.wrapped, dek_id, key.purpose)
                          for dek_id, key in sidecar.keys.items()})
 
     def _plan(self, index: int, entry: EncryptionEntry) -> Plan:
@@ -173,7 +177,11 @@ class Applier:
     def _unwrap(self, wrapped: bytes, dek_id: int, purpose: Purpose) -> KeyHandle:
         if self._kek is None:
             raise KekError("no KEK is configured")
-        return self._kek.unwrap_handle(wrapped, dek_id, purpose)
+        began = time.perf_counter()
+        handle = self._kek.unwrap_handle(wrapped, dek_id, purpose)
+        if self._on_unwrap is not None:
+            self._on_unwrap(time.perf_counter() - began)
+        return handle
 
     def _replace_state(self, state: KeyState) -> None:
         """Sidecar first and durable, then memory, so that memory never runs ahead of the disk."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from elastickv.crypto.keystore import Purpose
 from elastickv.keys.sidecar import Sidecar
+from elastickv.kv.usage import NonceBudgets
 from elastickv.metrics import Sample, Source
 from elastickv.raft.engine import RaftEngine
 from elastickv.store.mvcc_store import Store
@@ -33,14 +34,26 @@ def raft_source(engine: RaftEngine) -> Source:
     return samples
 
 
-def encryption_source(sidecar: Callable[[], Sidecar | None]) -> Source:
-    """Which DEKs are active. `sidecar()` is the applied key state, None before bootstrap."""
+def encryption_source(sidecar: Callable[[], Sidecar | None], budgets: NonceBudgets) -> Source:
+    """Which DEKs are active, and how worn. `sidecar()` is the applied key state, None before
+    bootstrap.
+
+    Only active DEKs have series of their own, so that rotations do not add up.
+    """
 
     def samples() -> Iterator[Sample]:
         state = sidecar()
+        yield Sample("encryption_sidecar_index", state.raft_applied_index if state else 0)
         for purpose in Purpose:
-            yield Sample("encryption_active_dek_id", state.active(purpose) if state else 0,
-                         (purpose.label,))
+            dek_id = state.active(purpose) if state else 0
+            yield Sample("encryption_active_dek_id", dek_id, (purpose.label,))
+            if state is None or not dek_id:
+                continue
+            labels = (purpose.label, str(dek_id))
+            writes = budgets.total(dek_id)
+            yield Sample("encryption_dek_writes", writes, labels)
+            yield Sample("encryption_dek_writes_left", budgets.limits.left(writes), labels)
+            yield Sample("encryption_dek_epoch", state.keys[dek_id].local_epoch, labels)
 
     return samples
 

@@ -75,6 +75,7 @@ async def test_what_an_operator_watches(cluster: Watched) -> None:
     assert values["elastickv_grpc_calls_total RawKV/RawPut OK"] == 20
     assert values["elastickv_grpc_call_seconds_count RawKV/RawGet"] >= 20
     assert values["elastickv_encryption_active_dek_id storage"] == dek_id
+    require_wear(values, dek_id)
     assert (await cluster.values(follower))["elastickv_raft_is_leader"] == 0
 
     families = {name.split(" ")[0].removeprefix(PREFIX) for name in values}
@@ -82,6 +83,17 @@ async def test_what_an_operator_watches(cluster: Watched) -> None:
                if metric.name not in families and f"{metric.name}_count" not in families}
     assert missing <= ONLY_IN_TROUBLE, "a metric of the catalogue that nothing records"
     assert {metric.kind for metric in CATALOGUE} == set(Kind)
+
+
+def require_wear(values: dict[str, float], dek_id: int) -> None:
+    """What is shown of the storage DEK after 20 writes under it."""
+    writes = values[f"elastickv_encryption_dek_writes {dek_id} storage"]
+    assert writes >= 20
+    assert values[f"elastickv_encryption_dek_writes_left {dek_id} storage"] == 2**32 - writes
+    assert values[f"elastickv_encryption_dek_epoch {dek_id} storage"] >= 0
+    assert 0 < values["elastickv_encryption_sidecar_index"] \
+        <= values["elastickv_raft_applied_index"]
+    assert values["elastickv_encryption_kek_unwrap_seconds_count"] >= 2
 
 
 async def test_a_node_without_a_quorum_lives_and_is_not_ready(cluster: Watched) -> None:

@@ -442,3 +442,17 @@ def test_no_file_holds_an_unwrapped_key(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert dek not in path.read_bytes()
+
+
+def test_every_unwrapping_is_timed(tmp_path: Path) -> None:
+    seconds: list[float] = []
+
+    def open_() -> Applier:
+        return Applier(disk=OsDisk(), read_row=lambda _: None, kek=KEK, keystore=Keystore(),
+                       sidecar_path=tmp_path / "keys.json", on_unwrap=seconds.append)
+
+    open_().apply(10, bootstrap(ROW_A, ROW_B))
+    assert len(seconds) == 2, "both DEKs of the bootstrap"
+    open_().load()
+    assert len(seconds) == 4, "both again at start"
+    assert all(each > 0 for each in seconds)
