@@ -53,7 +53,7 @@ proto: $(RUN_READY) ## generate elastickv/pb from proto/
 	@$(BIN)/python scripts/generate_stubs.py
 	@touch $(STUBS)
 
-reference: $(DEV_READY) $(STUBS) ## write the generated pages of docs/reference
+reference: $(DEV_READY) $(STUBS) ## write the generated pages of docs
 	@$(BIN)/python scripts/generate_reference.py
 
 docs: $(DEV_READY) $(STUBS) ## build the documentation into site/

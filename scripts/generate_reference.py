@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference that follow from the code.
+"""Write the pages of docs that follow from the code: the reference and the life cycles.
 
 `pages()` gives every page as text; a test compares them with the files, so that a flag, an error or
 an exit code cannot be added without its documentation.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import life_cycles
 
 import elastickv
 from elastickv import config, errors
@@ -23,7 +24,7 @@ from elastickv.config import Kind, Setting
 from elastickv.errors import ElasticKVError
 from elastickv.metrics import CATALOGUE, PREFIX
 
-REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- Generated from the code by `make reference`. Do not edit. -->\n"
 
 
@@ -144,15 +145,21 @@ def metrics_page() -> str:
             + table(["metric", "kind", "labels", "meaning"], rows))
 
 
+def life_cycles_page() -> str:
+    """The state diagrams."""
+    return NOTE + life_cycles.page()
+
+
 def pages() -> dict[str, str]:
-    """Every generated page by file name."""
-    return {"flags.md": flags_page(), "exit-codes.md": exit_codes_page(),
-            "errors.md": errors_page(), "commands.md": commands_page(),
-            "metrics.md": metrics_page()}
+    """Every generated page by its path below docs."""
+    return {"reference/flags.md": flags_page(), "reference/exit-codes.md": exit_codes_page(),
+            "reference/errors.md": errors_page(), "reference/commands.md": commands_page(),
+            "reference/metrics.md": metrics_page(),
+            "concepts/life-cycles.md": life_cycles_page()}
 
 
 if __name__ == "__main__":
-    REFERENCE.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (REFERENCE / name).write_text(text, encoding="utf-8")
-        print(f"docs/reference/{name}")
+        (DOCS / name).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(f"docs/{name}")
