@@ -123,6 +123,8 @@ SETTINGS: tuple[Setting, ...] = (
             "concurrent calls.", default="8", minimum=1, maximum=64),
     Setting("metrics_address", Kind.ADDRESS, "Where /metrics, /livez and /readyz are served over "
             "plain HTTP; not served when empty."),
+    Setting("audit_log", Kind.PATH, "File to which a line is appended for every administrative "
+            "call: who, what, which key ids, the result. Empty = `audit.log` in --raftDataDir."),
     Setting("max_value_bytes", Kind.INT, "Largest value a write may carry.",
             default=str(8 * MIB), minimum=1, maximum=64 * MIB),
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
@@ -211,6 +213,7 @@ class NodeSettings:
     grpc_reflection: bool
     accept_loops: int
     metrics_address: Address | None
+    audit_log: Path | None
     max_value_bytes: int
     flush_interval_ms: int
     snapshot_entries: int

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from elastickv import __version__, logs, startup
+from elastickv import __version__, hygiene, logs, startup
+from elastickv.audit import FILE_NAME, AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
 from elastickv.contacts import ContactBook
@@ -145,6 +146,8 @@ class Node:
         descriptor = lock_data_directory(data)
         self._closers.append(lambda: os.close(descriptor))
         startup.require_file_system(settings, disk)
+        audit = AuditLog(settings.audit_log or data / FILE_NAME)
+        self._closers.append(audit.close)
         self._runner = ThreadRunner()
         self._closers.append(self._runner.close)
         store = Store.open(LmdbBackend.open(data / "store"))
@@ -163,11 +166,8 @@ class Node:
         applier = self._open_keys(disk, kek, store)
         hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
                                  ceiling=decode_u64(store.meta(META_HLC_CEILING)))
-        machine = KvStateMachine(store, applier, hlc,
-                                 on_keys_changed=lambda index: self._encryption.keys_changed(index))
-        snapshots = state_snapshots(
-            store, applier, hlc,
-            on_keys_changed=lambda index: self._encryption.keys_changed(index))
+        machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed)
+        snapshots = state_snapshots(store, applier, hlc, on_keys_changed=self._keys_changed)
         self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)
         self._engine.on_fatal(self._fail)
         self._engine.on_role_change(self._log_role)
@@ -200,7 +200,7 @@ class Node:
             encryption=self._encryption, membership=self._membership, engine=self._engine,
             tls=self._server_tls(), accept_loops=settings.accept_loops,
             front=settings.grpc_front, reflection=settings.grpc_reflection,
-            max_value_bytes=settings.max_value_bytes, recorder=self._metrics)
+            max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit)
         await self._server.start()
         await self._start_http(store, applier)
         log.info("node started", node=settings.raft_id, address=str(settings.address),
@@ -210,6 +210,10 @@ class Node:
             log.info("waiting to be added to the cluster",
                      command=f"elastickv admin raft add-learner {settings.raft_id}"
                              f" {settings.raft_address}")
+
+    def _keys_changed(self, index: int) -> None:
+        hygiene.lock_memory()
+        self._encryption.keys_changed(index)
 
     def _joining(self, applied_index: int) -> bool:
         """Whether this node has never been a member: only members receive entries."""
@@ -225,6 +229,8 @@ class Node:
                        if metrics else None))
         disk.make_directory(self._settings.raft_data_dir / RELATIVE_PATH.parent)
         applier.load()
+        lock = hygiene.lock_memory()
+        log.info("memory locked", locked_bytes=lock.locked_bytes, not_achieved=lock.problem)
         return applier
 
     def _record_opener(self, applier: Applier) -> Callable[[bytes, bytes], bytes]:
@@ -367,6 +373,10 @@ def run_node(settings: NodeSettings) -> int:
     import uvloop
 
     logs.configure(settings.log_level, settings.log_format)
+    if problem := hygiene.disable_core_dumps():
+        log.warning("core dumps may be written", reason=problem)
+    else:
+        log.info("core dumps off")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

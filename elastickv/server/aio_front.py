@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 
+from elastickv import audit
 from elastickv.errors import BindFailed
 from elastickv.server.errors import CANCELLED, refusal_of, time_for_call
 from elastickv.server.methods import Services, Stream, Unary, parse_request
@@ -34,11 +36,21 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+def caller_of(context: Context) -> str:
+    """The common name of the caller's certificate, or its address where it has none."""
+    names = context.auth_context().get("x509_common_name")
+    if names:
+        return next(iter(names)).decode(errors="replace")
+    return unquote(context.peer()).partition(":")[2]
+
+
 def unary_handler(name: str, method: Unary) -> Handler:
     """A gRPC handler around a `Unary`."""
-    call, parse = method.call, method.parse
+    call, parse, names_caller = method.call, method.parse, method.names_caller
 
     async def handle(content: bytes, context: Context) -> Any:
+        if names_caller:
+            audit.caller.set(caller_of(context))
         try:
             return await call(parse_request(parse, content),
                               time_for_call(context.time_remaining()))

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 
+from elastickv.audit import AuditLog
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
 from elastickv.metrics import Recorder
@@ -13,6 +14,7 @@ from elastickv.raft.engine import RaftEngine
 from elastickv.server import health
 from elastickv.server.admin_service import EncryptionAdmin
 from elastickv.server.aio_front import AioFront
+from elastickv.server.audited import audited
 from elastickv.server.h2.front import H2Front
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
@@ -92,9 +94,10 @@ class GrpcServer:
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
                  membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
                  accept_loops: int, reflection: bool, max_value_bytes: int,
-                 front: str = FRONT_GRPC, recorder: Recorder | None = None) -> None:
+                 front: str = FRONT_GRPC, recorder: Recorder | None = None,
+                 audit: AuditLog | None = None) -> None:
         """`front` is `grpc` (grpc.aio with `accept_loops` servers) or `h2` (our own). Calls are
-        recorded where there is a `recorder`."""
+        recorded where there is a `recorder`, administrative ones in `audit`."""
         self._host = host
         self._port = port
         self._tls = tls
@@ -104,6 +107,8 @@ class GrpcServer:
         max_message_bytes = 2 * max_value_bytes + MESSAGE_SLACK_BYTES
         services = services_of(kv, encryption, membership, engine, self._health,
                                reflection=reflection, max_result_bytes=max_message_bytes)
+        if audit is not None:
+            services = audited(services, audit)
         if recorder is not None:
             services = measured(services, recorder)
         self._front = make_front(front, services, accept_loops=accept_loops,

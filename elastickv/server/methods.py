@@ -24,6 +24,7 @@ class Unary:
     call: Callable[[Any, float], Awaitable[Any]]
     parse: Callable[[bytes], Any]
     serialize: Callable[[Any], bytes]
+    names_caller: bool = False  # the front sets `audit.caller` before the call
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 
 import grpc
 
-from elastickv import logs
+from elastickv import audit, logs
 from elastickv.server.errors import CANCELLED, Status, refusal_of, time_for_call
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
@@ -320,6 +320,8 @@ class H2Connection(asyncio.Protocol):
 
     async def _serve(self, call: Call, method: Unary, content: bytes) -> None:
         head = call.head
+        if method.names_caller:
+            audit.caller.set(_caller_of(self._transport))
         try:
             request = parse_request(method.parse, content)
             message = method.serialize(
@@ -504,6 +506,19 @@ class H2Connection(asyncio.Protocol):
             if self._out:
                 self._flush()
             self._transport.close()
+
+
+def _caller_of(transport: asyncio.Transport | None) -> str:
+    """The common name of the caller's certificate, or its address where it has none."""
+    if transport is None:
+        return ""
+    certificate = transport.get_extra_info("peercert") or {}
+    for name in certificate.get("subject", ()):
+        for field, value in name:
+            if field == "commonName":
+                return str(value)
+    host, port = (transport.get_extra_info("peername") or ("", 0))[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _trailers(stream_id: int, status: Status, *, began: bool) -> bytes:
