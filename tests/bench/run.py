@@ -276,9 +276,12 @@ def _tls(bench: Bench) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the main points, under six minutes")
+    parser.add_argument("--front", choices=("grpc", "h2"), default="h2",
+                        help="the gRPC front of elastickv: grpc.aio or our own HTTP/2 (default)")
     parser.add_argument("--directory", type=Path, default=None,
                         help="where servers keep their data (default: a temporary directory)")
     arguments = parser.parse_args()
+    ElasticKVCluster.front = arguments.front
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
     output = ROOT / ("runs/bench" if arguments.quick else "docs")

@@ -262,6 +262,7 @@ class ElasticKVCluster(Cluster):
     get_path = "/RawKV/RawGet"
     batch_path = "/RawKV/RawBatch"
     scan_path = "/RawKV/RawScanAt"
+    front = "h2"
 
     def __init__(self, directory: Path, *, tls: bool = False, encrypted: bool = True,
                  flags: Sequence[str] = ()) -> None:
@@ -290,7 +291,8 @@ class ElasticKVCluster(Cluster):
                 "--address", f"{HOST}:{self.client_ports[node]}",
                 "--raftAddress", f"{HOST}:{self.peer_ports[node]}",
                 "--raftDataDir", str(self.directory / name),
-                "--raftBootstrapMembers", members, "--log-level", "warning", *transport, *keys,
+                "--raftBootstrapMembers", members, "--log-level", "warning",
+                "--grpc-front", self.front, *transport, *keys,
                 *self._flags]
 
     def after_first_start(self) -> None:
