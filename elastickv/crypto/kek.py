@@ -27,11 +27,13 @@ class Kek:
 
     def __init__(self, key: bytes, source: str = "memory") -> None:
         """Raises `KekError` when `key` is not 32 bytes."""
-        if len(key) != KEK_BYTES:
-            raise KekError(f"the KEK from {source} has {len(key)} bytes, must be {KEK_BYTES}",
+        self.source: Final = source
+        size = len(key)
+        if size != KEK_BYTES:
+            del key  # a traceback that shows locals must not show it
+            raise KekError(f"the KEK from {source} has {size} bytes, must be {KEK_BYTES}",
                            remedy=f"supply exactly {KEK_BYTES} random bytes")
         self._aead: Final = AESGCM(key)
-        self.source: Final = source
 
     def wrap(self, dek: bytes) -> bytes:
         """`dek` wrapped under a fresh random nonce, 60 bytes."""

@@ -55,12 +55,14 @@ class KeyHandle:
 
     def __init__(self, key_id: int, purpose: Purpose, dek: bytes) -> None:
         """Raises `InvalidArgument` for a key id outside 1..2^32-1 or a DEK that is not 32 bytes."""
-        if not 1 <= key_id <= MAX_KEY_ID:
-            raise InvalidArgument(f"key id {key_id} is not in 1..{MAX_KEY_ID}")
-        if len(dek) != DEK_BYTES:
-            raise InvalidArgument(f"a DEK of {len(dek)} bytes, must be {DEK_BYTES}")
         self.key_id: Final = key_id
         self.purpose: Final = purpose
+        size = len(dek)
+        if not 1 <= key_id <= MAX_KEY_ID or size != DEK_BYTES:
+            del dek  # a traceback that shows locals must not show it
+            if size != DEK_BYTES:
+                raise InvalidArgument(f"a DEK of {size} bytes, must be {DEK_BYTES}")
+            raise InvalidArgument(f"key id {key_id} is not in 1..{MAX_KEY_ID}")
         self.aead: Final[tuple[Aead | None, ...]] = (None, AESGCM(dek), AESGCMSIV(dek))
         self.value_prefix: Final = ((), *(
             tuple(encode_prefix(version, flag, key_id) for flag in (0, FLAG_SNAPPY))

@@ -12,6 +12,7 @@ import signal
 import traceback
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,15 @@ def test_no_key_object_can_be_pickled(lived: Lived) -> None:
             assert found(repr(caught.value).encode(), lived.keys) == []
 
 
+def told_with_locals(caught: pytest.ExceptionInfo[ElasticKVError]) -> str:
+    """The traceback with the locals of every frame but the test's own, which holds the keys."""
+    frames = caught.tb.tb_next
+    assert frames is not None
+    told = traceback.TracebackException(type(caught.value), caught.value, frames,
+                                        capture_locals=True)
+    return "".join(told.format())
+
+
 def test_a_traceback_with_locals_shows_no_key(lived: Lived) -> None:
     holders = Holders(lived)
     sidecar = holders.applier.sidecar
@@ -223,21 +233,22 @@ def test_a_traceback_with_locals_shows_no_key(lived: Lived) -> None:
     for fail in failures:
         with pytest.raises(KekError) as caught:
             fail()
-        # Without this function's own frame: it holds the keys that it looks for.
-        frames = caught.tb.tb_next
-        assert frames is not None
-        told = traceback.TracebackException(type(caught.value), caught.value, frames,
-                                            capture_locals=True)
-        text = "".join(told.format())
+        text = told_with_locals(caught)
         assert "in unwrap" in text
         assert "wrapped = " in text
         assert caught.value.__suppress_context__
         assert found(text.encode(), lived.keys) == []
 
 
-def test_a_handle_of_a_wrong_size_does_not_tell_what_it_was_given() -> None:
-    secret = b"\x9d" * 31
-    for make in (lambda: KeyHandle(1, KeyPurpose.STORAGE, secret), lambda: Kek(secret)):
-        with pytest.raises(ElasticKVError) as caught:
-            make()
-        assert found(str(caught.value).encode(), {"secret": secret}) == []
+@pytest.mark.parametrize(("make", "size"), [
+    (partial(KeyHandle, 1, KeyPurpose.STORAGE), 31),
+    (partial(KeyHandle, 0, KeyPurpose.STORAGE), 32),
+    (Kek, 33),
+], ids=["short DEK", "no key id", "KEK with a line end"])
+def test_what_refuses_a_key_does_not_tell_it(make: Callable[[bytes], object], size: int) -> None:
+    secret = bytes(range(100, 100 + size))
+    with pytest.raises(ElasticKVError) as caught:
+        make(secret)
+    text = told_with_locals(caught)
+    assert "size = " in text
+    assert found(text.encode(), {"secret": secret}) == []
