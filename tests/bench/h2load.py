@@ -87,12 +87,17 @@ def parse_log(text: str) -> list[tuple[int, float]]:
     return calls
 
 
+def _option(name: str, seconds: float) -> str:
+    """h2load takes whole numbers of a unit only."""
+    return f"{name}{round(seconds * 1000)}ms"
+
+
 def command(load: Load, *, duration_s: float, warm_up_s: float, log: Path) -> list[str]:
     """The command line of one instance."""
     headers = [part for header in GRPC_HEADERS for part in ("-H", header)]
     # Several paths are visited in turn; that is how a mix of calls with one body is made.
     return ["h2load", "-t1", f"-c{load.connections}", f"-m{load.streams}",
-            f"-D{duration_s:g}s", f"--warm-up-time={warm_up_s:g}s", "-d", str(load.body),
+            _option("-D", duration_s), _option("--warm-up-time=", warm_up_s), "-d", str(load.body),
             f"--log-file={log}", *headers, *(load.url + path for path in load.paths)]
 
 

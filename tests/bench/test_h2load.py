@@ -60,6 +60,6 @@ def test_a_failed_or_an_empty_run_is_no_result(summaries: list[Summary]) -> None
 def test_command_names_connections_streams_and_every_path(tmp_path) -> None:
     load = Load("http://127.0.0.1:1", ["/A/Get", "/A/Put"], tmp_path / "body", 4, 8)
     words = command(load, duration_s=2.5, warm_up_s=1.0, log=tmp_path / "log")
-    assert words[:6] == ["h2load", "-t1", "-c4", "-m8", "-D2.5s", "--warm-up-time=1s"]
+    assert words[:6] == ["h2load", "-t1", "-c4", "-m8", "-D2500ms", "--warm-up-time=1000ms"]
     assert words[-2:] == ["http://127.0.0.1:1/A/Get", "http://127.0.0.1:1/A/Put"]
     assert "content-type: application/grpc" in words
