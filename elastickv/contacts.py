@@ -47,7 +47,7 @@ def load(disk: Disk, data_directory: Path) -> list[Contact]:
     """The members at the last run; empty when there was none or the file is damaged."""
     try:
         document = msgspec.json.decode(disk.read(data_directory / FILE_NAME), type=_File)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return []
     return [Contact(entry.node_id, entry.address) for entry in document.members]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from elastickv import audit, certs
 from elastickv.audit import AuditLog
@@ -94,14 +95,15 @@ def test_a_torn_line_does_not_swallow_the_next(path: Path) -> None:
 
 
 def test_a_line_that_does_not_fit_is_logged_and_the_next_is_whole(
-        log: AuditLog, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        log: AuditLog, path: Path) -> None:
     """RLIMIT_FSIZE stands in for a full disk: the first line is cut, then refused."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, old[1]))
-        record(log, "S/Cut")
-        record(log, "S/Refused")
+        with capture_logs() as logged:
+            record(log, "S/Cut")
+            record(log, "S/Refused")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
@@ -109,11 +111,9 @@ def test_a_line_that_does_not_fit_is_logged_and_the_next_is_whole(
     cut, whole = path.read_bytes().splitlines()
     assert len(cut) == 20
     assert json.loads(whole)["what"] == "S/Whole"
-    said = capsys.readouterr()
-    output = said.out + said.err
-    assert output.count("the audit log cannot be written") == 2
-    assert "S/Cut" in output
-    assert "S/Refused" in output
+    assert [(event["event"], event["line"]["what"]) for event in logged] == [
+        ("the audit log cannot be written", "S/Cut"),
+        ("the audit log cannot be written", "S/Refused")]
 
 
 def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

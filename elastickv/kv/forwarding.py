@@ -96,7 +96,7 @@ def decode(payload: bytes, message_type: type[T]) -> T:
     """Inverse of `encode`; raises `WireError`."""
     try:
         return msgspec.msgpack.decode(payload, type=message_type)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise WireError(f"a peer sent a malformed {message_type.__name__}",
                         remedy="run the same version on every node") from None
 

@@ -262,5 +262,5 @@ def decode_message(body: bytes) -> AnyMessage:
     """The message in a frame's body. Raises `WireError`."""
     try:
         return _DECODER.decode(body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise WireError(f"a peer sent {len(body)} bytes that are no message") from None

@@ -52,7 +52,7 @@ def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T |
     body = decode_checked(kind, data, path)
     try:
         return msgspec.msgpack.decode(body, type=body_type)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise JournalCorrupt(f"{path} does not parse",
                              remedy="it was written by a newer version, or by something else"
                              ) from None

@@ -43,7 +43,7 @@ def decode_members(body: bytes) -> tuple[Member, ...]:
     """The members in a configuration's body. Raises `WireError`."""
     try:
         stored = msgspec.msgpack.decode(body, type=_Stored)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         raise WireError("a configuration does not parse") from None
     if stored.version != FORMAT_VERSION:
         raise WireError(f"a configuration has version {stored.version}")

@@ -194,7 +194,7 @@ class Segment:
             data = self._disk.read(self.index_path)
             index = msgspec.msgpack.decode(decode_checked(INDEX_KIND, data, self.index_path),
                                            type=SegmentIndex)
-        except (FileNotFoundError, JournalCorrupt, msgspec.MsgspecError):
+        except (FileNotFoundError, JournalCorrupt, msgspec.MsgspecError, UnicodeDecodeError):
             return False
         if (index.first_index, index.size) != (self.first_index, self.file.size()):
             return False
