@@ -21,7 +21,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -323,11 +323,13 @@ def audit_image(image: mmap.mmap, meta: Meta) -> AuditResult:
     return AuditResult(meta.transaction, walk.pages, entries)
 
 
-def audit_file(path: Path, transaction: int | None = None) -> AuditResult:
+def audit_file(path: Path, transaction: int | None = None, *,
+               on_meta: Callable[[], None] = lambda: None) -> AuditResult:
     """Audit a file. Raises `StoreCorrupt` at the first finding.
 
     Without `transaction` nobody may write the file meanwhile. With it that state is audited, which
-    a read transaction of the caller must keep from being overwritten.
+    a read transaction of the caller must keep from being overwritten. Its meta page is not kept by
+    that: nobody may write before `on_meta()` was called, when it has been read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -335,6 +337,7 @@ def audit_file(path: Path, transaction: int | None = None) -> AuditResult:
             _fail("it ends within its meta pages")
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as image:
             meta = newest_meta(image) if transaction is None else meta_of(image, transaction)
+            on_meta()
             return audit_image(image, meta)
     except (struct.error, IndexError):
         # Every offset is checked before use; should one check be missing, damage stays damage.

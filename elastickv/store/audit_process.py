@@ -72,6 +72,11 @@ class BackgroundAudit:
             self._process.stdout.close()
 
 
+def _say_pinned() -> None:
+    sys.stdout.buffer.write(_PINNED)
+    sys.stdout.buffer.flush()
+
+
 def main(path: Path) -> int:
     """The child. Prints as the module says; the exit status."""
     os.nice(NICENESS)
@@ -79,9 +84,7 @@ def main(path: Path) -> int:
         with contextlib.closing(lmdb.open(str(path), subdir=False, readonly=True, max_dbs=8,
                                           create=False)) as environment, \
                 environment.begin() as txn:
-            sys.stdout.buffer.write(_PINNED)
-            sys.stdout.buffer.flush()
-            audit_file(path, txn.id())
+            audit_file(path, txn.id(), on_meta=_say_pinned)
     except (StoreCorrupt, lmdb.Error) as error:
         print(error.message if isinstance(error, StoreCorrupt) else f"LMDB: {error}", flush=True)
         return ExitCode.CORRUPTION
