@@ -42,7 +42,7 @@ from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
-from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
+from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.membership import MembershipController
 from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
@@ -57,7 +57,7 @@ from elastickv.server.grpc_server import GrpcServer, ServerTls
 from elastickv.store.flusher import Flusher
 from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.values import open_record, tombstone_record
 
 log = logs.get_logger(__name__)
@@ -165,7 +165,7 @@ class Node:
         kek = gathered.kek
         applier = self._open_keys(disk, kek, store)
         hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
-                                 ceiling=decode_u64(store.meta(META_HLC_CEILING)))
+                                 ceiling=decode_number(store.meta(META_HLC_CEILING)))
         machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed)
         snapshots = state_snapshots(store, applier, hlc, on_keys_changed=self._keys_changed)
         self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)

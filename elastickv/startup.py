@@ -17,9 +17,9 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
-from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX, decode_u64
+from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX
 from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, decode_number
 
 AUDIT_WHOLE = 1 << 62
 """A store of any size is audited before anything else is said about it."""
@@ -87,8 +87,8 @@ def gather(settings: NodeSettings, disk: Disk, store: Store | None,
         sidecar_problem=sidecar_problem,
         unwrap_problem=_unwrap_problem(kek, sidecar),
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
-        last_encryption_index=decode_u64(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
-        store_cutover_index=decode_u64(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
+        store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
         member_ids=member_ids), kek)
 
 

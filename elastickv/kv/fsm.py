@@ -29,7 +29,7 @@ from elastickv.keys.sidecar import Sidecar
 from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.raft.engine import Entry
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, encode_number
 from elastickv.wire import (
     CLEAR_OPCODES,
     Bootstrap,
@@ -59,16 +59,6 @@ _KEY_ID = slice(11, 15)
 
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
-
-
-def encode_u64(value: int) -> bytes:
-    """The form of every number in the store's meta table: 8 bytes, big-endian."""
-    return value.to_bytes(8, "big")
-
-
-def decode_u64(value: bytes | None) -> int:
-    """Inverse of `encode_u64`; 0 when absent."""
-    return int.from_bytes(value, "big") if value else 0
 
 
 def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore) -> bytes:
@@ -125,7 +115,7 @@ class KvStateMachine:
                     return self._apply_writes(index, decoded.requests, sidecar)
                 case HlcCeiling():
                     self._store.apply_group(
-                        index, (), meta={META_HLC_CEILING: encode_u64(decoded.ceiling_ts)})
+                        index, (), meta={META_HLC_CEILING: encode_number(decoded.ceiling_ts)})
                     self._hlc.observe_ceiling(decoded.ceiling_ts)
                     return index
                 case Reservation():
@@ -210,8 +200,8 @@ class KvStateMachine:
         if after is not None and not isinstance(decoded, Registration):
             # A replaying replica's sidecar may know a cutover that its log has not come to yet.
             cutover = after.raft_envelope_cutover_index
-            meta = {META_LAST_ENCRYPTION_INDEX: encode_u64(index),
-                    META_RAFT_CUTOVER_INDEX: encode_u64(cutover if cutover <= index else 0),
+            meta = {META_LAST_ENCRYPTION_INDEX: encode_number(index),
+                    META_RAFT_CUTOVER_INDEX: encode_number(cutover if cutover <= index else 0),
                     META_SIDECAR: after.encode()}
         self._store.apply_group(index, (), rows=rows, meta=meta)
         if after is not before or rows:

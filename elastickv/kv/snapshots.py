@@ -14,8 +14,8 @@ from elastickv.clock import HybridLogicalClock
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import parse
-from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR, decode_u64
-from elastickv.store.mvcc_store import Store
+from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR
+from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.snapshot import SnapshotHeader, StoreSnapshots
 
 
@@ -39,7 +39,7 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
     def installed(applied_index: int) -> None:
         applier.note_registry(store.rows(WRITERS_PREFIX))
         hlc.observe(store.max_commit_ts)
-        hlc.observe_ceiling(decode_u64(store.meta(META_HLC_CEILING)))
+        hlc.observe_ceiling(decode_number(store.meta(META_HLC_CEILING)))
         on_keys_changed(applied_index)
 
     return StoreSnapshots(store, before_install=adopt_keys, on_installed=installed)

@@ -25,9 +25,9 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import GUARDS
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
-from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX, encode_u64
+from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX
 from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, encode_number
 from tests.cluster.cluster import Cluster, NodeProcess
 from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
 
@@ -140,7 +140,7 @@ def founding_twin(case: Case) -> None:
 
 def other_cutover(case: Case) -> None:
     index = case.sidecar().raft_envelope_cutover_index
-    case.change_store(meta={META_RAFT_CUTOVER_INDEX: encode_u64(index + 1)})
+    case.change_store(meta={META_RAFT_CUTOVER_INDEX: encode_number(index + 1)})
 
 
 def damaged_store(case: Case) -> None:

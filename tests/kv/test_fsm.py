@@ -11,7 +11,8 @@ from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.errors import ApplyHalted, ConditionFailed, IntegrityError, StorageEnvelopeRequired
 from elastickv.kv.api import OpKind, WriteResult
-from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, decode_u64, open_payload
+from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, open_payload
+from elastickv.store.mvcc_store import decode_number
 from elastickv.store.values import seal_record, tombstone_record
 from elastickv.wire import (
     Bootstrap,
@@ -127,7 +128,7 @@ def test_above_the_raft_cutover_entries_are_opened(machine: Machine) -> None:
     machine.bootstrap()
     machine.enable_storage()
     machine.enable_raft()
-    assert decode_u64(machine.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
+    assert decode_number(machine.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
     payload = seal_raft(machine.handle(RAFT_DEK), machine.nonces.next(),
                         encode_writes([machine.sealed(b"k", ts(1), b"v")]))
     outcomes = machine.apply(payload)
@@ -155,7 +156,7 @@ def test_the_cutover_entry_itself_and_those_before_it_are_clear() -> None:
 def test_a_ceiling_is_kept_and_observed(machine: Machine) -> None:
     machine.apply(encode_entry(HlcCeiling(ts(500))))
     assert machine.hlc.ceiling == ts(500)
-    assert decode_u64(machine.store.meta(META_HLC_CEILING)) == ts(500)
+    assert decode_number(machine.store.meta(META_HLC_CEILING)) == ts(500)
 
 
 def test_replay_after_a_crash_between_sidecar_and_store_ends_in_the_same_state(
@@ -206,12 +207,12 @@ def test_replay_stores_no_cutover_that_comes_later(tmp_path: Path) -> None:
     first.apply(bootstrap)
     first.enable_storage()
     first.enable_raft()
-    assert decode_u64(first.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
+    assert decode_number(first.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
     first.store.close()  # the sidecar knows the cutover, the store nothing
 
     again = Machine(tmp_path)
     again.apply(bootstrap)
-    assert decode_u64(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 0
+    assert decode_number(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 0
     again.enable_storage()
     again.enable_raft()
-    assert decode_u64(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 3
+    assert decode_number(again.store.meta(META_RAFT_CUTOVER_INDEX)) == 3

@@ -23,7 +23,7 @@ from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
-from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine, decode_u64
+from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft.engine import Entry, Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -31,7 +31,7 @@ from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.flusher import Flusher
 from elastickv.store.memory_backend import MemoryBackend
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.values import open_record, tombstone_record
 from tests.sim.disk import Medium, MountedDisk
 from tests.sim.invariants import Oracle
@@ -216,7 +216,7 @@ class SimNode:
         require_safe(gathered.facts)
         self.applier = self._open_keys(disk, gathered.kek)
         hlc = HybridLogicalClock(self.clock, last=store.max_commit_ts,
-                                 ceiling=decode_u64(store.meta(META_HLC_CEILING)))
+                                 ceiling=decode_number(store.meta(META_HLC_CEILING)))
         machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed)
         snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._keys_changed)
         offload = LateOffload(cluster.loop, generator, plan.sync_delay_s)
