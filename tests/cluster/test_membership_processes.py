@@ -42,13 +42,12 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def fill(client: Client, seed: int) -> dict[bytes, bytes]:
-    """More than the log may keep."""
+    """More entries than the log may keep: one after the other, so that none share an entry."""
     generator = random.Random(seed)
     data = {b"key-%04d" % number: MARK + generator.randbytes(VALUE_BYTES)
             for number in range(KEYS)}
-    items = list(data.items())
-    for start in range(0, len(items), 20):
-        await asyncio.gather(*(client.put(key, value) for key, value in items[start:start + 20]))
+    for key, value in data.items():
+        await client.put(key, value)
     return data
 
 
