@@ -150,6 +150,8 @@ class SimNode:
         self.stays_down = False
         self.needs_operator = False
         self.core: Any = None
+        self._engine: PySyncObjEngine | None = None
+        self._closed_journal: Any = None
         self.seen_commit = 0
         self.seen_role = (0, False)
         self.durable_applied = 0
@@ -166,9 +168,23 @@ class SimNode:
         return self.seen_role[0] > 0
 
     @property
+    def engine(self) -> Any:
+        """The engine of the latest process, which may be gone."""
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: PySyncObjEngine) -> None:
+        if self._engine is not None:
+            self._closed_journal = self.journal
+        self._engine = engine
+
+    @property
     def journal(self) -> Any:
-        """The engine's journal, also of a process that is gone."""
-        return self.engine._journal
+        """The log that was opened last, also by a process that is gone.
+
+        A process that died before it had opened its log took nothing from it that was durable.
+        """
+        return getattr(self._engine, "_journal", self._closed_journal)
 
     # --- life -----------------------------------------------------------------------------------
 

@@ -1,0 +1,52 @@
+"""The simulated node: what the oracle may ask of it at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from tests.sim import instruments
+from tests.sim.cluster import SimNode
+from tests.sim.plan import draw_plan
+from tests.sim.random_streams import Streams
+from tests.sim.schedule import Schedule
+
+
+def run_scenario(scenario: Callable[[Schedule], Awaitable[None]]) -> None:
+    """Run `scenario` on a cluster of three without load and without other faults."""
+    streams = Streams(0)
+    schedule = Schedule(draw_plan(0, streams.stream("plan"), sizes=(3,)), streams, hashed=False,
+                        echo=None)
+    with instruments.installed(schedule, streams.stream("entropy")):
+        try:
+            schedule.loop.run(scenario(schedule))
+        finally:
+            schedule.loop.dispose()
+
+
+async def started(schedule: Schedule) -> SimNode:
+    """Start all nodes; a follower."""
+    nodes = schedule.cluster.nodes
+    for node in nodes:
+        node.start()
+    await schedule._until(lambda: all(node.serving for node in nodes)
+                          and any(node.engine.is_leader() for node in nodes), 5.0, "a leader")
+    return next(node for node in nodes if not node.engine.is_leader())
+
+
+def test_log_is_known_wherever_in_its_start_a_process_dies():
+    async def scenario(schedule: Schedule) -> None:
+        cluster = schedule.cluster
+        follower = await started(schedule)
+        durable_index = follower.journal.durable_index
+        crashes = 0
+        while not crashes or not follower.serving:
+            crashes += 1
+            follower.crash()
+            cluster.arm(follower.name, "fsync", crashes)
+            follower.start()
+            await schedule._until(lambda: follower.serving or not follower.is_up, 5.0, "an end")
+            assert follower.journal.durable_index >= durable_index > 1
+        assert crashes > 2
+        cluster.disarm()
+
+    run_scenario(scenario)
