@@ -15,6 +15,11 @@ if [ -z "$missing" ]; then
     echo "nothing is missing"
     exit 0
 fi
-apt-get update -qq
+# An archive that does not answer is given up soon; the defaults wait for minutes.
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Acquire::Retries=1 \
+        -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15 -o DPkg::Lock::Timeout=30 "$@"
+}
+apt_get update
 # shellcheck disable=SC2086
-DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+apt_get install --no-install-recommends $missing
