@@ -8,8 +8,9 @@ purpose:
                      +--failed--> WAITING --retry time--> IDLE
     anything --deposed--> IDLE
 
-Only the leader acts, and only on the DEK that it judged: when an operator's rotation was faster,
-nothing is left to do.
+A rotation that fails because this node leads no more is *deposed*, not *failed*: its successor
+judges anew. Only the leader acts, and only on the DEK that it judged: when an operator's rotation
+was faster, nothing is left to do.
 """
 
 from __future__ import annotations
@@ -198,7 +199,8 @@ class AutomaticRotation:
             log.warning("automatic rotation failed", purpose=purpose.label, reason=reason.value,
                         error=str(error))
             self._retry_at[purpose] = self._clock.monotonic() + RETRY_S
-            self._event(purpose, RotationEvent.FAILED)
+            self._event(purpose, RotationEvent.FAILED if self._view().leads
+                        else RotationEvent.DEPOSED)
         else:
             log.info("dek rotated", purpose=purpose.label, reason=reason.value)
             self._startup_due[purpose] = False

@@ -42,6 +42,8 @@ from elastickv.errors import (
     NodeIdCollision,
     WireError,
 )
+from elastickv.keys import lifecycle
+from elastickv.keys.lifecycle import CUTOVER_TRANSITIONS
 from elastickv.keys.registry import WriterRecord, decode_row_value, row_key
 from elastickv.wire import (
     EncryptionEntry,
@@ -53,6 +55,7 @@ from elastickv.wire import (
     decode_entry,
     encode_entry,
 )
+from tests.walked import Walked
 
 
 @pytest.fixture
@@ -344,6 +347,15 @@ def test_the_raft_cutover_happens_once(node: KeyNode) -> None:
     assert sidecar.raft_applied_index == 21
     assert not sidecar.storage_envelope_active
     assert writer(node, RAFT, NODE_B) is None
+
+
+def test_every_transition_of_a_cutover_is_taken(node: KeyNode,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = Walked(CUTOVER_TRANSITIONS)
+    monkeypatch.setattr(lifecycle, "CUTOVER_TRANSITIONS", walked)
+    for index, dek_id in enumerate((RAFT, STORAGE, STORAGE, RAFT), 20):
+        node.apply(index, storage_cutover(dek_id, epoch=index))
+    assert walked.keys_not_taken() == set()
 
 
 @pytest.mark.parametrize("entry", [

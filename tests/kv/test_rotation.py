@@ -6,8 +6,9 @@ import pytest
 
 from elastickv.clock import FakeClock
 from elastickv.crypto.keystore import Purpose
-from elastickv.errors import NotCapable
+from elastickv.errors import NotCapable, NotLeader
 from elastickv.keys.usage import Limits
+from elastickv.kv import rotation
 from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
 from elastickv.kv.rotation import (
     RETRY_S,
@@ -23,6 +24,7 @@ from elastickv.kv.rotation import (
     reason_to_rotate,
 )
 from tests.kv.key_cluster import MakeCluster, until
+from tests.walked import Walked
 
 SETTINGS = RotationSettings(Limits(1000), max_age_s=3600)
 FRESH = DekFacts(7, age_s=0.0, writes=0, highest_epoch=1)
@@ -75,6 +77,8 @@ class Harness:
 
     async def rotate(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
         self.made.append((purpose, dek_id, reason))
+        if isinstance(self.error, NotLeader):
+            self.view = View(False, True, {})
         if self.error is not None:
             raise self.error
 
@@ -120,6 +124,27 @@ async def test_a_new_leader_does_not_wait_for_the_old_ones_retry() -> None:
     harness.view = DUE
     await harness.steps()
     assert len(harness.made) == 2
+
+
+async def test_a_rotation_that_the_lead_was_lost_over_is_no_failure() -> None:
+    harness = Harness()
+    harness.view, harness.error = DUE, NotLeader()
+    await harness.task.step(Purpose.STORAGE)
+    assert harness.task.state(Purpose.STORAGE) is RotationState.IDLE
+
+
+async def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = Walked(TRANSITIONS)
+    monkeypatch.setattr(rotation, "TRANSITIONS", walked)
+    harness = Harness()
+    for error in (NotCapable("n3 is down"), None, NotLeader(), NotCapable("n3 is down")):
+        harness.view, harness.error = DUE, error
+        await harness.steps()
+        harness.clock.advance(RETRY_S)
+    harness.view = View(False, True, {})
+    await harness.steps()
+    assert walked.keys_not_taken() == set()
+    assert {event for _, event in TRANSITIONS} == set(RotationEvent)
 
 
 STARTUP = RotationSettings(Limits(1 << 32), on_startup=True)
