@@ -147,7 +147,7 @@ class EncryptionController:
         if sidecar is None or not self._gate:
             return
         for dek_id in (sidecar.active_storage, sidecar.active_raft):
-            if dek_id and dek_id != self.operations.rotating_dek_id:
+            if dek_id:
                 self.writers.ensure(dek_id)
 
     def _role_changed(self, role: Role, term: int) -> None:

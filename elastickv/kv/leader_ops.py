@@ -69,8 +69,6 @@ class LeaderOperations:
         self._require_gate = require_gate
         self.lock = asyncio.Lock()
         """Held while a key change is decided; a node is added under it too (`kv.membership`)."""
-        self.rotating_dek_id = 0
-        """The DEK of a rotation of our own under way: its entry registers this node itself."""
 
     async def run(self, operation: str, arguments: dict[str, object]) -> bytes:
         """Run an operation by name, once this node may; its msgpack result.
@@ -206,19 +204,25 @@ class LeaderOperations:
             new_dek_id = self._fresh_dek_id()
             wrapped = kek.generate_wrapped_dek()
             proposer_node_id, proposer_local_epoch = self._full_node_id, FIRST_EPOCH
-            self.rotating_dek_id = new_dek_id
         await self._members.require_unwraps([wrapped])
         entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped,
                          RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch))
+        if not own:
+            return await self._propose_validated(entry), new_dek_id
+        return await self._propose_own_rotation(entry), new_dek_id
+
+    async def _propose_own_rotation(self, entry: Rotation) -> int:
+        """A rotation that registers this process and reserves its first nonces."""
+        dek_id = entry.dek_id
+        self._writers.begin_rotation(dek_id)
+        applied = False
         try:
-            if not own:
-                return await self._propose_validated(entry), new_dek_id
             index = await self._propose_validated(
-                entry, then=lambda: self._budgets.reserve_first(new_dek_id, FIRST_EPOCH))
-            self._writers.accept_own_proposal(new_dek_id, FIRST_EPOCH)
+                entry, then=lambda: self._budgets.reserve_first(dek_id, FIRST_EPOCH))
+            applied = True
         finally:
-            self.rotating_dek_id = 0
-        return index, new_dek_id
+            self._writers.end_rotation(dek_id, FIRST_EPOCH, applied=applied)
+        return index
 
     # --- cutovers -------------------------------------------------------------------------------
 

@@ -4,12 +4,15 @@ A nonce is `node_id16 | local_epoch | counter`. It is unique under a DEK if no t
 count under the same (node, epoch). For each DEK a node walks this life cycle (`TRANSITIONS`):
 
     UNCONFIRMED --persist--> PERSISTED --propose--> PROPOSED --accepted--> CONFIRMED
+         |                                          ^  |
+         +------ propose in a rotation -------------+  |
          ^                                             |
          +------ stale (registry is ahead) ------------+
          +------ doubtful (lost answer, timeout) ------+
          +------ refused (this DEK, for now) ----------+
 
-* The epoch is written to the sidecar before it is asked for, so a crash never asks for it again.
+* The epoch is written to the sidecar before it is asked for, so a crash never asks for it again. A
+  rotation's DEK is in no sidecar before its entry applies, which writes DEK and epoch together.
 * The leader accepts only an epoch strictly above the registry's, so the registry is the judge even
   when this node's whole disk is an old copy.
 * Only this process's own accepted registration confirms. A doubtful one may have been committed,
@@ -48,6 +51,7 @@ class WriterEvent(enum.Enum):
 
     PERSIST = "persist"
     PROPOSE = "propose"
+    PROPOSE_IN_ROTATION = "propose in a rotation"
     ACCEPTED = "accepted"
     STALE = "stale"
     DOUBTFUL = "doubtful"
@@ -57,6 +61,7 @@ class WriterEvent(enum.Enum):
 TRANSITIONS: Mapping[tuple[WriterState, WriterEvent], WriterState] = {
     (WriterState.UNCONFIRMED, WriterEvent.PERSIST): WriterState.PERSISTED,
     (WriterState.PERSISTED, WriterEvent.PROPOSE): WriterState.PROPOSED,
+    (WriterState.UNCONFIRMED, WriterEvent.PROPOSE_IN_ROTATION): WriterState.PROPOSED,
     (WriterState.PROPOSED, WriterEvent.ACCEPTED): WriterState.CONFIRMED,
     (WriterState.PROPOSED, WriterEvent.STALE): WriterState.UNCONFIRMED,
     (WriterState.PROPOSED, WriterEvent.DOUBTFUL): WriterState.UNCONFIRMED,
@@ -119,19 +124,25 @@ class WriterRegistrar:
 
     def ensure(self, dek_id: int) -> None:
         """Start confirming `dek_id` unless confirmed or under way."""
-        if dek_id in self._factories or dek_id in self._tasks or self._stopped:
+        if self._stopped or dek_id in self._tasks \
+                or self.state(dek_id) is not WriterState.UNCONFIRMED:
             return
         task = asyncio.get_running_loop().create_task(self._confirm(dek_id))
         self._tasks[dek_id] = task
         task.add_done_callback(lambda done: self._ended(dek_id, done))
 
-    def accept_own_proposal(self, dek_id: int, epoch: int) -> None:
-        """A rotation that this process proposed was applied and carried its first registration
-        for a DEK that did not exist before: confirmed without another round."""
-        if dek_id in self._factories:
+    def begin_rotation(self, dek_id: int) -> None:
+        """This process proposes a rotation to the new DEK `dek_id`, whose entry registers it:
+        nothing else asks for the DEK until the rotation has ended."""
+        self._step(dek_id, WriterEvent.PROPOSE_IN_ROTATION)
+
+    def end_rotation(self, dek_id: int, epoch: int, *, applied: bool) -> None:
+        """What the rotation came to. Applied, it confirms without another round. Otherwise it may
+        still be in the log, so its epoch is abandoned."""
+        if not applied:
+            self._step(dek_id, WriterEvent.DOUBTFUL)
             return
         self._persist(dek_id, epoch)
-        self._states[dek_id] = WriterState.PROPOSED
         self._confirmed(dek_id, epoch)
 
     def stop(self) -> None:
@@ -157,14 +168,12 @@ class WriterRegistrar:
     async def _confirm(self, dek_id: int) -> None:
         last_seen: int | None = None
         pause_s = FIRST_PAUSE_S
-        while dek_id not in self._factories:
+        while True:
             epoch = next_epoch(dek_id, self._local_epoch(dek_id), last_seen)
             self._persist(dek_id, epoch)
             self._step(dek_id, WriterEvent.PERSIST)
             self._step(dek_id, WriterEvent.PROPOSE)
             event, seen = await self._ask(dek_id, epoch)
-            if dek_id in self._factories:  # a rotation of our own was faster
-                return
             if event is WriterEvent.ACCEPTED:
                 self._confirmed(dek_id, epoch)
                 return

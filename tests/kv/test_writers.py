@@ -10,6 +10,7 @@ from elastickv.crypto.nonce import MAX_EPOCH
 from elastickv.errors import EncryptionConflict, NodeIdCollision, NoLeader, OutcomeUnknown
 from elastickv.keys.epochs import next_epoch
 from elastickv.keys.guards import EpochExhausted, NodeIdTaken
+from elastickv.kv import writers
 from elastickv.kv.writers import (
     TRANSITIONS,
     Registration,
@@ -17,6 +18,7 @@ from elastickv.kv.writers import (
     WriterRegistrar,
     WriterState,
 )
+from tests.walked import Walked
 
 
 @pytest.mark.parametrize(("local", "last_seen", "expected"), [
@@ -122,11 +124,22 @@ async def test_every_epoch_is_durable_before_it_is_asked_for() -> None:
 async def test_a_rotation_of_our_own_confirms_without_a_round() -> None:
     leader = Leader()
     harness = Harness(leader)
-    harness.registrar.accept_own_proposal(1, 1)
+    harness.registrar.begin_rotation(1)
+    assert harness.registrar.nonces(1) is None
+    await asyncio.sleep(0)
+    harness.registrar.end_rotation(1, 1, applied=True)
     factory = harness.registrar.nonces(1)
     assert factory is not None and factory.local_epoch == 1
     assert harness.persisted == [0, 1]
     assert leader.asked == []
+
+
+async def test_the_epoch_of_a_rotation_that_is_in_doubt_is_abandoned() -> None:
+    leader = Leader(last_seen=1)  # it was committed after all
+    harness = Harness(leader, local_epoch=1)
+    harness.registrar.begin_rotation(1)
+    harness.registrar.end_rotation(1, 1, applied=False)
+    assert await harness.confirm() == 2
 
 
 async def test_exhaustion_stops_the_node() -> None:
@@ -170,5 +183,14 @@ async def test_nothing_is_confirmed_after_a_stop() -> None:
     assert harness.persisted == [0]
 
 
-def test_every_event_has_a_transition() -> None:
+async def test_every_transition_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = Walked(TRANSITIONS)
+    monkeypatch.setattr(writers, "TRANSITIONS", walked)
+    leader = Leader(last_seen=5)
+    leader.script = [OutcomeUnknown("lost"), EncryptionConflict("no such DEK")]
+    harness = Harness(leader)
+    await harness.confirm()
+    harness.registrar.begin_rotation(2)
+    harness.registrar.end_rotation(2, 1, applied=True)
+    assert walked.keys_not_taken() == set()
     assert {event for _, event in TRANSITIONS} == set(WriterEvent)
