@@ -65,7 +65,7 @@ TRANSITIONS: Mapping[tuple[RotationState, RotationEvent], RotationState] = {
 
 
 class Reason(enum.StrEnum):
-    """Why a DEK gets a successor; a line in the audit log."""
+    """Why a DEK gets a successor, as the node's log says it."""
 
     STARTUP = "start-up"
     WRITES = "writes"
