@@ -3,10 +3,11 @@ probe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from elastickv import contacts
+from elastickv import contacts, data_directory
 from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
@@ -18,11 +19,16 @@ from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX
-from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store, decode_number
+from elastickv.store.inspection import inspect
+from elastickv.store.mvcc_store import decode_number
 
-AUDIT_WHOLE = 1 << 62
-"""A store of any size is audited before anything else is said about it."""
+
+class StoredFacts(Protocol):
+    """The part of a store that guards look at."""
+
+    def rows(self, prefix: bytes = b"") -> Iterable[tuple[bytes, bytes]]: ...
+
+    def meta(self, name: bytes) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +40,26 @@ class Gathered:
 
 
 def examine(settings: NodeSettings, disk: Disk) -> Facts:
-    """The facts of a node that does not run, for `elastickv doctor`. The caller holds the data
-    directory's lock, if there is one."""
+    """The facts of a node that is not to be started, for `elastickv doctor`.
+
+    A node may run on the directory meanwhile. Its store is read before its sidecar, so that what is
+    seen is a state that a crash could have left: the sidecar may be ahead, never behind.
+    """
+    seen = data_directory.look(settings.raft_data_dir)
     members = {contact.node_id: full_node_id(contact.node_id)
                for contact in contacts.load(disk, settings.raft_data_dir)}
     members |= {member.node_id: full_node_id(member.node_id)
                 for member in settings.founding_members or settings.raft_join}
-    directory = settings.raft_data_dir / "store"
-    if not disk.exists(directory):
-        return gather(settings, disk, None, members).facts
+    store: StoredFacts | None = None
+    problem = ""
     try:
-        backend = LmdbBackend(directory, inline_audit_bytes=AUDIT_WHOLE)
-        store = Store.open(backend)
+        store = inspect(settings.raft_data_dir / "store", in_use=seen.in_use)
     except ElasticKVError as error:
-        return gather(settings, disk, None, members, store_problem=error.message).facts
-    try:
-        return gather(settings, disk, store, members).facts
-    finally:
-        store.close()
+        problem = error.message
+    except OSError as error:
+        problem = f"the store cannot be read: {error.strerror}"
+    return replace(gather(settings, disk, store, members, store_problem=problem).facts,
+                   directory_problem=seen.problem, directory_remedy=seen.remedy)
 
 
 def require_file_system(settings: NodeSettings, disk: Disk) -> None:
@@ -64,7 +72,7 @@ def require_file_system(settings: NodeSettings, disk: Disk) -> None:
         raise FileSystemUnsafe(problem, remedy=remedy or FILE_SYSTEM_REMEDY)
 
 
-def gather(settings: NodeSettings, disk: Disk, store: Store | None,
+def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
            member_ids: Mapping[str, int], *, store_problem: str = "") -> Gathered:
     """Everything that `keys.guards` wants to know.
 
@@ -96,11 +104,13 @@ def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:
     """What is wrong with the file system, and the remedy; "" and "" when nothing is."""
     # What does not exist yet will be made in the nearest directory that does.
     directory = settings.raft_data_dir.absolute()
-    existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
     try:
+        existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
         probe_file_system(disk, existing)
     except ElasticKVError as error:
         return error.message, error.remedy
+    except OSError as error:
+        return f"{directory} cannot be reached: {error.strerror}", ""
     return "", ""
 
 
@@ -118,6 +128,8 @@ def _load_sidecar(settings: NodeSettings, disk: Disk) -> tuple[Sidecar | None, s
         return sidecar_file.load(disk, settings.raft_data_dir / RELATIVE_PATH), ""
     except ElasticKVError as error:
         return None, error.message
+    except OSError as error:
+        return None, f"the sidecar cannot be read: {error.strerror}"
 
 
 def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:

@@ -40,6 +40,16 @@ class GuardFailed(StartupRefused):
         self.problem = message
 
 
+class DataDirectoryUnusable(GuardFailed):
+    """The data directory cannot be used: it is none, or not this user's."""
+
+    guard = "data-directory"
+
+
+class AlreadyRunning(DataDirectoryUnusable):
+    """Another process uses the data directory."""
+
+
 class FileSystemUnsafe(GuardFailed):
     """The data directory's file system lacks write, fsync, rename or directory fsync."""
 
@@ -152,6 +162,8 @@ class Facts:
     full_node_id: int
     encryption_enabled: bool
     kek_configured: bool
+    directory_problem: str = ""
+    directory_remedy: str = ""
     file_system_problem: str = ""
     file_system_remedy: str = ""
     store_problem: str = ""
@@ -171,6 +183,12 @@ Problem = tuple[str, str]
 """`(message, remedy)`."""
 
 Check = Callable[[Facts], Problem | None]
+
+
+def _data_directory(facts: Facts) -> Problem | None:
+    if facts.directory_problem:
+        return facts.directory_problem, facts.directory_remedy
+    return None
 
 
 def _file_system(facts: Facts) -> Problem | None:
@@ -312,6 +330,7 @@ class Guard(NamedTuple):
 
 
 GUARDS: Sequence[Guard] = (
+    Guard(DataDirectoryUnusable, _always, _data_directory),
     Guard(FileSystemUnsafe, _always, _file_system),
     Guard(StoreUnreadable, _always, _store_readable),
     Guard(KekRequired, _always, _kek_required),
