@@ -80,6 +80,8 @@ CATALOGUE: tuple[Metric, ...] = (
            "members: never below the writes sealed under it.", ("purpose", "dek_id")),
     Metric("encryption_dek_writes_left", Kind.GAUGE, "Writes until an active DEK reaches "
            "--dek-max-writes.", ("purpose", "dek_id")),
+    Metric("encryption_dek_values", Kind.GAUGE, "Values on this node's disk by the DEK that they "
+           "are sealed under, every kept version counted; dek_id 0 = in the clear.", ("dek_id",)),
     Metric("encryption_dek_epoch", Kind.GAUGE, "This node's highest nonce epoch under an active "
            "DEK; at 65535 it has no other.", ("purpose", "dek_id")),
     Metric("encryption_sidecar_index", Kind.GAUGE, "Index of the last encryption entry in the "
