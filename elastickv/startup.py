@@ -18,7 +18,11 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
-from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX
+from elastickv.kv.fsm import (
+    META_LAST_ENCRYPTION_INDEX,
+    META_RAFT_CUTOVER_INDEX,
+    META_SIDECAR,
+)
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
 
@@ -81,13 +85,14 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
     file_system_problem, file_system_remedy = _probe(settings, disk)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
+    stored_sidecar, stored_problem = _stored_sidecar(store)
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
         encryption_enabled=settings.encryption_enabled,
         kek_configured=settings.kek_file is not None,
         file_system_problem=file_system_problem,
         file_system_remedy=file_system_remedy,
-        store_problem=store_problem,
+        store_problem=store_problem or stored_problem,
         kek_problem=kek_error.message if kek_error else "",
         kek_remedy=kek_error.remedy if kek_error else "",
         kek_insecure=isinstance(kek_error, KekTooOpen),
@@ -97,6 +102,7 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
         last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        stored_sidecar=stored_sidecar,
         member_ids=member_ids), kek)
 
 
@@ -130,6 +136,16 @@ def _load_sidecar(settings: NodeSettings, disk: Disk) -> tuple[Sidecar | None, s
         return None, error.message
     except OSError as error:
         return None, f"the sidecar cannot be read: {error.strerror}"
+
+
+def _stored_sidecar(store: StoredFacts | None) -> tuple[Sidecar | None, str]:
+    content = store.meta(META_SIDECAR) if store is not None else None
+    if content is None:
+        return None, ""
+    try:
+        return sidecar_file.parse(content), ""
+    except ElasticKVError as error:
+        return None, f"the store's record of the key state: {error.message}"
 
 
 def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from elastickv.crypto.kek_file import write_kek_file
+from elastickv.crypto.kek_file import FileKekProvider, write_kek_file
 from elastickv.crypto.nonce import full_node_id, node_id16
 from elastickv.durable import OsDisk
 from elastickv.errors import ExitCode
@@ -129,6 +129,17 @@ def old_sidecar(case: Case) -> None:
                        storage_envelope_cutover_index=0, raft_envelope_cutover_index=0))
 
 
+def foreign_sidecar(case: Case) -> None:
+    """Of another cluster under the same KEK, and further along."""
+    kek = FileKekProvider(case.kek).load()
+    sidecar = case.sidecar()
+    keys = {dek_id ^ 1: replace(key, wrapped=kek.generate_wrapped_dek())
+            for dek_id, key in sidecar.keys.items()}
+    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1000, keys=keys,
+                       active_storage=sidecar.active_storage ^ 1,
+                       active_raft=sidecar.active_raft ^ 1))
+
+
 def no_sidecar(case: Case) -> None:
     (case.directory / RELATIVE_PATH).unlink()
 
@@ -166,6 +177,7 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
     "epoch-rollback": [(old_epoch, "resync-sidecar")],
     "sidecar-behind-log": [(old_sidecar, "resync-sidecar"), (no_sidecar, "resync-sidecar")],
+    "sidecar-foreign": [(foreign_sidecar, "move it away")],
     "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
     "cutover-divergence": [(other_cutover, "resync-sidecar")],
 }
