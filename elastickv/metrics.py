@@ -86,6 +86,8 @@ CATALOGUE: tuple[Metric, ...] = (
            "DEK; at 65535 it has no other.", ("purpose", "dek_id")),
     Metric("encryption_sidecar_index", Kind.GAUGE, "Index of the last encryption entry in the "
            "sidecar."),
+    Metric("encryption_cutover_hold_seconds", Kind.GAUGE, "How long the raft cutover held "
+           "proposals back on this node; 0 when another member led it or it was before the start."),
     Metric("encryption_kek_unwrap_seconds", Kind.HISTOGRAM, "Time to unwrap one DEK under the "
            "KEK.", (), UNWRAP_BUCKETS_S),
     Metric("encryption_decrypt_failures_total", Kind.COUNTER, "Stored values that did not open, "

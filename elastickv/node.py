@@ -256,7 +256,8 @@ class Node:
         metrics.add_source(raft_source(self._engine))
         metrics.add_source(store_source(store))
         metrics.add_source(encryption_source(lambda: applier.sidecar, self._encryption.budgets,
-                                             lambda: store.dek_counts))
+                                             lambda: store.dek_counts,
+                                             lambda: self._encryption.proposer.last_hold_s))
         self._encryption.proposer.on_outcome = partial(metrics.count, "raft_proposals_total")
         self._http = HttpServer(address.host, address.port, metrics, self._engine,
                                 self._write_problem)

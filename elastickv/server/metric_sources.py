@@ -36,7 +36,8 @@ def raft_source(engine: RaftEngine) -> Source:
 
 
 def encryption_source(sidecar: Callable[[], Sidecar | None], budgets: NonceBudgets,
-                      dek_counts: Callable[[], DekCounts]) -> Source:
+                      dek_counts: Callable[[], DekCounts],
+                      cutover_hold_s: Callable[[], float]) -> Source:
     """Which DEKs are active, how worn, and what is sealed under each. `sidecar()` is the applied
     key state, None before bootstrap.
 
@@ -46,6 +47,7 @@ def encryption_source(sidecar: Callable[[], Sidecar | None], budgets: NonceBudge
     def samples() -> Iterator[Sample]:
         state = sidecar()
         yield Sample("encryption_sidecar_index", state.raft_applied_index if state else 0)
+        yield Sample("encryption_cutover_hold_seconds", cutover_hold_s())
         counts = {state.active_storage if state else PLAINTEXT: 0, **dek_counts()}
         for dek_id, values in sorted(counts.items()):
             yield Sample("encryption_dek_values", values, (str(dek_id),))

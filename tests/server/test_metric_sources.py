@@ -61,13 +61,14 @@ def scraped(sidecar: Sidecar | None, limits: Limits,
                               on_confirmed=lambda _: None, on_fatal=lambda _: None)
     budgets = NonceBudgets(Rows(), writers, 1, limits, propose=propose, on_change=lambda: None)
     return {" ".join([sample.name.removeprefix("encryption_"), *sample.labels]): sample.value
-            for sample in encryption_source(lambda: sidecar, budgets, lambda: dek_counts)()}
+            for sample in encryption_source(lambda: sidecar, budgets,
+                                            lambda: dek_counts, lambda: 0.25)()}
 
 
-BEFORE = {"sidecar_index": 0, "dek_values 0": 0,
+BEFORE = {"sidecar_index": 0, "cutover_hold_seconds": 0.25, "dek_values 0": 0,
           "active_dek_id storage": 0, "active_dek_id raft": 0}
 ACTIVE = {
-    "sidecar_index": 17, "dek_values 5": 0,
+    "sidecar_index": 17, "cutover_hold_seconds": 0.25, "dek_values 5": 0,
     "active_dek_id storage": STORAGE, "active_dek_id raft": RAFT,
     "dek_writes storage 5": 35, "dek_writes_left storage 5": 65, "dek_epoch storage 5": 3,
     "dek_writes raft 6": 0, "dek_writes_left raft 6": 100, "dek_epoch raft 6": 2}
