@@ -1,4 +1,4 @@
-"""What is measured besides rates: fail-over, rotation under load, start-up, memory."""
+"""What is measured besides rates: fail-over, start-up, memory."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import grpc
 from bodies import key_of
-from points import measure_calls, point
 from processes import directory_bytes, wait_until
-from ratios import percentile
-from systems import NODES, Cluster, ElasticKVCluster
+from systems import NODES, Cluster
 
 ATTEMPT_TIMEOUT_S = 0.25
 
@@ -77,55 +74,6 @@ def _first_success(cluster: Cluster, dead: int, write: bytes) -> float:
     for thread in threads:
         thread.join()
     return min(succeeded_at)
-
-
-@dataclass(frozen=True)
-class RotationEffect:
-    """Latency of puts at 128 outstanding before and while the storage DEK is rotated."""
-
-    rotations: int
-    before_p99_ms: float
-    during_p99_ms: float
-    before_p50_ms: float
-    during_p50_ms: float
-    slowest_rotation_ms: float
-
-
-def rotation_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *, rotations: int,
-                        quiet_s: float) -> RotationEffect:
-    """Put at 128 outstanding: for `quiet_s` alone, then while DEKs are rotated as often as every
-    half second, until all rotations are done. Raises when any put or any rotation failed."""
-    took: list[float] = []
-    started_us: list[int] = []
-    failures: list[BaseException] = []
-    duration_s = quiet_s + rotations * 0.5
-
-    def rotate() -> None:
-        try:
-            # h2load warms up for a second first.
-            time.sleep(1.0 + quiet_s)
-            started_us.append(time.time_ns() // 1000)
-            for _ in range(rotations):
-                began = time.monotonic()
-                cluster.rotate_dek()
-                took.append(time.monotonic() - began)
-                time.sleep(max(0.0, 0.5 - took[-1]))
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=rotate)
-    thread.start()
-    _, calls = measure_calls(cluster, point("put-16x8"), keys, directory, duration_s=duration_s)
-    thread.join()
-    if failures:
-        raise failures[0]
-    before = sorted(latency for start, latency in calls if start < started_us[0])
-    during = sorted(latency for start, latency in calls if start >= started_us[0])
-    return RotationEffect(
-        rotations=rotations,
-        before_p99_ms=percentile(before, 0.99), during_p99_ms=percentile(during, 0.99),
-        before_p50_ms=percentile(before, 0.50), during_p50_ms=percentile(during, 0.50),
-        slowest_rotation_ms=max(took) * 1000)
 
 
 @dataclass(frozen=True)

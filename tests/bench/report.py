@@ -37,13 +37,18 @@ def render(document: Document) -> str:
         parts += ["## Side by side\n", table(document["plain"]),
                   "![Ratio to etcd](benchmarks/plain.png)\n",
                   "![Latency](benchmarks/plain-latency.png)\n"]
+    if "plain_aio" in document:
+        parts += ["## Side by side over grpc.aio\n",
+                  "The same cluster, served by grpc.aio instead of this project's own front.\n",
+                  table(document["plain_aio"])]
     if "tls" in document:
         parts += ["## Side by side over mutual TLS\n",
                   "Both through the same TLS proxy in front of the generator.\n",
                   table(document["tls"]), "![Ratio to etcd](benchmarks/tls.png)\n"]
     if "encryption" in document:
         parts += ["## Encryption on against off\n", _encryption(document["encryption"])]
-    parts += [_rotation(document), _fail_over(document), _footprint(document), _sizes(document)]
+    parts += [_rotation(document), _pauses(document), _fail_over(document), _footprint(document),
+              _sizes(document)]
     return "\n".join(part for part in parts if part)
 
 
@@ -109,12 +114,36 @@ def _rotation(document: Document) -> str:
         return ""
     found = document["rotation"]
     return ("## Rotation under load\n\n"
-            f"{found['rotations']} rotations of the storage DEK, one every half second, under puts "
-            "at 128 outstanding; every put succeeded.\n\n" + markdown_table(
+            f"{found['rotations']} rotations, of the storage and the raft DEK in turns, one every "
+            "half second, under puts at 128 outstanding; every put succeeded.\n\n" + markdown_table(
                 ["", "before", "during"],
                 [["p50 ms", f"{found['before_p50_ms']:.1f}", f"{found['during_p50_ms']:.1f}"],
                  ["p99 ms", f"{found['before_p99_ms']:.1f}", f"{found['during_p99_ms']:.1f}"]])
             + f"\nSlowest rotation: {found['slowest_rotation_ms']:.0f} ms.\n")
+
+
+def _pauses(document: Document) -> str:
+    rows = []
+    if "cutover" in document:
+        found = document["cutover"]
+        rows += [["raft cutover: proposals held", f"{found['hold_ms']:.0f}"],
+                 ["raft cutover: longest pause around it", f"{found['longest_pause_ms']:.0f}"]]
+    if "transfer" in document:
+        found = document["transfer"]
+        rows += [[f"leadership transfer, median of {found['transfers']}",
+                  f"{found['took_ms']:.0f}"],
+                 ["leadership transfer, slowest", f"{found['slowest_ms']:.0f}"],
+                 ["leadership transfer: pause, median", f"{found['pause_ms']:.0f}"],
+                 ["leadership transfer: pause, longest", f"{found['longest_pause_ms']:.0f}"]]
+    if "compaction" in document:
+        found = document["compaction"]
+        rows += [["longest pause, log never compacted", f"{found['without_ms']:.0f}"],
+                 ["longest pause, log compacted over and over", f"{found['with_ms']:.0f}"]]
+    if not rows:
+        return ""
+    return ("## Operations under load\n\nUnder puts at 128 outstanding, every one of which "
+            "succeeded. A pause is a time without an acknowledged put.\n\n"
+            + markdown_table(["", "ms"], rows))
 
 
 def _fail_over(document: Document) -> str:

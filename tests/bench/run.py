@@ -3,8 +3,8 @@
 Servers of both systems run on loopback with fsync on; elastickv with storage and Raft encrypted.
 Turns alternate (etcd, elastickv, etcd, elastickv ...) and ratios are taken between neighbours, so
 that the machine's drift does not decide. Writes docs/benchmarks.json and docs/benchmarks.md with
-its plots; a quick run writes under runs/ instead. The last line names every ratio with a target;
-the exit code is 1 where one falls short.
+its plots; a quick run writes under runs/ instead. The last line names every ratio with a target and
+every figure with a limit; the exit code is 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import disturbances  # noqa: E402
 import extras  # noqa: E402
 import report  # noqa: E402
 from bodies import key_of, random_value  # noqa: E402
@@ -46,6 +47,16 @@ from ratios import neighbour_ratios, summarize  # noqa: E402
 from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
 
 ENCRYPTION_TARGET = 0.97
+AIO_PUT_TARGET = 0.6
+"""For puts at 128 outstanding over grpc.aio; the targets in `points` are for the faster front."""
+LIMITS = {
+    "rotation p99, during / before": 2.0,
+    "fail-over s": 1.0,
+    "cutover hold ms": 100.0,
+    "leadership transfer ms": 300.0,
+    "compaction pause, with - without ms": 50.0,
+}
+"""What the figures of elastickv alone may be at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +101,35 @@ class Bench:
                 cluster.call(cluster.leader(), cluster.batch_path, cluster.batch_message(pairs))
         self.say(f"{cluster.name}: {keys:,} keys written in {time.monotonic() - started:.0f} s")
 
-    def side_by_side(self, section: str, baseline: Cluster, other: Cluster) -> None:
-        """All points of the plan in turns; both clusters hold their data and are stopped."""
+    def side_by_side(self, section: str, baseline: Cluster, other: ElasticKVCluster) -> None:
+        """All points of the plan in turns, those with a target over grpc.aio too; both clusters
+        hold their data and are stopped."""
+        with_target = [load for load in self.plan.points if load.target]
+        sides: list[tuple[str, Cluster, Sequence[Point]]] = [
+            ("etcd", baseline, self.plan.points), ("elastickv", other, self.plan.points)]
+        if (aio := other.over_aio()) is not None:
+            sides.append(("grpc.aio", aio, with_target))
         rates: dict[str, dict[str, list[dict[str, float]]]] = {
-            load.name: {"etcd": [], "elastickv": []} for load in self.plan.points}
+            side: {load.name: [] for load in points} for side, _, points in sides}
         for turn in range(self.plan.turns):
-            for side, cluster in (("etcd", baseline), ("elastickv", other)):
+            for side, cluster, points in sides:
                 cluster.start()
-                for load in self.plan.points:
+                for load in points:
                     found = measure(cluster, load, self.plan.keys, self.memory, seed=turn,
                                     duration_s=self.plan.duration_s)
-                    rates[load.name][side].append(dataclasses.asdict(found))
-                    self.say(f"turn {turn + 1} {cluster.name:9} {load.name:14} "
+                    rates[side][load.name].append(dataclasses.asdict(found))
+                    self.say(f"turn {turn + 1} {side:9} {load.name:14} "
                              f"{found.rate:9.0f}/s  p99 {found.p99_ms:7.1f} ms  "
                              f"{found.server_us:5.0f} us of CPU a call")
                 cluster.stop()
         self.document[section] = {
-            load.name: {"title": load.title, "target": load.target, **rates[load.name],
-                        "ratio": _ratio(rates[load.name]["elastickv"], rates[load.name]["etcd"])}
+            load.name: _entry(load, load.target, rates["etcd"], rates["elastickv"])
             for load in self.plan.points}
+        if aio is not None:
+            self.document[f"{section}_aio"] = {
+                load.name: _entry(load, AIO_PUT_TARGET if load.name == "put-16x8" else 0.0,
+                                  rates["etcd"], rates["grpc.aio"])
+                for load in with_target}
 
     def encryption(self, encrypted: Cluster, plain: Cluster) -> None:
         """Encrypted against not encrypted: both up, in short alternating slices, because a
@@ -157,13 +178,30 @@ class Bench:
             self.document["footprint"][side] = dataclasses.asdict(
                 extras.footprint(cluster, self.plan.keys))
             if cluster is other:
-                self.document["rotation"] = dataclasses.asdict(extras.rotation_under_load(
-                    other, self.plan.keys, self.memory, rotations=20, quiet_s=10.0))
+                self._disturb(other)
             self.document["fail_over"][side] = dataclasses.asdict(
                 extras.fail_over_s(cluster, kills=20))
             cluster.stop()
             self.say(f"{cluster.name}: {self.document['footprint'][side]} "
                      f"{self.document['fail_over'][side]}")
+
+    def _disturb(self, cluster: ElasticKVCluster) -> None:
+        """Operations under load: on the running cluster, and on clusters of their own."""
+        found = {
+            "rotation": disturbances.rotation_under_load(
+                cluster, self.plan.keys, self.memory, rotations=20, quiet_s=10.0),
+            "transfer": disturbances.transfers_under_load(
+                cluster, self.plan.keys, self.memory, transfers=10),
+        }
+        cluster.stop()
+        found["cutover"] = disturbances.cutover_under_load(
+            self.work / "cutover", self.memory, self.plan.encryption_keys)
+        found["compaction"] = disturbances.compaction_under_load(
+            self.work / "compaction", self.memory, self.plan.encryption_keys, turns=3, turn_s=8.0)
+        cluster.start()
+        for name, effect in found.items():
+            self.document[name] = dataclasses.asdict(effect)
+            self.say(f"{name} under load: {effect}")
 
     def generator(self) -> None:
         """What the generator does against a server that does nothing, so that it is seen not to be
@@ -184,6 +222,13 @@ class Bench:
         self.document["generator"] = {
             "rate": result.rate, "generator_us": result.generator_cpu_s / result.succeeded * 1e6}
         self.say(f"generator against nghttpd: {result.rate:.0f}/s")
+
+
+def _entry(load: Point, target: float, baseline: dict[str, list[dict[str, float]]],
+           rates: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    own, other = rates[load.name], baseline[load.name]
+    return {"title": load.title, "target": target, "etcd": other, "elastickv": own,
+            "ratio": _ratio(own, other)}
 
 
 def _ratio(rates: Sequence[dict[str, float]], baseline: Sequence[dict[str, float]],
@@ -208,17 +253,41 @@ def environment() -> dict[str, str | int]:
 
 def verdicts(document: dict[str, Any]) -> list[tuple[str, float, float]]:
     """`(name, median ratio, target)` of everything that has a target."""
-    found = [(name, entry["ratio"]["median"], entry["target"])
-             for name, entry in document.get("plain", {}).items() if entry["target"]]
-    return found + [(f"encryption on/off {name}", entry["ratio"]["median"], entry["target"])
-                    for name, entry in document.get("encryption", {}).items()]
+    return [(f"{prefix}{name}", entry["ratio"]["median"], entry["target"])
+            for section, prefix in (("plain", ""), ("plain_aio", "grpc.aio "),
+                                    ("encryption", "encryption on/off "))
+            for name, entry in document.get(section, {}).items() if entry["target"]]
 
 
-def last_line(found: Sequence[tuple[str, float, float]]) -> str:
-    """Every ratio with its target; those that fall short are marked."""
-    return "ratios: " + ", ".join(
+def limited(document: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """`(name, figure, limit)` of everything that `LIMITS` bounds and that was measured."""
+    figures: dict[str, float] = {}
+    if rotation := document.get("rotation"):
+        figures["rotation p99, during / before"] = (rotation["during_p99_ms"]
+                                                    / rotation["before_p99_ms"])
+    if own := document.get("fail_over", {}).get("elastickv"):
+        figures["fail-over s"] = own["median"]
+    if cutover := document.get("cutover"):
+        figures["cutover hold ms"] = cutover["hold_ms"]
+    if transfer := document.get("transfer"):
+        figures["leadership transfer ms"] = transfer["took_ms"]
+    if compaction := document.get("compaction"):
+        figures["compaction pause, with - without ms"] = (compaction["with_ms"]
+                                                          - compaction["without_ms"])
+    return [(name, figure, LIMITS[name]) for name, figure in figures.items()]
+
+
+def last_line(found: Sequence[tuple[str, float, float]],
+              bounded: Sequence[tuple[str, float, float]] = ()) -> str:
+    """Every ratio with its target and every figure with its limit; what falls short is marked."""
+    line = "ratios: " + ", ".join(
         f"{name} {ratio:.2f} (>= {target:g}{'' if ratio >= target else ', SHORT'})"
         for name, ratio, target in found)
+    if bounded:
+        line += "; limits: " + ", ".join(
+            f"{name} {figure:.2f} (<= {limit:g}{'' if figure <= limit else ', OVER'})"
+            for name, figure, limit in bounded)
+    return line
 
 
 def perform(plan: Plan, work: Path, memory: Path) -> dict[str, Any]:
@@ -293,10 +362,11 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     (output / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
     report.write(document, output)
-    found = verdicts(document)
+    found, bounded = verdicts(document), limited(document)
     print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
-    print(last_line(found))
-    return 0 if all(ratio >= target for _, ratio, target in found) else 1
+    print(last_line(found, bounded))
+    reached = all(ratio >= target for _, ratio, target in found)
+    return 0 if reached and all(figure <= limit for _, figure, limit in bounded) else 1
 
 
 if __name__ == "__main__":

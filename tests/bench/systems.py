@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -265,8 +266,13 @@ class ElasticKVCluster(Cluster):
     front = "h2"
 
     def __init__(self, directory: Path, *, tls: bool = False, encrypted: bool = True,
+                 raft_envelope: bool = True, metrics: bool = False,
                  flags: Sequence[str] = ()) -> None:
+        """`raft_envelope=False` leaves the second cutover to `enable_raft_envelope`; `metrics`
+        serves each member's (`metrics_url`)."""
         super().__init__(directory, tls=tls)
+        self._raft_envelope = raft_envelope
+        self._metrics_ports = free_ports(NODES) if metrics else []
         from elastickv.crypto.kek_file import write_kek_file
         from elastickv.pb import encryption_admin_pb2, service_pb2
 
@@ -292,8 +298,25 @@ class ElasticKVCluster(Cluster):
                 "--raftAddress", f"{HOST}:{self.peer_ports[node]}",
                 "--raftDataDir", str(self.directory / name),
                 "--raftBootstrapMembers", members, "--log-level", "warning",
-                "--grpc-front", self.front, *transport, *keys,
+                "--grpc-front", self.front, *transport, *keys, *self._metrics_flags(node),
                 *self._flags]
+
+    def over_aio(self) -> ElasticKVCluster | None:
+        """The same cluster, data and ports over grpc.aio; None when this one is already."""
+        if self.front == "grpc":
+            return None
+        other = copy.copy(self)
+        other.front = "grpc"
+        other._channels = {}
+        return other
+
+    def _metrics_flags(self, node: int) -> list[str]:
+        return (["--metrics-address", f"{HOST}:{self._metrics_ports[node]}"]
+                if self._metrics_ports else [])
+
+    def metrics_url(self, node: int) -> str:
+        """Where a member serves its metrics."""
+        return f"http://{HOST}:{self._metrics_ports[node]}/metrics"
 
     def after_first_start(self) -> None:
         if not self._encrypted:
@@ -302,14 +325,30 @@ class ElasticKVCluster(Cluster):
         wait_until(lambda: all(self.answers(node) for node in range(NODES)), self.processes,
                    timeout_s=60, what="all members answer")
         leader = self.leader()
-        for method in ("BootstrapEncryption", "EnableStorageEnvelope", "EnableRaftEnvelope"):
+        for method in ("BootstrapEncryption", "EnableStorageEnvelope"):
             self.call(leader, f"/EncryptionAdmin/{method}", b"")
+        if self._raft_envelope:
+            self.enable_raft_envelope()
 
-    def rotate_dek(self) -> None:
-        """A new storage DEK."""
-        request = self._admin_pb.RotateDEKRequest(
-            purpose=self._admin_pb.RotateDEKRequest.PURPOSE_STORAGE)
-        self.call(self.leader(), "/EncryptionAdmin/RotateDEK", request.SerializeToString())
+    def enable_raft_envelope(self) -> None:
+        """The raft cutover."""
+        self.call(self.leader(), "/EncryptionAdmin/EnableRaftEnvelope", b"")
+
+    def rotate_dek(self, *, raft: bool = False) -> None:
+        """A new storage DEK, or a new raft DEK."""
+        request = self._admin_pb.RotateDEKRequest
+        message = request(purpose=request.PURPOSE_RAFT if raft else request.PURPOSE_STORAGE)
+        self.call(self.leader(), "/EncryptionAdmin/RotateDEK", message.SerializeToString())
+
+    def transfer_leadership(self) -> None:
+        """Hand leadership to another member; returns when that member leads."""
+        self.call(self.leader(), "/RaftAdmin/TransferLeadership", b"")
+        self.leader()
+
+    def last_snapshot_index(self) -> int:
+        """Up to where the leader's log is compacted."""
+        status = self.call(self.leader(), "/RaftAdmin/Status", b"")
+        return self._pb.RaftAdminStatusResponse.FromString(status).last_snapshot_index
 
     def put_message(self, key: bytes, value: bytes) -> bytes:
         return self._pb.RawPutRequest(key=key, value=value).SerializeToString()

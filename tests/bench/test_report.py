@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from report import markdown_table, median_of, render, write
-from run import last_line, verdicts
+from run import LIMITS, last_line, limited, verdicts
 from tls import proxy_configuration
 
 
@@ -23,10 +23,16 @@ def document() -> dict:
         "plan": {"keys": 1000, "turns": 1, "duration_s": 4.0},
         "generator": {"rate": 170000.0, "generator_us": 5.0},
         "plain": {"put-16x8": entry(), "put-16x64": entry(0.0)},
+        "plain_aio": {"put-16x8": entry(0.6), "get-16x8": entry(0.0)},
         "encryption": {"put-16x8": encryption},
         "rotation": {"rotations": 20, "before_p99_ms": 10.0, "during_p99_ms": 12.0,
                      "before_p50_ms": 5.0, "during_p50_ms": 5.0, "slowest_rotation_ms": 40.0},
-        "fail_over": {"etcd": {"median": 1.5, "minimum": 1.0, "maximum": 2.0, "count": 20}},
+        "cutover": {"hold_ms": 12.0, "longest_pause_ms": 30.0, "took_ms": 20.0},
+        "transfer": {"transfers": 10, "took_ms": 80.0, "slowest_ms": 200.0, "pause_ms": 60.0,
+                     "longest_pause_ms": 150.0},
+        "compaction": {"turns": 3, "without_ms": 40.0, "with_ms": 99.0, "compacted_to": 7},
+        "fail_over": {side: {"median": 0.8, "minimum": 0.6, "maximum": 2.0, "count": 20}
+                      for side in ("etcd", "elastickv")},
         "footprint": {"etcd": {"keys": 1000, "start_s": 1.0, "start_after_kill_s": 2.0,
                                "rss_bytes": 1 << 30, "anonymous_bytes": 1 << 29,
                                "disk_bytes": 1 << 31}},
@@ -36,7 +42,8 @@ def document() -> dict:
 
 def test_the_page_has_every_section() -> None:
     page = render(document())
-    for title in ("Side by side", "Encryption on against off", "Rotation under load", "Fail-over",
+    for title in ("Side by side", "Encryption on against off", "Rotation under load",
+                  "Operations under load", "Side by side over grpc.aio", "Fail-over",
                   "Start-up, memory and disk", "Throughput by number of keys"):
         assert f"## {title}\n" in page
     assert "| put | 1,000 | 700 | **0.70** | 0.65 to 0.75 | 0.6 | 5.0 | 5.0 | 100 | 100 |" in page
@@ -69,12 +76,24 @@ def test_median_of_turns(values: list[float], median: float) -> None:
 
 def test_only_points_with_a_target_are_judged() -> None:
     found = verdicts(document())
-    assert found == [("put-16x8", 0.7, 0.6), ("encryption on/off put-16x8", 0.7, 0.97)]
+    assert found == [("put-16x8", 0.7, 0.6), ("grpc.aio put-16x8", 0.7, 0.6),
+                     ("encryption on/off put-16x8", 0.7, 0.97)]
+
+
+def test_every_limit_is_judged() -> None:
+    found = limited(document())
+    assert found == [("rotation p99, during / before", 1.2, 2.0), ("fail-over s", 0.8, 1.0),
+                     ("cutover hold ms", 12.0, 100.0), ("leadership transfer ms", 80.0, 300.0),
+                     ("compaction pause, with - without ms", 59.0, 50.0)]
+    assert {name for name, _, _ in found} == set(LIMITS)
+    assert limited({}) == []
 
 
 def test_the_last_line_names_each_ratio_and_marks_what_falls_short() -> None:
     assert last_line([("a", 0.7, 0.6), ("b", 0.9, 0.97)]) == \
         "ratios: a 0.70 (>= 0.6), b 0.90 (>= 0.97, SHORT)"
+    assert last_line([("a", 0.7, 0.6)], [("x", 1.0, 2.0), ("y", 3.0, 2.0)]) == \
+        "ratios: a 0.70 (>= 0.6); limits: x 1.00 (<= 2), y 3.00 (<= 2, OVER)"
 
 
 def test_the_proxy_verifies_the_server_and_speaks_http2() -> None:
