@@ -213,7 +213,7 @@ class TlsLinks:
                 ssl_handshake_timeout=GREETING_TIMEOUT_S if self.secure else None)
         except OSError as error:
             raise BindFailed(f"cannot listen on {self._listen_address} ({error.strerror})",
-                             remedy="check --raftAddress") from None
+                             remedy="check --raftAddress and --raft-listen-address") from None
         self.port = self._server.sockets[0].getsockname()[1]
         self._repeat(REDIAL_S, self._redial)
         self._repeat(PING_S, self._ping)
