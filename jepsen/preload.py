@@ -96,6 +96,22 @@ def environment(preloads: Iterable[Preload], files: PreloadFiles) -> dict[str, s
     return variables
 
 
+def is_loaded(pid: int, library: Preload) -> bool:
+    """Whether the running process has `library` mapped: a preload that cannot be loaded is only
+    warned about."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except OSError:
+        return False
+    return all(str(path.resolve()) in maps or str(path) in maps for path in find_libraries(library))
+
+
+def free_bytes(directory: Path) -> int:
+    """What still fits on the file system of `directory`."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
 def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
     """Give the running process one libfiu command, for example
     `enable_random name=posix/io/rw/write,probability=0.1,failinfo=5`. Raises `Unsupported`."""
@@ -125,8 +141,10 @@ def mount_small_disk(directory: Path, size_mib: int) -> None:
 def keep_and_unmount(directory: Path) -> None:
     """Unmount, leaving a copy of the content in the directory itself."""
     aside = directory.with_name(directory.name + ".kept")
-    shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+    try:
+        shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
     directory.rmdir()
     aside.rename(directory)
 

@@ -59,6 +59,14 @@ class Fault:
         """
         raise NotImplementedError
 
+    async def effect(self) -> str:
+        """What shows, at the end of the window, that the fault did something; "" where `inject` has
+        seen it already. An injection that did nothing is not counted.
+
+        Raises `NotNow` when nothing came of it.
+        """
+        return ""
+
     async def heal(self) -> None:
         """Undo it: every node runs, every link and disk is whole. Called once after each `inject`
         of a package that is not brief, also when that failed half-way."""

@@ -1,8 +1,10 @@
-"""A TCP proxy per link, in this process: needs no privilege and works everywhere.
+"""A TCP proxy in every link, in this process: needs no privilege and works on every Linux.
 
-Every ordered pair of nodes has a listening port of its own: what node a dials in order to reach
-node b. So each connection's two directions belong to known links, and each direction is delayed,
-stalled or cut on its own, which makes one-way partitions possible.
+What members know as the address of a node is a port of this proxy; the node itself listens
+elsewhere. Who dialled is found out from the kernel (`owners`), so each connection's two directions
+belong to known links, whoever told the dialler the address: each direction is delayed, stalled or
+cut on its own, which makes one-way partitions possible. A connection whose dialler is no running
+node is closed.
 
 What a cut means for TCP: bytes under way are held, not lost, and go on after the healing, as
 retransmission would have it; a new connection is accepted but nothing passes until both of its
@@ -17,9 +19,10 @@ import contextlib
 import random
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from jepsen.network.api import CLEAN, Link, LinkShape
+from jepsen.network.owners import dialler
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
@@ -30,6 +33,8 @@ RETRANSMIT_S = 0.2
 MAX_RETRANSMIT_S = 3.0
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Dialler = Callable[[int, int], str | None]
+"""Who dialled, from the port that they dialled from and the port that they reached."""
 
 
 class _LinkState:
@@ -37,6 +42,8 @@ class _LinkState:
 
     def __init__(self, source: random.Random) -> None:
         self.shape = CLEAN
+        self.touched = 0
+        """Pieces that were held, delayed or lost since the last healing."""
         self._random = source
         self._open = asyncio.Event()
         self._open.set()
@@ -50,9 +57,11 @@ class _LinkState:
 
     def heal(self) -> None:
         self.shape = CLEAN
+        self.touched = 0
         self._open.set()
 
     async def wait_open(self) -> None:
+        self.touched += not self.is_open
         await self._open.wait()
 
     def delay_s(self) -> float:
@@ -60,6 +69,7 @@ class _LinkState:
         shape = self.shape
         if shape is CLEAN:
             return 0.0
+        self.touched += 1
         delay_s = max(0.0, self._random.gauss(shape.latency_ms, shape.jitter_ms)) / 1000
         timeout_s = RETRANSMIT_S
         while self._random.random() < shape.loss and timeout_s < MAX_RETRANSMIT_S:
@@ -128,22 +138,30 @@ class ProxyNetwork:
         self._links: dict[Link, _LinkState] = {}
         self._client_ports: dict[str, int] = {}
         self._raft_ports: dict[str, int] = {}
-        self._servers: dict[Link, asyncio.Server] = {}
+        self._servers: dict[str, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._dialler: Dialler = lambda local_port, remote_port: None
 
     async def start(self, nodes: Sequence[str]) -> None:
         ports = free_ports(2 * len(nodes))
         self._client_ports = dict(zip(nodes, ports[:len(nodes)], strict=True))
         self._raft_ports = dict(zip(nodes, ports[len(nodes):], strict=True))
-        for source in nodes:
-            for target in nodes:
+        for target in nodes:
+            for source in nodes:
                 if source != target:
                     link = Link(source, target)
                     self._links[link] = _LinkState(random.Random(f"{self._seed} {link}"))
-                    self._servers[link] = await asyncio.start_server(
-                        self._handler(link), HOST, 0, limit=CHUNK_BYTES)
+            self._servers[target] = await asyncio.start_server(
+                self._handler(target), HOST, 0, limit=CHUNK_BYTES)
 
-    def _handler(self, link: Link) -> Handler:
+    def watch(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        self.identify(lambda local_port, remote_port: dialler(pids(), local_port, remote_port))
+
+    def identify(self, who: Dialler) -> None:
+        """Let `who` say which node dialled, instead of `watch`."""
+        self._dialler = who
+
+    def _handler(self, target: str) -> Handler:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             if task is not None:
@@ -151,7 +169,10 @@ class ProxyNetwork:
                 task.add_done_callback(self._connections.discard)
             # Nobody awaits this task: the ends of connections and of the run are not errors.
             with contextlib.suppress(asyncio.CancelledError, OSError, ExceptionGroup):
-                await self._relay(link, reader, writer)
+                source = self._dialler(writer.get_extra_info("peername")[1],
+                                       writer.get_extra_info("sockname")[1])
+                if source is not None and source != target:
+                    await self._relay(Link(source, target), reader, writer)
             writer.transport.abort()
 
         return serve
@@ -183,12 +204,10 @@ class ProxyNetwork:
         return f"{HOST}:{self._client_ports[node]}"
 
     def raft_address(self, node: str) -> str:
-        return f"{HOST}:{self._raft_ports[node]}"
+        return f"{HOST}:{self._servers[node].sockets[0].getsockname()[1]}"
 
-    def raft_address_seen_by(self, node: str, peer: str) -> str:
-        if node == peer:
-            return self.raft_address(node)
-        return f"{HOST}:{self._servers[Link(node, peer)].sockets[0].getsockname()[1]}"
+    def raft_listen_address(self, node: str) -> str:
+        return f"{HOST}:{self._raft_ports[node]}"
 
     def launch_prefix(self, node: str) -> list[str]:
         return []
@@ -200,6 +219,9 @@ class ProxyNetwork:
     async def shape(self, links: Iterable[Link], shape: LinkShape) -> None:
         for link in links:
             self._links[link].shape = shape
+
+    async def effect(self) -> int:
+        return sum(state.touched for state in self._links.values())
 
     async def heal(self) -> None:
         for state in self._links.values():

@@ -82,5 +82,5 @@ class RegisterWorkload(Workload):
 
         await asyncio.gather(*(read_share(*each) for each in enumerate(sessions)))
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
-        return [check_register(history)]
+    def check(self, history: Sequence[Record]) -> Verdict:
+        return check_register(history)

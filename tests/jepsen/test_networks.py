@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -13,8 +15,15 @@ import pytest
 
 from jepsen.faults.network import both_ways, halves, ring_cuts
 from jepsen.network import Link, LinkShape, links_between
-from jepsen.network.namespaces import NamespaceNetwork, run_command, shape_commands
-from jepsen.network.proxy import ProxyNetwork
+from jepsen.network.namespaces import (
+    NamespaceNetwork,
+    refused_packets,
+    run_command,
+    shape_commands,
+    shaped_packets,
+)
+from jepsen.network.owners import dialler
+from jepsen.network.proxy import HOST, ProxyNetwork
 
 NODES = ["n1", "n2", "n3"]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -35,13 +44,22 @@ class EchoNode:
         writer.close()
 
 
+DIALLED_FROM: dict[int, str] = {}
+"""Local ports of this process, and the node that each stands for."""
+
+
+def who_dialled(local_port: int, remote_port: int) -> str | None:
+    return DIALLED_FROM.get(local_port)
+
+
 @pytest.fixture
 async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
     proxy = ProxyNetwork(seed=1)
+    proxy.identify(who_dialled)
     await proxy.start(NODES)
     echoes = {node: EchoNode() for node in NODES}
     servers = [await asyncio.start_server(echoes[node].serve,
-                                          *proxy.raft_address(node).split(":"))
+                                          *proxy.raft_listen_address(node).split(":"))
                for node in NODES]
     yield proxy, echoes
     for server in servers:
@@ -50,7 +68,13 @@ async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
 
 
 async def dial(proxy: ProxyNetwork, source: str, target: str) -> Connection:
-    return await asyncio.open_connection(*proxy.raft_address_seen_by(source, target).split(":"))
+    channel = socket.socket()
+    channel.setblocking(False)
+    channel.bind((HOST, 0))
+    DIALLED_FROM[channel.getsockname()[1]] = source
+    host, port = proxy.raft_address(target).split(":")
+    await asyncio.get_running_loop().sock_connect(channel, (host, int(port)))
+    return await asyncio.open_connection(sock=channel)
 
 
 async def ask(connection: Connection, line: bytes = b"hello\n") -> bytes:
@@ -145,10 +169,56 @@ async def test_latency_and_loss_delay_but_keep_order(
 async def test_a_node_that_is_down_refuses(
         network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
     proxy = ProxyNetwork(seed=2)
+    proxy.identify(who_dialled)
     await proxy.start(["a", "b"])
     reader, _ = await dial(proxy, "a", "b")
     assert await asyncio.wait_for(reader.read(), 5) == b""
     await proxy.stop()
+
+
+async def test_what_a_cut_or_a_shape_touched_is_counted_until_it_heals(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, _ = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection)
+    await proxy.cut([Link("n2", "n3")])
+    await ask(connection)
+    assert await proxy.effect() == 0
+    await proxy.cut([Link("n1", "n2")])
+    assert await is_silent(connection)
+    assert await proxy.effect() > 0
+    await proxy.heal()
+    assert await proxy.effect() == 0
+    await proxy.shape([Link("n1", "n2")], LinkShape(latency_ms=1))
+    assert await asyncio.wait_for(connection[0].readline(), 5) == b"hello\n"
+    await ask(connection)
+    assert await proxy.effect() > 0
+
+
+async def test_a_stranger_is_not_let_through(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    reader, _ = await asyncio.open_connection(*proxy.raft_address("n1").split(":"))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert echoes["n1"].connections == 0
+
+
+def test_the_kernel_tells_who_dialled() -> None:
+    with socket.create_server((HOST, 0)) as server:
+        port = server.getsockname()[1]
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"import socket, sys; c = socket.create_connection("
+                                   f"({HOST!r}, {port})); sys.stdin.read()"],
+            stdin=subprocess.PIPE)
+        try:
+            accepted, (_, child_port) = server.accept()
+            pids = {"a": os.getpid(), "b": child.pid}
+            assert dialler(pids, child_port, port) == "b"
+            assert dialler({"a": os.getpid()}, child_port, port) is None
+            assert dialler(pids, port, port) is None
+            accepted.close()
+        finally:
+            child.communicate()
 
 
 # --- who is cut from whom --------------------------------------------------------------------
@@ -192,6 +262,17 @@ def test_shaping_is_one_queue_per_destination() -> None:
         "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.3/32 flowid 1:5"]
 
 
+def test_the_kernels_counters_are_read() -> None:
+    snmp = ("Ip: Forwarding InReceives OutNoRoutes ReasmTimeout\nIp: 1 99 7 0\n"
+            "Icmp: InMsgs\nIcmp: 3\n")
+    assert refused_packets(snmp) == 7
+    qdiscs = ('[{"kind":"prio","handle":"1:","packets":50,"drops":2},'
+              '{"kind":"netem","handle":"8001:","packets":20,"drops":3},'
+              '{"kind":"netem","handle":"8002:","packets":1}]')
+    assert shaped_packets(qdiscs) == 24
+    assert shaped_packets("") == 0
+
+
 _SEND = """
 import socket, sys
 channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -220,7 +301,9 @@ async def test_namespaces_cut_one_way_and_heal() -> None:
         assert [await can_send(network, link) for link in (there, back)] == [True, True]
         await network.cut([there])
         assert [await can_send(network, link) for link in (there, back)] == [False, True]
+        await network.effect()
         await network.heal()
+        assert await network.effect() == 0
         assert [await can_send(network, link) for link in (there, back)] == [True, True]
         namespaces = await run_command("ip", "netns", "list")
     finally:

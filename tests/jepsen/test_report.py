@@ -58,7 +58,7 @@ def test_results_and_plot_are_written(tmp_path: Path) -> None:
                                       "problems": ["no idea"], "facts": {}}
     assert results["windows"][0]["what"] == "kill -9 n1"
     for number, shown in enumerate((operations, [])):
-        plot(tmp_path / f"{number}.png", shown, WINDOWS, "title")
+        plot(tmp_path / f"{number}.png", shown, WINDOWS, "title", 10 * SECOND)
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
