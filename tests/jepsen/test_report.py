@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from jepsen import cli
 from jepsen.cli import build_parser, load_time_s, parse_names, settings_of
 from jepsen.faults import FAULTS
-from jepsen.history import Kind, Record, pair
+from jepsen.history import Kind, Record, pair, write_history
 from jepsen.nemesis import Window
-from jepsen.report import longest_unavailability_s, plot, summarise, write_results
-from jepsen.run import cluster_options
+from jepsen.report import Summary, longest_unavailability_s, plot, summarise, write_results
+from jepsen.run import Outcome, RunSettings, cluster_options
 from jepsen.verdict import Validity, judge
 from jepsen.workloads import WORKLOADS
 
@@ -92,6 +93,46 @@ def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
 def test_all_runs_share_the_budget(left_s: float, runs: int, overhead_s: float,
                                    load_s: float) -> None:
     assert load_time_s(left_s, runs, overhead_s) == pytest.approx(load_s, abs=0.01)
+
+
+def test_a_run_that_breaks_down_is_unknown_and_the_others_go_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = {"kill-all": Validity.INVALID}
+    ran: list[str] = []
+
+    def execute(settings: RunSettings) -> Outcome:
+        (fault,) = settings.faults
+        ran.append(fault)
+        assert settings.workloads == tuple(WORKLOADS)
+        if fault == "pause":
+            raise RuntimeError("out of ports")
+        return Outcome(Summary(1, {}, {}, [], 0.0, verdicts.get(fault, Validity.VALID)), [])
+
+    monkeypatch.setattr(cli, "execute", execute)
+    arguments = ["all", "--seed", "1", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert ran == list(FAULTS)
+    rows = {row["fault"]: row["verdict"]
+            for row in json.loads((tmp_path / "results.json").read_text())}
+    assert {fault: verdict for fault, verdict in rows.items() if verdict != "valid"} == {
+        "kill-all": "invalid", "pause": "unknown"}
+    verdicts.clear()
+    assert cli.main(arguments) == 1
+    monkeypatch.setattr(cli, "execute_one_of_many", lambda settings: ("", Validity.VALID))
+    assert cli.main(arguments) == 0
+
+
+def test_a_history_on_disk_is_judged_again(tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.jsonl"
+    for last, code, verdict in ((1, 0, "valid"), (7, 1, "invalid")):
+        write_history(path, [*HISTORY[:-1], Record(Kind.OK, 1, 9 * SECOND, "read", "k", last)])
+        assert cli.main(["check", "--workload", "register", str(path)]) == code
+        assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
+    path.write_text("not a record\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--workload", "register", str(path)])
+    assert ended.value.code == 2
 
 
 def test_every_package_is_named_and_described() -> None:
