@@ -29,6 +29,9 @@ FIVE_NODE_FAULTS = frozenset({"kill-minority", "ring", "membership"})
 OVERHEAD_S = 25.0
 """About what a run takes besides its load: start, recovery, final reads, checks."""
 
+INTERRUPTED = 130
+"""The exit code of a run that was ended from outside, as shells have it."""
+
 BUDGET_S = 1680.0
 SHORTEST_LOAD_S = 6.0
 
@@ -191,6 +194,16 @@ def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 only when everything that was run is valid."""
+    try:
+        return dispatch(argv)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted: nodes, networks and mounts are taken down, nothing was judged",
+              file=sys.stderr)
+        return INTERRUPTED
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """`main`, but for what ends it from outside."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.command == "check":

@@ -59,6 +59,7 @@ class Nemesis:
         self.failed: Counter[str] = Counter()
         self.not_available = dict(not_available)
         self.problems: list[str] = []
+        self.doubts: list[str] = []
         self._wanted = [*(fault.name for fault in faults), *not_available]
         self._every_must_happen = every_must_happen
 
@@ -108,17 +109,18 @@ class Nemesis:
             return
         window = Window(fault.name, self._now_ns(), "")
         self.windows.append(window)
+        if await self._attempt(fault.inject, fault, window):
+            await asyncio.sleep(hold_s)
+            if await self._attempt(fault.effect, fault, window):
+                self.injected[fault.name] += 1
+        # A run that is interrupted takes everything down instead.
         try:
-            if await self._attempt(fault.inject, fault, window):
-                await asyncio.sleep(hold_s)
-                if await self._attempt(fault.effect, fault, window):
-                    self.injected[fault.name] += 1
-        finally:
-            try:
-                await fault.heal()
-            except (ElasticKVError, ClusterError) as error:
-                self.problems.append(f"{fault.name} could not be healed: {error}")
-            window.end_ns = self._now_ns()
+            await fault.heal()
+        except (ElasticKVError, ClusterError) as error:
+            self.problems.append(f"{fault.name} could not be healed: {error}")
+        except Exception as error:
+            self.doubts.append(f"healing {fault.name} broke down: {type(error).__name__}: {error}")
+        window.end_ns = self._now_ns()
         if fault.must_settle:
             await self._settle(f"after {fault.name}")
 
@@ -173,6 +175,9 @@ class Nemesis:
         except ElasticKVError as error:
             self.failed[fault.name] += 1
             note(f"{type(error).__name__}: {error}")
+        except Exception as error:  # Of the harness: the run shows nothing about this fault.
+            self.doubts.append(f"{fault.name} broke down: {type(error).__name__}: {error}")
+            note(self.doubts[-1])
         else:
             return True
         return False
@@ -202,8 +207,8 @@ class Nemesis:
     def verdict(self) -> Verdict:
         """Invalid when a fault met a broken promise; unknown when one that was asked for did not
         happen, because then the run shows nothing about it."""
-        unknown = [f"{name} is not available: {reason}"
-                   for name, reason in self.not_available.items()]
+        unknown = [*self.doubts, *(f"{name} is not available: {reason}"
+                                   for name, reason in self.not_available.items())]
         missing = [name for name in self._wanted
                    if not self.injected[name] and name not in self.not_available]
         if missing and (self._every_must_happen or not self.injected):
