@@ -88,8 +88,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("raft_address", Kind.ADDRESS, "Where the other members reach this node.",
             default="127.0.0.1:50151", go_flag="raftAddress"),
     Setting("raft_listen_address", Kind.ADDRESS, "Where this node listens for the other members, "
-            "if that is not --raftAddress: behind address translation or a proxy. May be a "
-            "wildcard."),
+            "and from which host it dials them, if that is not --raftAddress: behind address "
+            "translation or a proxy. With a wildcard the system chooses the host."),
     Setting("raft_data_dir", Kind.PATH, "Directory of the log, the store and the wrapped keys. "
             "Created owner-only if absent.", default="data", go_flag="raftDataDir"),
     Setting("raft_bootstrap", Kind.BOOL, "Found a new cluster on the first start; ignored once the "
@@ -236,6 +236,12 @@ class NodeSettings:
     def raft_listen(self) -> Address:
         """Where this node listens for the other members."""
         return self.raft_listen_address or self.raft_address
+
+    @property
+    def raft_dial_from(self) -> str:
+        """The host that connections to other members come from; "" when the system chooses."""
+        listen = self.raft_listen_address
+        return "" if listen is None or listen.is_wildcard else listen.host
 
     @property
     def founding_members(self) -> tuple[BootstrapMember, ...]:

@@ -128,17 +128,12 @@ class Cluster:
             self.processes[node] = NodeProcess(node, self.command(node), environment,
                                                self.directory / "logs" / f"{node}.log",
                                                self._now_ns)
-        self.network.watch(self._pids)
         self.tap.start()
         for node in self.nodes:
             await self.processes[node].start()
         await self.wait_ready()
         if self.options.encrypted:
             await self.encrypt()
-
-    def _pids(self) -> dict[str, int]:
-        return {node: process.pid for node, process in self.processes.items()
-                if process.is_running}
 
     def _make_files(self) -> None:
         (self.directory / "logs").mkdir(parents=True)

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +100,12 @@ def environment(preloads: Iterable[Preload], files: PreloadFiles) -> dict[str, s
 
 def is_loaded(pid: int, library: Preload) -> bool:
     """Whether the running process has `library` mapped: a preload that cannot be loaded is only
-    warned about."""
+    warned about. True as well where the kernel does not tell: a node hides its memory from other
+    processes of the same user."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except PermissionError:
+        return True
     except OSError:
         return False
     return all(str(path.resolve()) in maps or str(path) in maps for path in find_libraries(library))
@@ -124,9 +129,18 @@ def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
         raise Unsupported(f"fiu-ctrl: {result.stderr.strip() or result.stdout.strip()}")
 
 
+@functools.cache
 def can_mount() -> bool:
-    """Whether this process may mount a file system."""
-    return os.geteuid() == 0
+    """Whether this process may mount a file system: root may, unless it is confined."""
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory(prefix="jepsen-mount-") as directory:
+        try:
+            mount_small_disk(Path(directory), 1)
+        except Unsupported:
+            return False
+        subprocess.run(["umount", directory], check=True)
+    return True
 
 
 def mount_small_disk(directory: Path, size_mib: int) -> None:

@@ -17,7 +17,7 @@ from elastickv.errors import ElasticKVError
 from jepsen import preload, report
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
 from jepsen.disk_audit import audit_nonces, audit_plaintext, audit_replicas
-from jepsen.faults import FAULTS
+from jepsen.faults import FAULTS, Requirements
 from jepsen.history import Recorder, pair
 from jepsen.nemesis import Nemesis, check_processes
 from jepsen.network import Network, Unsupported
@@ -79,12 +79,18 @@ async def choose_network(name: str, seed: int) -> tuple[Network, str]:
     return NamespaceNetwork(seed), ""
 
 
+def requirements_of(fault: str) -> Requirements:
+    """What a fault package needs of the cluster here."""
+    need = FAULTS[fault].requirements
+    return need.on_this_machine(can_mount=preload.can_mount()) if need.small_disk else need
+
+
 def missing_packages(names: Sequence[str]) -> dict[str, str]:
     """Which of the fault packages this machine cannot offer, and what it lacks."""
     missing: dict[str, str] = {}
     for name in names:
         try:
-            for library in FAULTS[name].requirements.preloads:
+            for library in requirements_of(name).preloads:
                 preload.find_libraries(library)
         except Unsupported as error:
             missing[name] = str(error)
@@ -93,7 +99,7 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
 
 def cluster_options(settings: RunSettings, faults: Sequence[str]) -> ClusterOptions:
     """What the fault packages need of the cluster."""
-    needs = [FAULTS[name].requirements for name in faults]
+    needs = [requirements_of(name) for name in faults]
     return ClusterOptions(
         node_count=settings.node_count, launcher=settings.launcher,
         environment=settings.environment, node_flags=settings.node_flags,

@@ -96,6 +96,9 @@ def test_a_node_may_listen_elsewhere_than_where_members_reach_it() -> None:
     assert config.resolve(TLS, {}).raft_listen == config.resolve(TLS, {}).raft_address
     settings = config.resolve({**TLS, "raft_listen_address": "0.0.0.0:7000"}, {})
     assert str(settings.raft_listen) == "0.0.0.0:7000"
+    assert settings.raft_dial_from == config.resolve(TLS, {}).raft_dial_from == ""
+    inside = config.resolve({**TLS, "raft_listen_address": "10.0.0.9:7000"}, {})
+    assert inside.raft_dial_from == "10.0.0.9"
     assert settings.raft_address == config.resolve(TLS, {}).raft_address
 
 

@@ -177,14 +177,19 @@ class _Connection(asyncio.Protocol):
 
 
 class TlsLinks:
-    """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that)."""
+    """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that).
+
+    `dial_from` is the host that its own connections come from; "" lets the system choose.
+    """
 
     def __init__(self, node_id: str, listen_address: str, *, tls: TlsFiles | None,
-                 max_entry_bytes: int, generator: random.Random | None = None) -> None:
+                 max_entry_bytes: int, dial_from: str = "",
+                 generator: random.Random | None = None) -> None:
         self.node_id = node_id
         self.secure = tls is not None
         self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
         self._listen_address = listen_address
+        self._dial_from = (dial_from, 0) if dial_from else None
         self._server_context = tls.context(server=True) if tls else None
         self._client_context = tls.context(server=False) if tls else None
         self._generator = generator or random.Random()
@@ -333,7 +338,8 @@ class TlsLinks:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await self._loop.create_connection(lambda: connection, host, port,
-                                                   ssl=self._client_context)
+                                                   ssl=self._client_context,
+                                                   local_addr=self._dial_from)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
         except (OSError, TimeoutError, ssl.SSLError) as error:

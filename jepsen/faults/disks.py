@@ -68,8 +68,7 @@ class DiskFull(_FailingCalls):
     """Nothing more fits on one node's disk. It may refuse writes or stop; it may lose nothing."""
 
     name = "disk-full"
-    requirements = (Requirements(small_disk=True) if preload.can_mount()
-                    else Requirements(preloads=frozenset({Preload.FIU})))
+    requirements = Requirements(small_disk=True)
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()

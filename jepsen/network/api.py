@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -52,11 +52,7 @@ class Network(Protocol):
         ...
 
     def raft_listen_address(self, node: str) -> str:
-        """`host:port` where `node` itself listens for members."""
-        ...
-
-    def watch(self, pids: Callable[[], Mapping[str, int]]) -> None:
-        """Learn which processes are the nodes. `pids` is called whenever it matters."""
+        """`host:port` where `node` itself listens for members; it dials them from that host."""
         ...
 
     def launch_prefix(self, node: str) -> list[str]:

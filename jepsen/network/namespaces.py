@@ -14,7 +14,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from jepsen.network.api import Link, LinkShape, Unsupported
 
@@ -122,9 +122,6 @@ class NamespaceNetwork:
 
     def raft_listen_address(self, node: str) -> str:
         return self.raft_address(node)
-
-    def watch(self, pids: Callable[[], Mapping[str, int]]) -> None:
-        """Nothing to learn: every packet has its sender's address."""
 
     def launch_prefix(self, node: str) -> list[str]:
         return ["ip", "netns", "exec", self._namespace(node)]

@@ -1,10 +1,9 @@
 """A TCP proxy in every link, in this process: needs no privilege and works on every Linux.
 
-What members know as the address of a node is a port of this proxy; the node itself listens
-elsewhere. Who dialled is found out from the kernel (`owners`), so each connection's two directions
-belong to known links, whoever told the dialler the address: each direction is delayed, stalled or
-cut on its own, which makes one-way partitions possible. A connection whose dialler is no running
-node is closed.
+What members know as the address of a node is a port of this proxy; the node itself listens at a
+loopback address of its own, and dials from there. So each connection's two directions belong to
+known links, whoever told the dialler the address: each direction is delayed, stalled or cut on its
+own, which makes one-way partitions possible. A connection from elsewhere is closed.
 
 What a cut means for TCP: bytes under way are held, not lost, and go on after the healing, as
 retransmission would have it; a new connection is accepted but nothing passes until both of its
@@ -19,12 +18,14 @@ import contextlib
 import random
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from jepsen.network.api import CLEAN, Link, LinkShape
-from jepsen.network.owners import dialler
 
 HOST = "127.0.0.1"
+FIRST_HOST = 11
+"""Nodes are 127.0.0.11 and up: all of 127.0.0.0/8 is this machine, without any set-up."""
+
 CHUNK_BYTES = 64 * 1024
 MAX_HELD_BYTES = 8 * 1024 * 1024
 RETRANSMIT_S = 0.2
@@ -33,8 +34,6 @@ RETRANSMIT_S = 0.2
 MAX_RETRANSMIT_S = 3.0
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-Dialler = Callable[[int, int], str | None]
-"""Who dialled, from the port that they dialled from and the port that they reached."""
 
 
 class _LinkState:
@@ -138,14 +137,15 @@ class ProxyNetwork:
         self._links: dict[Link, _LinkState] = {}
         self._client_ports: dict[str, int] = {}
         self._raft_ports: dict[str, int] = {}
+        self._hosts: dict[str, str] = {}
         self._servers: dict[str, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
-        self._dialler: Dialler = lambda local_port, remote_port: None
 
     async def start(self, nodes: Sequence[str]) -> None:
         ports = free_ports(2 * len(nodes))
         self._client_ports = dict(zip(nodes, ports[:len(nodes)], strict=True))
         self._raft_ports = dict(zip(nodes, ports[len(nodes):], strict=True))
+        self._hosts = {node: f"127.0.0.{number}" for number, node in enumerate(nodes, FIRST_HOST)}
         for target in nodes:
             for source in nodes:
                 if source != target:
@@ -153,13 +153,6 @@ class ProxyNetwork:
                     self._links[link] = _LinkState(random.Random(f"{self._seed} {link}"))
             self._servers[target] = await asyncio.start_server(
                 self._handler(target), HOST, 0, limit=CHUNK_BYTES)
-
-    def watch(self, pids: Callable[[], Mapping[str, int]]) -> None:
-        self.identify(lambda local_port, remote_port: dialler(pids(), local_port, remote_port))
-
-    def identify(self, who: Dialler) -> None:
-        """Let `who` say which node dialled, instead of `watch`."""
-        self._dialler = who
 
     def _handler(self, target: str) -> Handler:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -169,9 +162,9 @@ class ProxyNetwork:
                 task.add_done_callback(self._connections.discard)
             # Nobody awaits this task: the ends of connections and of the run are not errors.
             with contextlib.suppress(asyncio.CancelledError, OSError, ExceptionGroup):
-                source = self._dialler(writer.get_extra_info("peername")[1],
-                                       writer.get_extra_info("sockname")[1])
-                if source is not None and source != target:
+                host = writer.get_extra_info("peername")[0]
+                source = next((node for node, own in self._hosts.items() if own == host), target)
+                if source != target:
                     await self._relay(Link(source, target), reader, writer)
             writer.transport.abort()
 
@@ -186,7 +179,7 @@ class ProxyNetwork:
             if not await _opened_before(received, there, back):
                 return  # The dialler gave up while nothing passed: the other end never hears of it.
             far_reader, far_writer = await asyncio.open_connection(
-                HOST, self._raft_ports[link.target], limit=CHUNK_BYTES)
+                self._hosts[link.target], self._raft_ports[link.target], limit=CHUNK_BYTES)
             for end in (writer, far_writer):
                 end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             answers = _Pump(far_reader, back)
@@ -207,7 +200,7 @@ class ProxyNetwork:
         return f"{HOST}:{self._servers[node].sockets[0].getsockname()[1]}"
 
     def raft_listen_address(self, node: str) -> str:
-        return f"{HOST}:{self._raft_ports[node]}"
+        return f"{self._hosts[node]}:{self._raft_ports[node]}"
 
     def launch_prefix(self, node: str) -> list[str]:
         return []

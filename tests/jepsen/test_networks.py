@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -22,8 +20,7 @@ from jepsen.network.namespaces import (
     shape_commands,
     shaped_packets,
 )
-from jepsen.network.owners import dialler
-from jepsen.network.proxy import HOST, ProxyNetwork
+from jepsen.network.proxy import ProxyNetwork
 
 NODES = ["n1", "n2", "n3"]
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -44,18 +41,9 @@ class EchoNode:
         writer.close()
 
 
-DIALLED_FROM: dict[int, str] = {}
-"""Local ports of this process, and the node that each stands for."""
-
-
-def who_dialled(local_port: int, remote_port: int) -> str | None:
-    return DIALLED_FROM.get(local_port)
-
-
 @pytest.fixture
 async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
     proxy = ProxyNetwork(seed=1)
-    proxy.identify(who_dialled)
     await proxy.start(NODES)
     echoes = {node: EchoNode() for node in NODES}
     servers = [await asyncio.start_server(echoes[node].serve,
@@ -68,13 +56,9 @@ async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
 
 
 async def dial(proxy: ProxyNetwork, source: str, target: str) -> Connection:
-    channel = socket.socket()
-    channel.setblocking(False)
-    channel.bind((HOST, 0))
-    DIALLED_FROM[channel.getsockname()[1]] = source
-    host, port = proxy.raft_address(target).split(":")
-    await asyncio.get_running_loop().sock_connect(channel, (host, int(port)))
-    return await asyncio.open_connection(sock=channel)
+    own_host = proxy.raft_listen_address(source).split(":")[0]
+    return await asyncio.open_connection(*proxy.raft_address(target).split(":"),
+                                         local_addr=(own_host, 0))
 
 
 async def ask(connection: Connection, line: bytes = b"hello\n") -> bytes:
@@ -169,7 +153,6 @@ async def test_latency_and_loss_delay_but_keep_order(
 async def test_a_node_that_is_down_refuses(
         network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
     proxy = ProxyNetwork(seed=2)
-    proxy.identify(who_dialled)
     await proxy.start(["a", "b"])
     reader, _ = await dial(proxy, "a", "b")
     assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -201,24 +184,6 @@ async def test_a_stranger_is_not_let_through(
     reader, _ = await asyncio.open_connection(*proxy.raft_address("n1").split(":"))
     assert await asyncio.wait_for(reader.read(), 5) == b""
     assert echoes["n1"].connections == 0
-
-
-def test_the_kernel_tells_who_dialled() -> None:
-    with socket.create_server((HOST, 0)) as server:
-        port = server.getsockname()[1]
-        child = subprocess.Popen(
-            [sys.executable, "-c", f"import socket, sys; c = socket.create_connection("
-                                   f"({HOST!r}, {port})); sys.stdin.read()"],
-            stdin=subprocess.PIPE)
-        try:
-            accepted, (_, child_port) = server.accept()
-            pids = {"a": os.getpid(), "b": child.pid}
-            assert dialler(pids, child_port, port) == "b"
-            assert dialler({"a": os.getpid()}, child_port, port) is None
-            assert dialler(pids, port, port) is None
-            accepted.close()
-        finally:
-            child.communicate()
 
 
 # --- who is cut from whom --------------------------------------------------------------------

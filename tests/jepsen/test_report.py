@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jepsen import cli
+from jepsen import cli, preload
 from jepsen.cli import build_parser, load_time_s, parse_names, settings_of
 from jepsen.faults import FAULTS
 from jepsen.history import Kind, Record, pair, write_history
 from jepsen.nemesis import Window
+from jepsen.network import Unsupported
 from jepsen.report import Summary, longest_unavailability_s, plot, summarise, write_results
-from jepsen.run import Outcome, RunSettings, cluster_options
+from jepsen.run import Outcome, RunSettings, cluster_options, missing_packages
 from jepsen.verdict import Validity, judge
 from jepsen.workloads import WORKLOADS
 
@@ -93,6 +94,25 @@ def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
 def test_all_runs_share_the_budget(left_s: float, runs: int, overhead_s: float,
                                    load_s: float) -> None:
     assert load_time_s(left_s, runs, overhead_s) == pytest.approx(load_s, abs=0.01)
+
+
+@pytest.mark.parametrize("can_mount", [True, False])
+def test_where_nothing_can_be_mounted_a_full_disk_is_made_by_libfiu(
+        can_mount: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "can_mount", lambda: can_mount)
+    settings = settings_of(build_parser().parse_args(["run", "--seed", "1"]), Path("x"))
+    options = cluster_options(settings, ["disk-full"])
+    assert (options.small_disk_mib > 0) == can_mount
+    assert options.preloads == (set() if can_mount else {preload.Preload.FIU})
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_libraries(library: preload.Preload) -> list[Path]:
+        raise Unsupported(f"{library} is not installed")
+
+    monkeypatch.setattr(preload, "find_libraries", find_libraries)
+    assert missing_packages(["clock", "io-error", "kill-one"]) == {
+        "clock": "faketime is not installed", "io-error": "fiu is not installed"}
 
 
 def test_a_run_that_breaks_down_is_unknown_and_the_others_go_on(
