@@ -147,6 +147,9 @@ class Run:
                     self._now_ns, files.enter_context(path.open("w", encoding="utf-8")))
             try:
                 verdicts.append(await self._load())
+            except Exception as error:
+                # Of the harness itself, which cut the load short; what was seen is judged.
+                verdicts.append(self._broke_down("recovery", error))
             finally:
                 await self._cluster.close()
         verdicts += await asyncio.to_thread(self._check)
@@ -277,9 +280,12 @@ class Run:
         try:
             return check()
         except Exception as error:
-            (self._settings.directory / f"checker-{name}.log").write_text(
-                traceback.format_exc(), encoding="utf-8")
-            return judge(name, [], {}, [f"the checker failed: {type(error).__name__}: {error}"])
+            return self._broke_down(name, error)
+
+    def _broke_down(self, name: str, error: Exception) -> Verdict:
+        path = self._settings.directory / f"broken-{name}.log"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return judge(name, [], {}, [f"broke down, see {path}: {type(error).__name__}: {error}"])
 
     def _report(self, verdicts: Sequence[Verdict]) -> Outcome:
         directory = self._settings.directory

@@ -149,6 +149,9 @@ def test_a_history_on_disk_is_judged_again(tmp_path: Path,
         write_history(path, [*HISTORY[:-1], Record(Kind.OK, 1, 9 * SECOND, "read", "k", last)])
         assert cli.main(["check", "--workload", "register", str(path)]) == code
         assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
+    write_history(path, HISTORY[:4])
+    assert cli.main(["check", "--workload", "register", str(path)]) == 1
+    assert capsys.readouterr().out.endswith("verdict: unknown\n")
     path.write_text("not a record\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["check", "--workload", "register", str(path)])
