@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from elastickv.errors import DiskFull, UnsupportedFileSystem
+from elastickv.errors import DiskFull, ElasticKVError, UnsupportedFileSystem
 
 OWNER_ONLY_FILE = 0o600
 OWNER_ONLY_DIRECTORY = 0o700
+_PROBE = b"elastickv durability probe\n"
 
 
 class DiskFile(Protocol):
@@ -243,13 +244,18 @@ def probe_file_system(disk: Disk, directory: Path) -> None:
     """
     probe = directory / ".probe"
     try:
-        disk.replace(probe, b"elastickv durability probe\n")
-        if disk.read(probe) != b"elastickv durability probe\n":
+        disk.replace(probe, _PROBE)
+        if disk.read(probe) != _PROBE:
             raise UnsupportedFileSystem(
                 f"{directory} does not read back what was written",
                 remedy="put --raftDataDir on a local ext4 or xfs file system")
         disk.remove(probe)
-    except OSError as error:
+    except (OSError, ElasticKVError) as error:
+        for leftover in (probe.with_name(probe.name + ".tmp"), probe):
+            with contextlib.suppress(OSError):
+                disk.remove(leftover)
+        if isinstance(error, ElasticKVError):
+            raise
         raise UnsupportedFileSystem(
             f"{directory} cannot write, fsync, rename and fsync its directory ({error.strerror})",
             remedy="put --raftDataDir on a local, writable ext4 or xfs file system") from None

@@ -80,10 +80,14 @@ CATALOGUE: tuple[Metric, ...] = (
            "members: never below the writes sealed under it.", ("purpose", "dek_id")),
     Metric("encryption_dek_writes_left", Kind.GAUGE, "Writes until an active DEK reaches "
            "--dek-max-writes.", ("purpose", "dek_id")),
+    Metric("encryption_dek_values", Kind.GAUGE, "Values on this node's disk by the DEK that they "
+           "are sealed under, every kept version counted; dek_id 0 = in the clear.", ("dek_id",)),
     Metric("encryption_dek_epoch", Kind.GAUGE, "This node's highest nonce epoch under an active "
            "DEK; at 65535 it has no other.", ("purpose", "dek_id")),
     Metric("encryption_sidecar_index", Kind.GAUGE, "Index of the last encryption entry in the "
            "sidecar."),
+    Metric("encryption_cutover_hold_seconds", Kind.GAUGE, "How long the raft cutover held "
+           "proposals back on this node; 0 when another member led it or it was before the start."),
     Metric("encryption_kek_unwrap_seconds", Kind.HISTOGRAM, "Time to unwrap one DEK under the "
            "KEK.", (), UNWRAP_BUCKETS_S),
     Metric("encryption_decrypt_failures_total", Kind.COUNTER, "Stored values that did not open, "

@@ -9,17 +9,15 @@ exit code.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
-from elastickv import __version__, hygiene, logs, startup
+from elastickv import __version__, data_directory, hygiene, logs, startup
 from elastickv.audit import FILE_NAME, AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
@@ -74,18 +72,6 @@ KEEP_ENTRIES = 10_000
 SEGMENT_BYTES = 64 << 20
 
 
-class AlreadyRunning(StartupRefused):
-    """Another process uses the data directory."""
-
-    guard = "data-directory"
-
-
-class DataDirectoryUnusable(StartupRefused):
-    """The data directory cannot be written."""
-
-    guard = "data-directory"
-
-
 class NoCluster(StartupRefused):
     """The node neither founds a cluster, nor joins one, nor has been in one."""
 
@@ -106,27 +92,6 @@ class ThreadRunner:
         self._executor.shutdown(wait=True)
 
 
-def lock_data_directory(directory: Path) -> int:
-    """Take the directory for this process; returns the descriptor that holds the lock.
-
-    Raises `DataDirectoryUnusable`, `AlreadyRunning`.
-    """
-    try:
-        descriptor = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DataDirectoryUnusable(
-            f"{directory} cannot be written: {error.strerror}",
-            remedy="make the directory writable for the user that runs the node, or choose another"
-                   " --raftDataDir") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise AlreadyRunning(f"{directory} is in use by another process",
-                             remedy="stop that node, or choose another --raftDataDir") from None
-    return descriptor
-
-
 class Node:
     """One running node. `start`, then `run_until_stopped`."""
 
@@ -143,7 +108,7 @@ class Node:
         disk = OsDisk()
         data = settings.raft_data_dir
         disk.make_directory(data)
-        descriptor = lock_data_directory(data)
+        descriptor = data_directory.take(data)
         self._closers.append(lambda: os.close(descriptor))
         startup.require_file_system(settings, disk)
         audit = AuditLog(settings.audit_log or data / FILE_NAME)
@@ -291,8 +256,9 @@ class Node:
 
         metrics.add_source(raft_source(self._engine))
         metrics.add_source(store_source(store))
-        metrics.add_source(encryption_source(lambda: applier.sidecar,
-                                             self._encryption.budgets))
+        metrics.add_source(encryption_source(lambda: applier.sidecar, self._encryption.budgets,
+                                             lambda: store.dek_counts,
+                                             lambda: self._encryption.proposer.last_hold_s))
         self._encryption.proposer.on_outcome = partial(metrics.count, "raft_proposals_total")
         self._http = HttpServer(address.host, address.port, metrics, self._engine,
                                 self._write_problem)

@@ -6,6 +6,7 @@ The node must not run meanwhile; both callers hold the data directory's lock.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,17 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
 
 
 def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:
-    """What to type to resync this node by hand."""
-    return (f"{RESYNC_COMMAND} --raftId {settings.raft_id}"
-            f" --raftDataDir {settings.raft_data_dir} --kekFile {settings.kek_file}"
-            f" --endpoints {','.join(endpoints) or '<a member>'}")
+    """What to type on this machine to resync this node by hand, with the node's own certificate."""
+    arguments = ["--raftId", settings.raft_id, "--raftDataDir", str(settings.raft_data_dir),
+                 "--kekFile", str(settings.kek_file),
+                 "--endpoints", ",".join(endpoints) or "<a member>"]
+    tls = settings.tls
+    if tls is None:
+        arguments.append("--insecure")
+    else:
+        arguments += ["--tls-ca", str(tls.ca), "--tls-cert", str(tls.cert),
+                      "--tls-key", str(tls.key)]
+    return f"{RESYNC_COMMAND} {shlex.join(arguments)}"
 
 
 async def repair(settings: NodeSettings, disk: Disk, store: Store,

@@ -3,10 +3,11 @@ probe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from elastickv import contacts
+from elastickv import contacts, data_directory
 from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
@@ -17,12 +18,21 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
-from elastickv.kv.fsm import META_LAST_ENCRYPTION_INDEX, META_RAFT_CUTOVER_INDEX
-from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store, decode_number
+from elastickv.kv.fsm import (
+    META_LAST_ENCRYPTION_INDEX,
+    META_RAFT_CUTOVER_INDEX,
+    META_SIDECAR,
+)
+from elastickv.store.inspection import inspect
+from elastickv.store.mvcc_store import decode_number
 
-AUDIT_WHOLE = 1 << 62
-"""A store of any size is audited before anything else is said about it."""
+
+class StoredFacts(Protocol):
+    """The part of a store that guards look at."""
+
+    def rows(self, prefix: bytes = b"") -> Iterable[tuple[bytes, bytes]]: ...
+
+    def meta(self, name: bytes) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +44,26 @@ class Gathered:
 
 
 def examine(settings: NodeSettings, disk: Disk) -> Facts:
-    """The facts of a node that does not run, for `elastickv doctor`. The caller holds the data
-    directory's lock, if there is one."""
+    """The facts of a node that is not to be started, for `elastickv doctor`.
+
+    A node may run on the directory meanwhile. Its store is read before its sidecar, so that what is
+    seen is a state that a crash could have left: the sidecar may be ahead, never behind.
+    """
+    seen = data_directory.look(settings.raft_data_dir)
     members = {contact.node_id: full_node_id(contact.node_id)
                for contact in contacts.load(disk, settings.raft_data_dir)}
     members |= {member.node_id: full_node_id(member.node_id)
                 for member in settings.founding_members or settings.raft_join}
-    directory = settings.raft_data_dir / "store"
-    if not disk.exists(directory):
-        return gather(settings, disk, None, members).facts
+    store: StoredFacts | None = None
+    problem = ""
     try:
-        backend = LmdbBackend(directory, inline_audit_bytes=AUDIT_WHOLE)
-        store = Store.open(backend)
+        store = inspect(settings.raft_data_dir / "store", in_use=seen.in_use)
     except ElasticKVError as error:
-        return gather(settings, disk, None, members, store_problem=error.message).facts
-    try:
-        return gather(settings, disk, store, members).facts
-    finally:
-        store.close()
+        problem = error.message
+    except OSError as error:
+        problem = f"the store cannot be read: {error.strerror}"
+    return replace(gather(settings, disk, store, members, store_problem=problem).facts,
+                   directory_problem=seen.problem, directory_remedy=seen.remedy)
 
 
 def require_file_system(settings: NodeSettings, disk: Disk) -> None:
@@ -64,7 +76,7 @@ def require_file_system(settings: NodeSettings, disk: Disk) -> None:
         raise FileSystemUnsafe(problem, remedy=remedy or FILE_SYSTEM_REMEDY)
 
 
-def gather(settings: NodeSettings, disk: Disk, store: Store | None,
+def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
            member_ids: Mapping[str, int], *, store_problem: str = "") -> Gathered:
     """Everything that `keys.guards` wants to know.
 
@@ -73,13 +85,14 @@ def gather(settings: NodeSettings, disk: Disk, store: Store | None,
     file_system_problem, file_system_remedy = _probe(settings, disk)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
+    stored_sidecar, stored_problem = _stored_sidecar(store)
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
         encryption_enabled=settings.encryption_enabled,
         kek_configured=settings.kek_file is not None,
         file_system_problem=file_system_problem,
         file_system_remedy=file_system_remedy,
-        store_problem=store_problem,
+        store_problem=store_problem or stored_problem,
         kek_problem=kek_error.message if kek_error else "",
         kek_remedy=kek_error.remedy if kek_error else "",
         kek_insecure=isinstance(kek_error, KekTooOpen),
@@ -89,6 +102,7 @@ def gather(settings: NodeSettings, disk: Disk, store: Store | None,
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
         last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        stored_sidecar=stored_sidecar,
         member_ids=member_ids), kek)
 
 
@@ -96,11 +110,13 @@ def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:
     """What is wrong with the file system, and the remedy; "" and "" when nothing is."""
     # What does not exist yet will be made in the nearest directory that does.
     directory = settings.raft_data_dir.absolute()
-    existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
     try:
+        existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
         probe_file_system(disk, existing)
     except ElasticKVError as error:
         return error.message, error.remedy
+    except OSError as error:
+        return f"{directory} cannot be reached: {error.strerror}", ""
     return "", ""
 
 
@@ -118,6 +134,18 @@ def _load_sidecar(settings: NodeSettings, disk: Disk) -> tuple[Sidecar | None, s
         return sidecar_file.load(disk, settings.raft_data_dir / RELATIVE_PATH), ""
     except ElasticKVError as error:
         return None, error.message
+    except OSError as error:
+        return None, f"the sidecar cannot be read: {error.strerror}"
+
+
+def _stored_sidecar(store: StoredFacts | None) -> tuple[Sidecar | None, str]:
+    content = store.meta(META_SIDECAR) if store is not None else None
+    if content is None:
+        return None, ""
+    try:
+        return sidecar_file.parse(content), ""
+    except ElasticKVError as error:
+        return None, f"the store's record of the key state: {error.message}"
 
 
 def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:

@@ -17,15 +17,15 @@ from structlog.testing import capture_logs
 
 from elastickv import audit, certs
 from elastickv.audit import AuditLog
-from elastickv.errors import ConfigError, NotLeader
+from elastickv.errors import ConfigError, InvalidArgument, NotLeader
 from elastickv.pb import encryption_admin_pb2 as keys_pb
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as pb_grpc
 from elastickv.server.aio_front import AioFront
-from elastickv.server.audited import AUDITED, audited, first_of, key_ids_of
+from elastickv.server.audited import AUDITED, READS, audited, first_of, key_ids_of
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2, make_front
 from elastickv.server.h2.front import H2Front
-from elastickv.server.methods import Unary, unary
+from elastickv.server.methods import Unary, parse_request, unary
 from elastickv.server.tls import ServerTls
 
 NOW = "2026-03-01T09:30:00.125Z"
@@ -156,8 +156,8 @@ async def rotate(request: keys_pb.RotateDEKRequest,
 async def test_results_and_errors_pass_through(log: AuditLog, path: Path, epoch: int, result: str,
                                                index: int, ids: list[int]) -> None:
     plain = unary(rotate, keys_pb.RotateDEKRequest, keys_pb.RotateDEKResponse)
-    services = audited({"EncryptionAdmin": {"RotateDEK": plain, "GetCapability": plain}}, log)
-    assert services["EncryptionAdmin"]["GetCapability"] is plain
+    services = audited({"EncryptionAdmin": {"RotateDEK": plain}, "RawKV": {"RawGet": plain}}, log)
+    assert services["RawKV"]["RawGet"] is plain
     method = services["EncryptionAdmin"]["RotateDEK"]
     assert isinstance(method, Unary)
     raised: list[str] = []
@@ -170,15 +170,43 @@ async def test_results_and_errors_pass_through(log: AuditLog, path: Path, epoch:
             for line in lines(path)] == [("EncryptionAdmin/RotateDEK", result, index, ids)]
 
 
-def test_every_method_that_changes_something_is_audited() -> None:
-    """By elimination, so that a new method is audited unless it is listed as a read."""
-    reads = {"GetCapability", "GetSidecarState", "GetMemberStatus", "Status", "Configuration"}
-    for service, names in AUDITED.items():
-        descriptors = [file.services_by_name[service]
-                       for file in (keys_pb.DESCRIPTOR, pb.DESCRIPTOR)
-                       if service in file.services_by_name]
-        assert len(descriptors) == 1
-        assert {method.name for method in descriptors[0].methods} - reads == names
+def methods_of(service: str) -> set[str]:
+    """Every method in the service's definition."""
+    (descriptor,) = (file.services_by_name[service] for file in (keys_pb.DESCRIPTOR, pb.DESCRIPTOR)
+                     if service in file.services_by_name)
+    return {method.name for method in descriptor.methods}
+
+
+async def test_every_method_of_the_administrative_services_writes_a_line(
+        log: AuditLog, path: Path) -> None:
+    plain = unary(rotate, keys_pb.RotateDEKRequest, keys_pb.RotateDEKResponse)
+    everything = {service: dict.fromkeys(methods_of(service), plain) for service in AUDITED}
+    wrapped = audited(everything, log)
+    for methods in wrapped.values():
+        for method in methods.values():
+            assert isinstance(method, Unary)
+            await method.call(keys_pb.RotateDEKRequest(), 1.0)
+    assert {line["what"] for line in lines(path)} == {
+        f"{service}/{name}" for service, names in everything.items() for name in names}
+    assert {line["what"].rpartition("/")[2] for line in lines(path)
+            if line["applied_index"] == 0} == READS
+    assert set().union(*map(methods_of, AUDITED)) >= READS
+
+
+async def test_a_request_that_does_not_parse_is_recorded(log: AuditLog, path: Path) -> None:
+    (method,) = audited({"RaftAdmin": {"AddVoter": unary(
+        add_voter, pb.RaftAdminAddVoterRequest, pb.RaftAdminConfigurationChangeResponse)}},
+        log)["RaftAdmin"].values()
+    with pytest.raises(InvalidArgument):
+        parse_request(method.parse, b"\xff")
+    (line,) = lines(path)
+    assert (line["what"], line["result"]) == ("RaftAdmin/AddVoter", "InvalidArgument")
+
+
+def test_key_ids_are_found_in_the_rows_of_members() -> None:
+    report = keys_pb.MemberStatusReport(members=[keys_pb.MemberStatus(
+        sidecar=keys_pb.SidecarStateReport(wrapped_deks_by_id={7: b"w", 3: b"w"}))])
+    assert key_ids_of(keys_pb.Empty(), report) == [3, 7]
 
 
 async def add_voter(request: pb.RaftAdminAddVoterRequest,

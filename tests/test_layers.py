@@ -23,6 +23,7 @@ LAYERS: dict[str, int] = {
     "kv": 3,
     "rekey": 4,
     "server": 5, "redis": 5, "startup": 5, "contacts": 5,
+    "data_directory": 5,
     "resync": 6, "node": 6, "client": 6, "cli": 6, "__main__": 6,
 }
 # Generated from proto/ and below everything, but the gRPC wire ends at the servers and the clients.

@@ -13,7 +13,7 @@ from elastickv import metrics
 from elastickv.metrics import CATALOGUE, Kind, Metrics, NullRecorder, Sample
 
 UNITS = ("_total", "_seconds", "_bytes", "_index", "_term", "_id", "_pending", "_is_leader",
-         "_writes", "_writes_left", "_epoch")
+         "_writes", "_values", "_writes_left", "_epoch")
 
 
 def values(rendered: bytes) -> dict[str, float]:

@@ -11,11 +11,11 @@ from elastickv import config
 from elastickv.cli.node import setting_options
 from elastickv.cli.output import emit, output_option, print_table
 from elastickv.config import NodeSettings
-from elastickv.errors import ElasticKVError, ExitCode
+from elastickv.errors import ExitCode
 from elastickv.keys.guards import Status, Verdict
 
 
-@click.command(short_help="Check whether a stopped node may start.",
+@click.command(short_help="Check whether a node may start.",
                epilog="\b\nExample:\n  elastickv doctor --config /etc/elastickv/n1.toml")
 @click.option(config.CONFIG_FLAG, "config_path", default="", metavar="<path>",
               help="TOML file whose keys are the kebab-case flag names. "
@@ -23,36 +23,24 @@ from elastickv.keys.guards import Status, Verdict
 @setting_options
 @output_option
 def doctor(config_path: str, output: str, **options: str | None) -> int:
-    """Run every start-up guard of a stopped node and say what each came to.
+    """Run every start-up guard of a node, without starting it, and say what each came to.
 
-    Takes the settings of `elastickv node`. Changes nothing. Exit code 0: the node may start;
-    1: a guard fails, or the node runs.
+    Takes the settings of `elastickv node`. Changes nothing: only the file-system guard writes, a
+    file that it removes. Exit code 0: the node may start; 1: a guard fails. While a node runs on
+    the directory, `data-directory` fails and the others judge what is on its disk.
     """
     flags = {name: text for name, text in options.items() if text is not None}
     return show(verdicts(config.load(flags, os.environ, config_path)), output)
 
 
 def verdicts(settings: NodeSettings) -> list[Verdict]:
-    """Gather the facts under the data directory's lock and judge them."""
-    # Imported here: they bring the store and the engine with them.
+    """Gather the facts and judge them."""
+    # Imported here: they bring the store with them.
     from elastickv import startup
     from elastickv.durable import OsDisk
     from elastickv.keys.guards import run_guards
-    from elastickv.node import AlreadyRunning, lock_data_directory
 
-    descriptor = -1
-    if settings.raft_data_dir.exists():
-        try:
-            descriptor = lock_data_directory(settings.raft_data_dir)
-        except AlreadyRunning:
-            raise ElasticKVError(
-                f"a node runs on {settings.raft_data_dir}",
-                remedy="stop it first, or ask it: elastickv admin encryption status") from None
-    try:
-        return run_guards(startup.examine(settings, OsDisk()))
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+    return run_guards(startup.examine(settings, OsDisk()))
 
 
 def show(results: Sequence[Verdict], output: str) -> int:

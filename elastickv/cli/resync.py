@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from elastickv import data_directory as ownership
 from elastickv import resync
 from elastickv.cli.connection import Connection
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.durable import OsDisk
 from elastickv.errors import ConfigError
 from elastickv.keys.registry import WRITERS_PREFIX
-from elastickv.node import lock_data_directory
 from elastickv.resync import Resynced
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
@@ -28,7 +28,7 @@ def resync_stopped_node(connection: Connection, raft_id: str, data_directory: Pa
         raise ConfigError(f"--raftDataDir: {data_directory} is not a directory",
                           remedy="run this on the stopped node's machine")
     kek = FileKekProvider(kek_file).load()
-    descriptor = lock_data_directory(data_directory)
+    descriptor = ownership.take(data_directory)
     try:
         rows = _writer_rows(data_directory)
         return connection.run(lambda client: resync.take_over(

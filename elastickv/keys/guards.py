@@ -25,6 +25,8 @@ from elastickv.keys.sidecar import Sidecar
 RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
 FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that takes writes"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
+_FOREIGN = ("move it away and put this node's own back; without one, the leader's is taken over at"
+            f" the next start, or by {RESYNC_COMMAND}")
 _RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
 
 
@@ -38,6 +40,16 @@ class GuardFailed(StartupRefused):
     def __init__(self, message: str, *, remedy: str) -> None:
         super().__init__(f"start-up guard {self.guard}: {message}", remedy=remedy)
         self.problem = message
+
+
+class DataDirectoryUnusable(GuardFailed):
+    """The data directory cannot be used: it is none, or not this user's."""
+
+    guard = "data-directory"
+
+
+class AlreadyRunning(DataDirectoryUnusable):
+    """Another process uses the data directory."""
 
 
 class FileSystemUnsafe(GuardFailed):
@@ -103,6 +115,13 @@ class EpochRolledBack(GuardFailed):
     resync = True
 
 
+class SidecarForeign(GuardFailed):
+    """The sidecar contradicts what this node's store has applied: it is of another cluster. What
+    such a node sealed as leader would stop every other member."""
+
+    guard = "sidecar-foreign"
+
+
 class SidecarBehindLog(GuardFailed):
     """The store has applied an encryption entry that the sidecar has not."""
 
@@ -117,7 +136,7 @@ class NodeIdTaken(GuardFailed):
 
 
 class CutoverDiverged(GuardFailed):
-    """Store and sidecar name different indexes for the raft cutover."""
+    """Store and sidecar name different indexes for a cutover."""
 
     guard = "cutover-divergence"
     resync = True
@@ -152,6 +171,8 @@ class Facts:
     full_node_id: int
     encryption_enabled: bool
     kek_configured: bool
+    directory_problem: str = ""
+    directory_remedy: str = ""
     file_system_problem: str = ""
     file_system_remedy: str = ""
     store_problem: str = ""
@@ -164,6 +185,7 @@ class Facts:
     registry: Mapping[bytes, bytes] = field(default_factory=dict)
     last_encryption_index: int = 0
     store_cutover_index: int = 0
+    stored_sidecar: Sidecar | None = None
     member_ids: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -171,6 +193,12 @@ Problem = tuple[str, str]
 """`(message, remedy)`."""
 
 Check = Callable[[Facts], Problem | None]
+
+
+def _data_directory(facts: Facts) -> Problem | None:
+    if facts.directory_problem:
+        return facts.directory_problem, facts.directory_remedy
+    return None
 
 
 def _file_system(facts: Facts) -> Problem | None:
@@ -243,6 +271,29 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
     return None
 
 
+def _sidecar_foreign(facts: Facts) -> Problem | None:
+    sidecar, stored = facts.sidecar, facts.stored_sidecar
+    if sidecar is None or stored is None:
+        return None
+    # Keys are only added, so the earlier of the two states is contained in the later one.
+    strange: set[int] = set()
+    if sidecar.raft_applied_index >= stored.raft_applied_index:
+        strange |= _not_contained(stored, sidecar)
+    if sidecar.raft_applied_index <= stored.raft_applied_index:
+        strange |= _not_contained(sidecar, stored)
+    if strange:
+        return (f"sidecar and store disagree on DEK {min(strange)}: the sidecar is of another"
+                " cluster", _FOREIGN)
+    return None
+
+
+def _not_contained(earlier: Sidecar, later: Sidecar) -> set[int]:
+    """DEK ids of `earlier` that are missing or stand for another key in `later`."""
+    return {dek_id for dek_id, key in earlier.keys.items()
+            if (held := later.keys.get(dek_id)) is None
+            or (held.wrapped, held.purpose) != (key.wrapped, key.purpose)}
+
+
 def _sidecar_behind_log(facts: Facts) -> Problem | None:
     applied = facts.sidecar.raft_applied_index if facts.sidecar else 0
     if facts.last_encryption_index > applied and not facts.sidecar_problem:
@@ -271,6 +322,12 @@ def _cutover_divergence(facts: Facts) -> Problem | None:
     if facts.store_cutover_index != sidecar_index:
         return (f"the store says the raft cutover is at index {facts.store_cutover_index},"
                 f" the sidecar {sidecar_index}", _RESYNC)
+    stored = facts.stored_sidecar
+    if stored is not None and (stored.storage_envelope_cutover_index
+                               != facts.sidecar.storage_envelope_cutover_index):
+        return (f"the store says the storage cutover is at index"
+                f" {stored.storage_envelope_cutover_index}, the sidecar"
+                f" {facts.sidecar.storage_envelope_cutover_index}", _RESYNC)
     return None
 
 
@@ -312,6 +369,7 @@ class Guard(NamedTuple):
 
 
 GUARDS: Sequence[Guard] = (
+    Guard(DataDirectoryUnusable, _always, _data_directory),
     Guard(FileSystemUnsafe, _always, _file_system),
     Guard(StoreUnreadable, _always, _store_readable),
     Guard(KekRequired, _always, _kek_required),
@@ -322,6 +380,7 @@ GUARDS: Sequence[Guard] = (
     Guard(KekDoesNotUnwrap, _has_sidecar, _kek_unwraps),
     Guard(EpochExhausted, _has_sidecar, _epoch_exhausted),
     Guard(EpochRolledBack, _has_sidecar, _epoch_rollback),
+    Guard(SidecarForeign, _has_sidecar, _sidecar_foreign),
     Guard(SidecarBehindLog, _always, _sidecar_behind_log),
     Guard(NodeIdTaken, _always, _node_id_collision),
     Guard(CutoverDiverged, _has_sidecar, _cutover_divergence),

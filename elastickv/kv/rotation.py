@@ -65,7 +65,7 @@ TRANSITIONS: Mapping[tuple[RotationState, RotationEvent], RotationState] = {
 
 
 class Reason(enum.StrEnum):
-    """Why a DEK gets a successor; a line in the audit log."""
+    """Why a DEK gets a successor, as the node's log says it."""
 
     STARTUP = "start-up"
     WRITES = "writes"
@@ -129,14 +129,18 @@ class View:
 
 class AutomaticRotation:
     """The task of one node. `rotate(purpose, dek_id, reason)` replaces that DEK through the
-    leader's own operations and raises typed errors."""
+    leader's own operations and raises typed errors. What else ends the task, as damage in what the
+    view is read from, is told to `on_fatal`: a node must not go on with DEKs that nobody rotates.
+    """
 
     def __init__(self, settings: RotationSettings, view: Callable[[], View],
-                 rotate: Callable[[Purpose, int, Reason], Awaitable[None]], clock: Clock) -> None:
+                 rotate: Callable[[Purpose, int, Reason], Awaitable[None]], clock: Clock, *,
+                 on_fatal: Callable[[BaseException], None]) -> None:
         self._settings = settings
         self._view = view
         self._rotate = rotate
         self._clock = clock
+        self._on_fatal = on_fatal
         self._states = dict.fromkeys(Purpose, RotationState.IDLE)
         self._retry_at = dict.fromkeys(Purpose, 0.0)
         self._startup_due = dict.fromkeys(Purpose, settings.on_startup)
@@ -146,6 +150,11 @@ class AutomaticRotation:
     def start(self) -> None:
         """Begin. Once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="dek-rotation")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fatal(error)
 
     def stop(self) -> None:
         """End; a rotation under way is decided by the log."""

@@ -9,6 +9,7 @@ from elastickv.keys.sidecar import Sidecar
 from elastickv.kv.usage import NonceBudgets
 from elastickv.metrics import Sample, Source
 from elastickv.raft.engine import RaftEngine
+from elastickv.store.dek_counts import PLAINTEXT, DekCounts
 from elastickv.store.mvcc_store import Store
 
 
@@ -34,16 +35,22 @@ def raft_source(engine: RaftEngine) -> Source:
     return samples
 
 
-def encryption_source(sidecar: Callable[[], Sidecar | None], budgets: NonceBudgets) -> Source:
-    """Which DEKs are active, and how worn. `sidecar()` is the applied key state, None before
-    bootstrap.
+def encryption_source(sidecar: Callable[[], Sidecar | None], budgets: NonceBudgets,
+                      dek_counts: Callable[[], DekCounts],
+                      cutover_hold_s: Callable[[], float]) -> Source:
+    """Which DEKs are active, how worn, and what is sealed under each. `sidecar()` is the applied
+    key state, None before bootstrap.
 
-    Only active DEKs have series of their own, so that rotations do not add up.
+    Only active DEKs and those that still hold values have series, so that rotations do not add up.
     """
 
     def samples() -> Iterator[Sample]:
         state = sidecar()
         yield Sample("encryption_sidecar_index", state.raft_applied_index if state else 0)
+        yield Sample("encryption_cutover_hold_seconds", cutover_hold_s())
+        counts = {state.active_storage if state else PLAINTEXT: 0, **dek_counts()}
+        for dek_id, values in sorted(counts.items()):
+            yield Sample("encryption_dek_values", values, (str(dek_id),))
         for purpose in Purpose:
             dek_id = state.active(purpose) if state else 0
             yield Sample("encryption_active_dek_id", dek_id, (purpose.label,))

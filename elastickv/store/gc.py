@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from elastickv.clock import COUNTER_BITS, pack_timestamp, timestamp_ms
+from elastickv.store.dek_counts import DekCounts, dek_id_of, encode_counts, without
 from elastickv.store.header import HEADER_BYTES
 from elastickv.store.job import Job
 from elastickv.store.mvcc import TIMESTAMP_BYTES, commit_ts_of, visible
-from elastickv.store.mvcc_store import HORIZON_TS, Store, encode_number
+from elastickv.store.mvcc_store import DEK_COUNTS, HORIZON_TS, Store, encode_number
 from elastickv.store.tables import Backend, Item, ReadView, Table, WriteBatch
 
 DEFAULT_RETENTION_MS = 3_600_000
@@ -34,6 +35,7 @@ class StoredVersion(NamedTuple):
     commit_ts: int
     store_key: bytes
     header: bytes
+    dek_id: int | None = None
 
 
 def horizon(wall_ms: int, durable_commit_ts: int, retention_ms: int) -> int:
@@ -65,7 +67,8 @@ def grouped(entries: Iterator[Item]) -> Iterator[list[StoredVersion]]:
             if group:
                 yield group
             prefix, group = store_key[:-TIMESTAMP_BYTES], []
-        group.append(StoredVersion(commit_ts_of(store_key), store_key, record[:HEADER_BYTES]))
+        group.append(StoredVersion(commit_ts_of(store_key), store_key, record[:HEADER_BYTES],
+                                   dek_id_of(record)))
     if group:
         yield group
 
@@ -76,8 +79,10 @@ class CompactionStep(Job):
     Afterwards `next_start` is where the next step begins, b"" at the end of the table.
     """
 
-    def __init__(self, backend: Backend, view: ReadView, start: bytes, horizon_ts: int) -> None:
+    def __init__(self, backend: Backend, view: ReadView, start: bytes, horizon_ts: int,
+                 dek_counts: DekCounts) -> None:
         super().__init__()
+        self._counts = dek_counts
         self._backend = backend
         self._view = view
         self._start = start
@@ -86,18 +91,21 @@ class CompactionStep(Job):
         self.removed = 0
 
     def _work(self) -> None:
-        doomed: list[bytes] = []
+        doomed: list[StoredVersion] = []
         seen = 0
         for group in grouped(self._counted(self._view.iterate(Table.MVCC, self._start))):
             if seen >= STEP_ENTRIES or self._bytes_seen >= STEP_BYTES:
                 self.next_start = group[0].store_key
                 break
             seen += len(group)
-            doomed += [version.store_key for version in removable(group, self._horizon_ts)]
+            doomed += removable(group, self._horizon_ts)
         if doomed:
+            counts = without(self._counts, (version.dek_id for version in doomed))
             self._backend.write(WriteBatch(
-                deletes={Table.MVCC: doomed},
-                puts={Table.META: [(HORIZON_TS, encode_number(self._horizon_ts))]}))
+                deletes={Table.MVCC: [version.store_key for version in doomed]},
+                puts={Table.META: [(HORIZON_TS, encode_number(self._horizon_ts)),
+                                   (DEK_COUNTS, encode_counts(counts))]}))
+            self.dek_counts = counts
         self.removed = len(doomed)
 
     def _counted(self, entries: Iterator[Item]) -> Iterator[Item]:
@@ -139,7 +147,8 @@ class Compactor:
                 return None
             self._position = b""
             store.raise_horizon(self._horizon_ts)
-        step = CompactionStep(store.backend, store.backend.view(), self._position, self._horizon_ts)
+        step = CompactionStep(store.backend, store.backend.view(), self._position, self._horizon_ts,
+                              store.dek_counts)
         store.begin_job(step)
         return step
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from elastickv.store.dek_counts import DekCounts
+
 
 class Job:
     """One piece of work for the backend. Subclasses write `_work`.
@@ -17,6 +19,8 @@ class Job:
         self._lock = threading.Lock()
         self.error: BaseException | None = None
         self.done = False
+        self.dek_counts: DekCounts | None = None
+        """Values by DEK when the job is done; None when it leaves them as they were."""
 
     def run(self) -> None:
         """Do the work, or wait for whoever does it. Blocking. Raises what the work raised."""

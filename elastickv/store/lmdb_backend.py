@@ -37,7 +37,7 @@ MAX_MAP_BYTES = 1 << 44
 INLINE_AUDIT_BYTES = 256 << 20
 """Audited in about half a second."""
 
-_CURRENT = "CURRENT"
+CURRENT = "CURRENT"
 _LOCK = "-lock"
 _NEW = ".new"
 _GENERATION = re.compile(r"gen-(\d{8})\.mdb(-lock)?")
@@ -55,6 +55,11 @@ def decode_current(data: bytes) -> int:
     if match is None or encode_current(int(match[1])) != data:
         raise StoreCorrupt("the store's CURRENT file is damaged", remedy=RESTORE)
     return int(match[1])
+
+
+def generation_file(directory: Path, generation: int) -> Path:
+    """Where a generation is kept."""
+    return directory / f"gen-{generation:08d}.mdb"
 
 
 class LmdbImport:
@@ -143,10 +148,10 @@ class LmdbBackend:
         return cls(directory)
 
     def _path_of(self, generation: int) -> Path:
-        return self._directory / f"gen-{generation:08d}.mdb"
+        return generation_file(self._directory, generation)
 
     def _find_generation(self) -> int:
-        current = self._directory / _CURRENT
+        current = self._directory / CURRENT
         if self._disk.exists(current):
             generation = decode_current(self._disk.read(current))
             if not self._disk.exists(self._path_of(generation)):
@@ -197,7 +202,7 @@ class LmdbBackend:
 
     def _remove_leftovers(self) -> None:
         # After an installation that failed at its last step, CURRENT may name the other one.
-        named = decode_current(self._disk.read(self._directory / _CURRENT))
+        named = decode_current(self._disk.read(self._directory / CURRENT))
         for name in self._disk.list(self._directory):
             match = _GENERATION.fullmatch(name)
             if _NEW in name or (match and int(match[1]) not in (self._generation, named)):
@@ -249,7 +254,7 @@ class LmdbBackend:
         """Make `generation` current, durably, and drop the one before."""
         self._stop_audit()
         self._disk.sync_directory(self._directory)
-        self._disk.replace(self._directory / _CURRENT, encode_current(generation))
+        self._disk.replace(self._directory / CURRENT, encode_current(generation))
         self._close_views()
         self._environment.close()
         old, self._generation = self._generation, generation

@@ -11,9 +11,10 @@ All methods belong to the loop thread, except `FlushJob.run`. Nothing here reads
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from elastickv.errors import DiskFull, InvalidArgument, StoreCorrupt, WireError
+from elastickv.store.dek_counts import DekCounts, count_in, decode_counts, encode_counts
 from elastickv.store.header import HEADER_BYTES, MAX_FLAGS
 from elastickv.store.job import Job
 from elastickv.store.mvcc import (
@@ -43,7 +44,8 @@ Write = tuple[bytes, int, bytes]
 APPLIED_INDEX = b"applied_index"
 MAX_COMMIT_TS = b"max_commit_ts"
 HORIZON_TS = b"gc_horizon_ts"
-RESERVED_META = frozenset((APPLIED_INDEX, MAX_COMMIT_TS, HORIZON_TS))
+DEK_COUNTS = b"values_by_dek"
+RESERVED_META = frozenset((APPLIED_INDEX, MAX_COMMIT_TS, HORIZON_TS, DEK_COUNTS))
 
 
 def encode_number(value: int) -> bytes:
@@ -86,22 +88,33 @@ class _Layer:
 class FlushJob(Job):
     """One frozen layer on its way to the backend, in one atomic and durable batch."""
 
-    def __init__(self, backend: Backend, layer: _Layer, facts: Mapping[bytes, bytes]) -> None:
+    def __init__(self, backend: Backend, layer: _Layer, facts: Mapping[bytes, bytes],
+                 dek_counts: DekCounts) -> None:
         super().__init__()
         self._backend = backend
         self._layer = layer
         self._facts = facts
+        self._counts = dict(dek_counts)
         self.index = layer.index
 
     def _work(self) -> None:
-        layer = self._layer
-        versions = ((encode_store_key(user_key, commit_ts), record)
-                    for user_key, commit_ts, record in layer.overlay.versions())
         self._backend.write(WriteBatch(puts={
-            Table.MVCC: versions,
-            Table.ROWS: sorted(layer.rows.items()),
-            Table.META: sorted({**layer.meta, **self._facts}.items()),
+            Table.MVCC: self._versions(),
+            Table.ROWS: sorted(self._layer.rows.items()),
+            Table.META: self._meta(),
         }))
+        self.dek_counts = self._counts
+
+    def _versions(self) -> Iterator[Item]:
+        counts = self._counts
+        for user_key, commit_ts, record in self._layer.overlay.versions():
+            count_in(counts, record)
+            yield encode_store_key(user_key, commit_ts), record
+
+    def _meta(self) -> Iterator[Item]:
+        """Lazy, because the counts are complete when the versions have been consumed."""
+        yield from sorted({**self._layer.meta, **self._facts,
+                           DEK_COUNTS: encode_counts(self._counts)}.items())
 
 
 class Store:
@@ -122,6 +135,8 @@ class Store:
         self.max_commit_ts = 0
         self.horizon_ts = 0
         self.durable_commit_ts = 0
+        self.dek_counts: DekCounts = {}
+        """Durable values by DEK; those that are not flushed yet are missing."""
         self.load()
 
     @classmethod
@@ -153,9 +168,18 @@ class Store:
         self.durable_commit_ts = decode_number(self._meta.pop(MAX_COMMIT_TS, None))
         self.max_commit_ts = self.durable_commit_ts
         self.horizon_ts = decode_number(self._meta.pop(HORIZON_TS, None))
+        self.dek_counts = self._stored_counts(self._meta.pop(DEK_COUNTS, None))
         self._active = _Layer()
         self._frozen = None
         self._job = None
+
+    def _stored_counts(self, stored: bytes | None) -> DekCounts:
+        if stored is not None:
+            return decode_counts(stored)
+        counts: dict[int, int] = {}  # a store from before they were kept
+        for _, record in self._view.iterate(Table.MVCC):
+            count_in(counts, record)
+        return counts
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -315,7 +339,8 @@ class Store:
         self._reserve(frozen.overlay.byte_count)
         newest_ts = max(self.durable_commit_ts, frozen.overlay.max_ts)
         job = FlushJob(self._backend, frozen, {
-            APPLIED_INDEX: encode_number(frozen.index), MAX_COMMIT_TS: encode_number(newest_ts)})
+            APPLIED_INDEX: encode_number(frozen.index), MAX_COMMIT_TS: encode_number(newest_ts)},
+            self.dek_counts)
         self.begin_job(job)
         return job
 
@@ -366,6 +391,8 @@ class Store:
         if job.error is not None and not isinstance(job.error, DiskFull):
             self._failure = job.error
         else:
+            if job.done and job.dek_counts is not None:
+                self.dek_counts = job.dek_counts
             self._refresh_view()
 
     def settle(self) -> None:

@@ -36,7 +36,8 @@ class MapFull(DiskFull):
 class WriteBatch:
     """Puts (each table's in ascending key order, keys unique) and deletes, applied as one.
 
-    `puts` may be lazy: it is consumed once, by the thread that writes the batch.
+    `puts` may be lazy: it is consumed once, by the thread that writes the batch, table by table in
+    the order of `Table`.
     """
 
     puts: dict[Table, Iterable[Item]] = field(default_factory=dict)

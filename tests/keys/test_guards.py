@@ -25,16 +25,24 @@ def sidecar(epoch: int = 3) -> Sidecar:
                        2: SidecarKey(Purpose.RAFT, bytes(60), "2026-01-01T00:00:00Z", 3)}))
 
 
+OTHER_KEYS = MappingProxyType({
+    dek_id: replace(key, wrapped=b"\x01" * 60) for dek_id, key in sidecar().keys.items()})
+NO_KEYS: MappingProxyType[int, SidecarKey] = MappingProxyType({})
+MORE_KEYS = MappingProxyType({**sidecar().keys, 3: sidecar().keys[1]})
+
+
 def row(dek_id: int, node: int, last_seen: int) -> dict[bytes, bytes]:
     return {row_key(dek_id, node_id16(node)): encode_row_value(WriterRecord(node, 0, last_seen))}
 
 
 HEALTHY = Facts(full_node_id=NODE, encryption_enabled=True, kek_configured=True, sidecar=sidecar(),
                 registry=row(1, NODE, 3), last_encryption_index=50, store_cutover_index=50,
-                member_ids={"n1": NODE, "n2": full_node_id("n2")})
+                stored_sidecar=sidecar(epoch=1), member_ids={"n1": NODE, "n2": full_node_id("n2")})
 FRESH = Facts(full_node_id=NODE, encryption_enabled=False, kek_configured=False)
 
 CASES: dict[str, Facts] = {
+    "data-directory": replace(HEALTHY, directory_problem="a node runs on it",
+                              directory_remedy="stop it"),
     "file-system": replace(HEALTHY, file_system_problem="cannot fsync"),
     "store-readable": replace(HEALTHY, store_problem="a page is damaged"),
     "kek-required": replace(FRESH, encryption_enabled=True),
@@ -45,6 +53,7 @@ CASES: dict[str, Facts] = {
     "kek-unwraps": replace(HEALTHY, unwrap_problem="DEK 1 does not unwrap"),
     "epoch-exhausted": replace(HEALTHY, sidecar=sidecar(epoch=0xFFFF)),
     "epoch-rollback": replace(HEALTHY, registry=row(1, NODE, 4)),
+    "sidecar-foreign": replace(HEALTHY, stored_sidecar=replace(sidecar(), keys=OTHER_KEYS)),
     "sidecar-behind-log": replace(HEALTHY, last_encryption_index=51),
     "node-id-collision": replace(HEALTHY, registry=row(1, COLLIDING, 1)),
     "cutover-divergence": replace(HEALTHY, store_cutover_index=49),
@@ -81,6 +90,24 @@ def test_a_member_with_the_same_16_bit_id_is_a_collision() -> None:
     facts = replace(HEALTHY, member_ids={"n1": NODE, "twin": COLLIDING})
     with pytest.raises(GuardFailed, match="twin"):
         require_safe(facts)
+
+
+@pytest.mark.parametrize(("ahead", "keys", "foreign"), [
+    (-1, MORE_KEYS, True), (0, MORE_KEYS, True), (1, MORE_KEYS, False),
+    (-1, NO_KEYS, False), (0, NO_KEYS, True), (1, NO_KEYS, True),
+    (-1, OTHER_KEYS, True), (0, OTHER_KEYS, True), (1, OTHER_KEYS, True)])
+def test_a_sidecar_is_foreign_when_its_keys_do_not_fit_its_index(
+        ahead: int, keys: MappingProxyType[int, SidecarKey], foreign: bool) -> None:
+    facts = replace(HEALTHY, sidecar=replace(sidecar(), raft_applied_index=50 + ahead, keys=keys,
+                                             active_storage=0, active_raft=0))
+    verdicts = {v.guard: v.status for v in run_guards(facts)}
+    assert (verdicts["sidecar-foreign"] is Status.FAIL) is foreign
+
+
+def test_a_cutover_of_the_storage_that_differs() -> None:
+    with pytest.raises(GuardFailed, match=r"cutover-divergence.*storage cutover"):
+        require_safe(replace(HEALTHY, stored_sidecar=replace(
+            sidecar(), storage_envelope_cutover_index=41)))
 
 
 def test_a_lost_sidecar_is_behind_the_log() -> None:

@@ -7,6 +7,9 @@ case, and spoilt in one way.
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
+import os
 import resource
 import shutil
 import signal
@@ -17,7 +20,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from elastickv.crypto.kek_file import write_kek_file
+from elastickv.crypto.kek_file import FileKekProvider, write_kek_file
 from elastickv.crypto.nonce import full_node_id, node_id16
 from elastickv.durable import OsDisk
 from elastickv.errors import ExitCode
@@ -34,6 +37,9 @@ from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
 pytestmark = [pytest.mark.cluster]
 
 NODE = "n1"
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
 
 
 @dataclass
@@ -123,6 +129,17 @@ def old_sidecar(case: Case) -> None:
                        storage_envelope_cutover_index=0, raft_envelope_cutover_index=0))
 
 
+def foreign_sidecar(case: Case) -> None:
+    """Of another cluster under the same KEK, and further along."""
+    kek = FileKekProvider(case.kek).load()
+    sidecar = case.sidecar()
+    keys = {dek_id ^ 1: replace(key, wrapped=kek.generate_wrapped_dek())
+            for dek_id, key in sidecar.keys.items()}
+    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1000, keys=keys,
+                       active_storage=sidecar.active_storage ^ 1,
+                       active_raft=sidecar.active_raft ^ 1))
+
+
 def no_sidecar(case: Case) -> None:
     (case.directory / RELATIVE_PATH).unlink()
 
@@ -160,10 +177,11 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
     "epoch-rollback": [(old_epoch, "resync-sidecar")],
     "sidecar-behind-log": [(old_sidecar, "resync-sidecar"), (no_sidecar, "resync-sidecar")],
+    "sidecar-foreign": [(foreign_sidecar, "move it away")],
     "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
     "cutover-divergence": [(other_cutover, "resync-sidecar")],
 }
-ELSEWHERE = {"file-system", "store-readable"}
+ELSEWHERE = {"data-directory", "file-system", "store-readable"}
 """Guards whose process tests are below: the node meets their cause before it runs the guards."""
 
 PARAMETERS = [pytest.param(guard, spoil, remedy, id=f"{guard}-{spoil.__name__}")
@@ -241,6 +259,92 @@ def test_a_file_system_that_takes_no_write(case: Case, sound: NodeProcess) -> No
     code, out, _ = elastickv("doctor", *case.arguments, preexec=nothing_can_be_written)
     assert code == ExitCode.ERROR
     assert "file-system\tfail" in out
+    assert not list(case.directory.glob(".probe*"))
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Every file with its content, every directory with None. LMDB's table of readers is left out:
+    whoever reads beside a writer has a line in it while it reads."""
+    return {str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+            for path in directory.rglob("*") if not path.name.endswith("-lock")}
+
+
+def test_doctor_changes_nothing_in_a_stopped_nodes_directory(case: Case) -> None:
+    (case.directory / "LOCK").unlink()
+    before = contents(case.directory)
+    assert doctor(case.arguments)[0] == ExitCode.OK
+    assert contents(case.directory) == before
+
+
+async def test_doctor_beside_a_running_node(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster", size=1)
+    try:
+        await cluster.start()
+        await cluster.encrypt()
+        async with cluster.client() as client:
+            await client.put(b"k", b"v")
+            node = cluster.nodes[NODE]
+            code, verdicts = await asyncio.to_thread(doctor, node.arguments)
+            assert code == ExitCode.ERROR
+            assert {name for name, row in verdicts.items() if row["result"] != "pass"} == {
+                "data-directory"}
+            assert "a node runs on" in verdicts["data-directory"]["problem"]
+            code, errors = await asyncio.to_thread(refused_start, node)
+            assert code == ExitCode.STARTUP_REFUSED
+            assert "start-up guard data-directory" in errors
+            assert (await client.get(b"k")).value == b"v"
+    finally:
+        cluster.stop()
+
+
+def bound_by_modes() -> None:
+    """In the child: the mode bits of files hold for root, too (capabilities(7))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        if os.geteuid() == 0 and libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o500], ids=["closed", "read-only"])
+def test_a_directory_that_the_user_may_not_use(case: Case, mode: int) -> None:
+    case.directory.chmod(mode)
+    try:
+        code, out, errors = elastickv("doctor", *case.arguments, preexec=bound_by_modes)
+        assert code == ExitCode.ERROR, errors
+        assert "data-directory\tfail" in out
+        assert "Remedy: make the directory writable" in out
+        assert errors == ""
+        code, _, errors = elastickv("node", *case.arguments, preexec=bound_by_modes)
+        assert code == ExitCode.STARTUP_REFUSED, errors
+        assert "--raftDataDir" in errors.split("Remedy:")[-1]
+        assert "Traceback" not in errors
+    finally:
+        case.directory.chmod(0o700)
+
+
+def file_in_place_of_the_directory(case: Case) -> None:
+    shutil.rmtree(case.directory)
+    case.directory.write_bytes(b"")
+
+
+def directory_in_place_of_the_sidecar(case: Case) -> None:
+    path = case.directory / RELATIVE_PATH
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("spoil", "guard"), [
+    (file_in_place_of_the_directory, "data-directory"),
+    (directory_in_place_of_the_sidecar, "sidecar-readable")])
+def test_files_of_the_wrong_kind(case: Case, sound: NodeProcess, spoil: Callable[[Case], None],
+                                 guard: str) -> None:
+    spoil(case)
+    code, verdicts = doctor(case.arguments)
+    assert code == ExitCode.ERROR
+    assert verdicts[guard]["result"] == "fail"
+    code, errors = refused_start(sound, case.arguments)
+    assert code == ExitCode.STARTUP_REFUSED, errors
+    assert "Traceback" not in errors
 
 
 def test_a_damaged_store(case: Case, sound: NodeProcess) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -107,18 +108,45 @@ async def test_without_a_leader_it_refuses_and_the_printed_command_repairs_it(
     command = re.search(r"elastickv (admin encryption resync-sidecar [^\n\"]*)", errors)
     assert command is not None, errors
 
-    code, _, errors = elastickv(*shlex.split(command[1]), "--insecure", "--timeout", "2")
+    code, _, errors = elastickv(*shlex.split(command[1]), "--timeout", "2")
     assert code == ExitCode.UNAVAILABLE, errors
     assert sidecar_of(node) == spoilt
 
     await cluster.start(*others)
-    code, out, errors = elastickv(*shlex.split(command[1]), "--insecure")
+    code, out, errors = elastickv(*shlex.split(command[1]))
     assert code == ExitCode.OK, errors
     assert "to index" in out
     await cluster.start(VICTIM)
     assert "sidecar restored" not in node.log.splitlines()[-1]
     async with cluster.client(VICTIM) as client:
         assert (await client.get(b"k")).value == b"v"
+
+
+async def test_a_foreign_sidecar_is_neither_used_nor_overwritten(cluster: Cluster,
+                                                                 tmp_path: Path) -> None:
+    """Its node would seal what no other member can open, and stop them all."""
+    other = Cluster(tmp_path / "other", size=1)
+    shutil.copy2(cluster.directory / "kek", other.directory / "kek")
+    try:
+        await other.start()
+        await other.encrypt()
+        async with other.client() as client:
+            for _ in range(20):
+                await client.encryption.rotate_dek(Purpose.STORAGE)
+    finally:
+        other.stop()
+    foreign = other.nodes["n1"].directory / RELATIVE_PATH
+    node = cluster.nodes[VICTIM]
+    path = node.directory / RELATIVE_PATH
+    assert node.kill(signal.SIGTERM) == 0
+    shutil.copy2(foreign, path)
+    code, errors = refused_start(node)
+    assert code == ExitCode.STARTUP_REFUSED, errors
+    assert "start-up guard sidecar-foreign" in errors
+    assert path.read_bytes() == foreign.read_bytes()
+    path.unlink()
+    await cluster.start(VICTIM)
+    assert "sidecar restored from the leader" in node.log
 
 
 async def test_the_command_refuses_a_node_that_runs(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from elastickv.clock import FakeClock
 from elastickv.crypto.keystore import Purpose
-from elastickv.errors import NotCapable, NotLeader
+from elastickv.errors import NotCapable, NotLeader, StoreCorrupt
 from elastickv.keys.usage import Limits
 from elastickv.kv import rotation
 from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
@@ -70,10 +70,18 @@ class Harness:
 
     def __init__(self, settings: RotationSettings = SETTINGS) -> None:
         self.clock = FakeClock()
-        self.view = View(True, False, {Purpose.STORAGE: FRESH, Purpose.RAFT: FRESH})
+        self.view: View | Exception = View(True, False, {Purpose.STORAGE: FRESH,
+                                                         Purpose.RAFT: FRESH})
         self.made: list[tuple[Purpose, int, Reason]] = []
         self.error: Exception | None = None
-        self.task = AutomaticRotation(settings, lambda: self.view, self.rotate, self.clock)
+        self.fatal: list[BaseException] = []
+        self.task = AutomaticRotation(settings, self.look, self.rotate, self.clock,
+                                      on_fatal=self.fatal.append)
+
+    def look(self) -> View:
+        if isinstance(self.view, Exception):
+            raise self.view
+        return self.view
 
     async def rotate(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
         self.made.append((purpose, dek_id, reason))
@@ -88,6 +96,15 @@ class Harness:
 
 
 DUE = View(True, False, {Purpose.STORAGE: DekFacts(7, 0.0, 950, 1), Purpose.RAFT: FRESH})
+
+
+async def test_damage_in_what_the_rule_looks_at_is_fatal() -> None:
+    harness = Harness()
+    harness.view = StoreCorrupt("a nonce usage row does not parse")
+    harness.task.start()
+    await until(lambda: bool(harness.fatal))
+    assert harness.fatal == [harness.view]
+    assert not harness.task.relieves(Purpose.STORAGE)
 
 
 async def test_only_what_is_due_is_rotated_and_only_by_the_leader() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -52,19 +53,23 @@ def propose(payload: bytes) -> asyncio.Future[object]:
     raise AssertionError("a scrape must not reserve nonces")
 
 
-def scraped(sidecar: Sidecar | None, limits: Limits) -> dict[str, float]:
+def scraped(sidecar: Sidecar | None, limits: Limits,
+            dek_counts: Mapping[int, int]) -> dict[str, float]:
     """One scrape: value by name and labels."""
     writers = WriterRegistrar(1, local_epoch=lambda _: 0, persist=lambda *_: None,
                               register=refuse,  # type: ignore[arg-type]
                               on_confirmed=lambda _: None, on_fatal=lambda _: None)
     budgets = NonceBudgets(Rows(), writers, 1, limits, propose=propose, on_change=lambda: None)
     return {" ".join([sample.name.removeprefix("encryption_"), *sample.labels]): sample.value
-            for sample in encryption_source(lambda: sidecar, budgets)()}
+            for sample in encryption_source(lambda: sidecar, budgets,
+                                            lambda: dek_counts, lambda: 0.25)()}
 
 
-BEFORE = {"sidecar_index": 0, "active_dek_id storage": 0, "active_dek_id raft": 0}
+BEFORE = {"sidecar_index": 0, "cutover_hold_seconds": 0.25, "dek_values 0": 0,
+          "active_dek_id storage": 0, "active_dek_id raft": 0}
 ACTIVE = {
-    "sidecar_index": 17, "active_dek_id storage": STORAGE, "active_dek_id raft": RAFT,
+    "sidecar_index": 17, "cutover_hold_seconds": 0.25, "dek_values 5": 0,
+    "active_dek_id storage": STORAGE, "active_dek_id raft": RAFT,
     "dek_writes storage 5": 35, "dek_writes_left storage 5": 65, "dek_epoch storage 5": 3,
     "dek_writes raft 6": 0, "dek_writes_left raft 6": 100, "dek_epoch raft 6": 2}
 
@@ -75,11 +80,17 @@ ACTIVE = {
                  id="not bootstrapped"),
     pytest.param(SIDECAR, 100, ACTIVE, id="replaced DEKs have no series"),
     pytest.param(replace(SIDECAR, active_storage=OLD), 100,
-                 {name: value for name, value in ACTIVE.items() if not name.endswith("ge 5")}
+                 {name: value for name, value in ACTIVE.items() if not name.endswith(" 5")}
                  | {"active_dek_id storage": OLD, "dek_writes storage 4": 999,
-                    "dek_writes_left storage 4": 0, "dek_epoch storage 4": 9},
+                    "dek_writes_left storage 4": 0, "dek_epoch storage 4": 9, "dek_values 4": 0},
                  id="past the limit nothing is left"),
 ])
 def test_encryption_source(sidecar: Sidecar | None, max_writes: int,
                            expected: dict[str, float]) -> None:
-    assert scraped(sidecar, Limits(max_writes)) == expected
+    assert scraped(sidecar, Limits(max_writes), {}) == expected
+
+
+def test_every_dek_that_holds_values_has_a_series() -> None:
+    found = scraped(SIDECAR, Limits(100), {0: 7, OLD: 2, STORAGE: 1})
+    assert {name: value for name, value in found.items() if "values" in name} == {
+        "dek_values 0": 7, f"dek_values {OLD}": 2, f"dek_values {STORAGE}": 1}

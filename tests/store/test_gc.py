@@ -73,7 +73,7 @@ def test_no_permitted_read_changes(history: dict[int, bytes], horizon_ms: int, a
     kept = [v for v in versions if v not in removable(versions, pack_timestamp(horizon_ms))]
 
     def read(candidates: list[StoredVersion]) -> int | None:
-        found = select([Version(*v) for v in candidates], pack_timestamp(horizon_ms + after_ms))
+        found = select([Version(*v[:3]) for v in candidates], pack_timestamp(horizon_ms + after_ms))
         if found is None or not visible(found.record, horizon_ms + later_ms):
             return None
         return found.commit_ts

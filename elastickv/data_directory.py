@@ -1,0 +1,79 @@
+"""Who uses a data directory: the lock that a running node holds, and a look at it from outside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from elastickv.keys.guards import AlreadyRunning, DataDirectoryUnusable
+
+LOCK_FILE: Final = "LOCK"
+_ACCESS_REMEDY: Final = ("make the directory writable for the user that runs the node, or choose"
+                         " another --raftDataDir")
+
+
+class Seen(NamedTuple):
+    """What `look` found: whether a process uses the directory, and why a node cannot; "" = it can.
+    """
+
+    in_use: bool = False
+    problem: str = ""
+    remedy: str = ""
+
+
+def take(directory: Path) -> int:
+    """Take the directory for this process; returns the descriptor that holds the lock.
+
+    Raises `DataDirectoryUnusable`, `AlreadyRunning`.
+    """
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DataDirectoryUnusable(f"{directory} cannot be written: {error.strerror}",
+                                    remedy=_ACCESS_REMEDY) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"{directory} is in use by another process",
+                             remedy="stop that node, or choose another --raftDataDir") from None
+    return descriptor
+
+
+def look(directory: Path) -> Seen:
+    """Whether `take` would succeed, with nothing taken, made or written."""
+    try:
+        os.stat(directory)
+    except FileNotFoundError:
+        return Seen()
+    except OSError as error:
+        return Seen(problem=f"{directory} cannot be reached: {error.strerror}",
+                    remedy=_ACCESS_REMEDY)
+    if not directory.is_dir():
+        return Seen(problem=f"{directory} is not a directory",
+                    remedy="choose another --raftDataDir")
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        return Seen(problem=f"{directory} cannot be read and written by this user",
+                    remedy=_ACCESS_REMEDY)
+    return _look_at_lock(directory)
+
+
+def _look_at_lock(directory: Path) -> Seen:
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return Seen()
+    except OSError as error:
+        return Seen(problem=f"{directory / LOCK_FILE} cannot be read: {error.strerror}",
+                    remedy=_ACCESS_REMEDY)
+    try:
+        # Shared, and given back at once: a node that starts in this moment must not find it taken.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return Seen(True, f"a node runs on {directory}",
+                    "nothing if it is meant to run; stop it before another is started here")
+    finally:
+        os.close(descriptor)
+    return Seen()
