@@ -87,6 +87,9 @@ SETTINGS: tuple[Setting, ...] = (
             default="127.0.0.1:50051"),
     Setting("raft_address", Kind.ADDRESS, "Where the other members reach this node.",
             default="127.0.0.1:50151", go_flag="raftAddress"),
+    Setting("raft_listen_address", Kind.ADDRESS, "Where this node listens for the other members, "
+            "and from which host it dials them, if that is not --raftAddress: behind address "
+            "translation or a proxy. With a wildcard the system chooses the host."),
     Setting("raft_data_dir", Kind.PATH, "Directory of the log, the store and the wrapped keys. "
             "Created owner-only if absent.", default="data", go_flag="raftDataDir"),
     Setting("raft_bootstrap", Kind.BOOL, "Found a new cluster on the first start; ignored once the "
@@ -196,6 +199,7 @@ class NodeSettings:
     raft_id: str
     address: Address
     raft_address: Address
+    raft_listen_address: Address | None
     raft_data_dir: Path
     raft_bootstrap: bool
     raft_bootstrap_members: tuple[BootstrapMember, ...]
@@ -227,6 +231,17 @@ class NodeSettings:
         if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
             return None
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_ca)
+
+    @property
+    def raft_listen(self) -> Address:
+        """Where this node listens for the other members."""
+        return self.raft_listen_address or self.raft_address
+
+    @property
+    def raft_dial_from(self) -> str:
+        """The host that connections to other members come from; "" when the system chooses."""
+        listen = self.raft_listen_address
+        return "" if listen is None or listen.is_wildcard else listen.host
 
     @property
     def founding_members(self) -> tuple[BootstrapMember, ...]:
@@ -455,7 +470,10 @@ def _check_addresses(settings: NodeSettings) -> None:
     if settings.address == settings.raft_address:
         raise ConfigError(f"--address and --raftAddress are both {settings.address}",
                           remedy="give clients and members different ports")
-    if settings.metrics_address in (settings.address, settings.raft_address):
+    if settings.raft_listen == settings.address:
+        raise ConfigError(f"--address and --raft-listen-address are both {settings.address}",
+                          remedy="give clients and members different ports")
+    if settings.metrics_address in (settings.address, settings.raft_listen):
         raise ConfigError(f"--metrics-address {settings.metrics_address} is taken by another flag",
                           remedy="give each its own port")
 
@@ -505,6 +523,7 @@ def _check_transport(settings: NodeSettings) -> None:
 def _check_insecure_addresses(settings: NodeSettings) -> None:
     named: Sequence[tuple[str, Address]] = [
         ("--address", settings.address), ("--raftAddress", settings.raft_address),
+        ("--raft-listen-address", settings.raft_listen),
         *((f"--raftBootstrapMembers {member.node_id}", member.address)
           for member in settings.raft_bootstrap_members),
         *((f"--raftJoin {member.node_id}", member.address) for member in settings.raft_join)]

@@ -223,7 +223,8 @@ class Node:
         tls = settings.tls
         max_entry_bytes = settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES
         links = TlsLinks(
-            settings.raft_id, str(settings.raft_address), max_entry_bytes=max_entry_bytes,
+            settings.raft_id, str(settings.raft_listen), max_entry_bytes=max_entry_bytes,
+            dial_from=settings.raft_dial_from,
             tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
         offload = ThreadOffload()
         self._closers.append(offload.close)

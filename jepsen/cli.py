@@ -11,10 +11,12 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jepsen.faults import FAULTS
+from jepsen.history import read_history
 from jepsen.run import Outcome, Run, RunSettings, describe_problems
 from jepsen.verdict import Validity
 from jepsen.workloads import WORKLOADS
@@ -26,6 +28,9 @@ FIVE_NODE_FAULTS = frozenset({"kill-minority", "ring", "membership"})
 
 OVERHEAD_S = 25.0
 """About what a run takes besides its load: start, recovery, final reads, checks."""
+
+INTERRUPTED = 130
+"""The exit code of a run that was ended from outside, as shells have it."""
 
 BUDGET_S = 1680.0
 SHORTEST_LOAD_S = 6.0
@@ -46,7 +51,7 @@ def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Both commands."""
+    """All commands."""
     parser = argparse.ArgumentParser(
         prog="python -m jepsen", description="Break a real cluster and judge what clients saw.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -65,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     every.add_argument("--budget", type=float, default=BUDGET_S,
                        help="seconds that all runs together may take")
     every.add_argument("--seed", type=int, help="seed of the first run")
+    again = commands.add_parser("check", help="judge a history that is on disk")
+    again.add_argument("--workload", required=True, choices=tuple(WORKLOADS))
+    again.add_argument("history", type=Path, help="a file like history-<workload>.jsonl")
     for command in (run, every):
         command.add_argument("--out", type=Path, help="run directory")
         command.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
@@ -135,17 +143,39 @@ def run_all(arguments: argparse.Namespace) -> int:
                 "workload": ALL, "faults": fault, "time": duration_s, "rate": 250.0,
                 "concurrency": 4, "seed": arguments.seed + number,
                 "nodes": 5 if fault in FIVE_NODE_FAULTS else 3})
-        outcome = execute(settings_of(run_arguments, root / fault))
-        rows.append({"fault": fault, "seed": run_arguments.seed, "line": outcome.summary.line(),
-                     "verdict": outcome.summary.validity.value})
-        if outcome.summary.validity is Validity.VALID:
+        line, validity = execute_one_of_many(settings_of(run_arguments, root / fault))
+        rows.append({"fault": fault, "seed": run_arguments.seed, "line": line,
+                     "verdict": validity.value})
+        if validity is Validity.VALID:
             for bulky in ("cluster", "old-disks", "taps"):
                 shutil.rmtree(root / fault / bulky, ignore_errors=True)
-    (root / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (root / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(f"{row['fault']:18} {row['verdict']}")
     print(f"{len(rows)} packages in {(time.monotonic() - begin) / 60:.1f} minutes, in {root}")
     return 0 if all(row["verdict"] == Validity.VALID.value for row in rows) else 1
+
+
+def execute_one_of_many(settings: RunSettings) -> tuple[str, Validity]:
+    """`execute`; a run that breaks down has shown nothing, and the others go on."""
+    try:
+        summary = execute(settings).summary
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}", Validity.UNKNOWN
+    return summary.line(), summary.validity
+
+
+def check_file(workload: str, path: Path) -> int:
+    """Judge a history that is on disk; the exit code. Raises `ValueError` when it is none."""
+    try:
+        verdict = WORKLOADS[workload]().check(read_history(path))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    for problem in verdict.problems:
+        print(f"{verdict.checker}: {problem}")
+    print(f"verdict: {verdict.validity}")
+    return 0 if verdict.is_valid else 1
 
 
 def load_time_s(left_s: float, runs: int, overhead_s: float) -> float:
@@ -164,8 +194,21 @@ def usage_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 def main(argv: Sequence[str]) -> int:
     """The exit code: 0 only when everything that was run is valid."""
+    try:
+        return dispatch(argv)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted: nodes, networks and mounts are taken down, nothing was judged",
+              file=sys.stderr)
+        return INTERRUPTED
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """`main`, but for what ends it from outside."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.command == "check":
+        with usage_errors(parser):
+            return check_file(arguments.workload, arguments.history)
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(SEED_LIMIT)
     if arguments.command == ALL:
@@ -173,5 +216,7 @@ def main(argv: Sequence[str]) -> int:
     with usage_errors(parser):
         name = arguments.workload.replace(",", "+")
         settings = settings_of(arguments, arguments.out or run_directory(name))
+        if settings.directory.exists():
+            raise ValueError(f"{settings.directory} exists already")
     outcome = execute(settings)
     return 0 if outcome.summary.validity is Validity.VALID else 1

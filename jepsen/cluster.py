@@ -96,6 +96,11 @@ class Cluster:
     def data_directory(self, node: str) -> Path:
         return self.directory / "cluster" / node
 
+    def scratch_directory(self, node: str) -> Path:
+        """Where temporary files of `node` go, so that the audit of plaintext sees them. Absolute:
+        nodes take it from their environment."""
+        return (self._files / f"{node}.tmp").absolute()
+
     @property
     def disks(self) -> list[NodeDisk]:
         """Every data directory, present and past, for the audits."""
@@ -117,7 +122,8 @@ class Cluster:
         await self.network.start(self.nodes)
         self._make_files()
         for node in self.nodes:
-            environment = {**os.environ, **self.options.environment,
+            environment = {**os.environ, "TMPDIR": str(self.scratch_directory(node)),
+                           **self.options.environment,
                            **preload.environment(self.options.preloads, self.preload_files(node))}
             self.processes[node] = NodeProcess(node, self.command(node), environment,
                                                self.directory / "logs" / f"{node}.log",
@@ -135,9 +141,10 @@ class Cluster:
         directory = self._files / "certs"
         certs.create_ca(directory)
         for node in self.nodes:
-            host = self.network.raft_address(node).rpartition(":")[0]
+            host = self.network.raft_listen_address(node).rpartition(":")[0]
             certs.create_node(directory, node, hosts=[host])
             self.data_directory(node).mkdir(mode=0o700)
+            self.scratch_directory(node).mkdir()
             self.preload_files(node).prepare()
             if self.options.small_disk_mib:
                 preload.mount_small_disk(self.data_directory(node), self.options.small_disk_mib)
@@ -153,16 +160,15 @@ class Cluster:
     def command(self, node: str, kek_file: Path | None = None) -> list[str]:
         """The command line of `node` as a founding member."""
         return self._command(node, kek_file or self.kek_file, [
-            "--raftBootstrapMembers", self._addresses(node, self.nodes)])
+            "--raftBootstrapMembers", self._addresses(self.nodes)])
 
     def joining_command(self, node: str) -> list[str]:
         """The command line of `node` with an empty disk, joining the cluster that there is."""
         return self._command(node, self.kek_file, [
-            "--raftJoin", self._addresses(node, self.others([node]))])
+            "--raftJoin", self._addresses(self.others([node]))])
 
-    def _addresses(self, node: str, peers: Sequence[str]) -> str:
-        return ",".join(f"{peer}={self.network.raft_address_seen_by(node, peer)}"
-                        for peer in peers)
+    def _addresses(self, nodes: Sequence[str]) -> str:
+        return ",".join(f"{node}={self.network.raft_address(node)}" for node in nodes)
 
     def _command(self, node: str, kek_file: Path, origin: Sequence[str]) -> list[str]:
         tls = self._tls(node)
@@ -170,6 +176,7 @@ class Cluster:
             *self.network.launch_prefix(node), *die_with_parent(), *self.options.launcher, "node",
             "--raftId", node, "--address", self.network.client_address(node),
             "--raftAddress", self.network.raft_address(node),
+            "--raft-listen-address", self.network.raft_listen_address(node),
             "--raftDataDir", str(self.data_directory(node)), *origin,
             "--kekFile", str(kek_file), "--encryption-enabled",
             "--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-ca", str(tls.ca),
@@ -319,6 +326,19 @@ class Cluster:
         finally:
             await operator.close()
         self.sealed = True
+
+    async def command_of_operator(self, node: str, *arguments: str) -> tuple[int, str]:
+        """Run `elastickv ARGUMENTS` against the other members, where `node` runs; its exit code and
+        output."""
+        tls = self._tls(CLIENT_NAME)
+        endpoints = ",".join(self.network.client_address(other) for other in self.others([node]))
+        process = await asyncio.create_subprocess_exec(
+            *self.network.launch_prefix(node), *die_with_parent(), *DEFAULT_LAUNCHER, *arguments,
+            "--endpoints", endpoints, "--tls-cert", str(tls.cert), "--tls-key", str(tls.key),
+            "--tls-ca", str(tls.ca), stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode(errors="replace").strip()
 
     def exits(self) -> list[Exit]:
         """Every end of a process, in order."""

@@ -154,12 +154,14 @@ def build_keystore(sidecars: Iterable[Sidecar], kek: Kek) -> Keystore:
 # --- nonces ----------------------------------------------------------------------------------
 
 
-def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek) -> Verdict:
+def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
+                 tap_error: str = "") -> Verdict:
     """Enter every envelope of every store, journal and spool into one ledger.
 
-    Unknown when a payload could not be opened, a store could not be read, or there was no envelope.
+    Unknown when a payload could not be opened, a store could not be read, there was no envelope, or
+    the tap that wrote the spools ended early: `tap_error`.
     """
-    unknown: list[str] = []
+    unknown: list[str] = [tap_error] if tap_error else []
     sidecars = []
     for disk in disks:
         try:

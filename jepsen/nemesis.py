@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elastickv.errors import ElasticKVError
@@ -20,8 +20,10 @@ from jepsen.verdict import Verdict, judge
 
 SHORTEST_CYCLE_S = 2.0
 LONGEST_CYCLE_S = 9.0
+SHORTEST_HOLD_S = 1.0
+OVERTIME_S = 60.0
 BRIEF_PAUSE_S = (0.5, 3.0)
-SETTLE_TIMEOUT_S = 40.0
+SETTLE_TIMEOUT_S = 60.0
 SUPERVISE_S = 0.2
 RESTART_AFTER_S = 0.5
 MAX_RESTARTS = 5
@@ -42,11 +44,11 @@ class Nemesis:
     """Runs the schedule. Everything it decides comes from `source`."""
 
     def __init__(self, cluster: Cluster, faults: Sequence[Fault], source: random.Random,
-                 now_ns: Callable[[], int], not_available: Mapping[str, str]) -> None:
-        """`not_available` says of packages that were asked for why this machine lacks them."""
+                 now_ns: Callable[[], int], not_available: Mapping[str, str], *,
+                 every_must_happen: bool = True) -> None:
+        """`not_available` says of packages that were asked for why this machine lacks them.
+        `every_must_happen`: each package gets its turn even if that takes longer than the load."""
         self._cluster = cluster
-        # Encryption is turned on early in a run that begins without it, so that most of the run
-        # has something to protect.
         self._long = [fault for fault in faults if not fault.is_brief]
         self._brief = sorted((fault for fault in faults if fault.is_brief),
                              key=lambda fault: not fault.requirements.starts_in_clear)
@@ -57,7 +59,9 @@ class Nemesis:
         self.failed: Counter[str] = Counter()
         self.not_available = dict(not_available)
         self.problems: list[str] = []
+        self.doubts: list[str] = []
         self._wanted = [*(fault.name for fault in faults), *not_available]
+        self._every_must_happen = every_must_happen
 
     async def run(self, duration_s: float) -> None:
         """Until `duration_s` have passed and everything is healed."""
@@ -65,6 +69,24 @@ class Nemesis:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_long(deadline))
             group.create_task(self._run_brief(deadline))
+        if self._every_must_happen:
+            await self._run_rest(asyncio.get_running_loop().time() + OVERTIME_S)
+
+    def _still_to_happen(self) -> list[Fault]:
+        return [fault for fault in (*self._long, *self._brief)
+                if not self.injected[fault.name] and fault.name not in self.not_available]
+
+    async def _run_rest(self, deadline: float) -> None:
+        """What was asked for and has not happened yet, for lack of time or because the moment was
+        never right."""
+        now = asyncio.get_running_loop().time
+        while now() < deadline and (rest := self._still_to_happen()):
+            for fault in rest:
+                await asyncio.sleep(SHORTEST_HOLD_S)
+                if fault.is_brief:
+                    await self._one_call(fault)
+                else:
+                    await self._one_window(fault, SHORTEST_HOLD_S * 2)
 
     async def _run_long(self, deadline: float) -> None:
         now = asyncio.get_running_loop().time
@@ -79,22 +101,26 @@ class Nemesis:
                     return
                 await asyncio.sleep(quiet_s)
                 hold_s = cycle_s * self._random.uniform(0.4, 0.7)
-                await self._one_window(fault, min(hold_s, max(0.0, deadline - now())))
+                await self._one_window(
+                    fault, max(SHORTEST_HOLD_S, min(hold_s, deadline - now())))
 
     async def _one_window(self, fault: Fault, hold_s: float) -> None:
         if fault.must_settle and not await self._settle(f"before {fault.name}"):
             return
         window = Window(fault.name, self._now_ns(), "")
         self.windows.append(window)
+        if await self._attempt(fault.inject, fault, window):
+            await asyncio.sleep(hold_s)
+            if await self._attempt(fault.effect, fault, window):
+                self.injected[fault.name] += 1
+        # A run that is interrupted takes everything down instead.
         try:
-            if await self._inject(fault, window):
-                await asyncio.sleep(hold_s)
-        finally:
-            try:
-                await fault.heal()
-            except (ElasticKVError, ClusterError) as error:
-                self.problems.append(f"{fault.name} could not be healed: {error}")
-            window.end_ns = self._now_ns()
+            await fault.heal()
+        except (ElasticKVError, ClusterError) as error:
+            self.problems.append(f"{fault.name} could not be healed: {error}")
+        except Exception as error:
+            self.doubts.append(f"healing {fault.name} broke down: {type(error).__name__}: {error}")
+        window.end_ns = self._now_ns()
         if fault.must_settle:
             await self._settle(f"after {fault.name}")
 
@@ -114,29 +140,45 @@ class Nemesis:
             if now() + pause_s >= deadline:
                 return
             await asyncio.sleep(pause_s)
-            fault = usable[turn % len(usable)]
-            turn += 1
-            window = Window(fault.name, self._now_ns(), "", is_brief=True)
-            self.windows.append(window)
-            await self._inject(fault, window)
-            window.end_ns = self._now_ns()
+            # Encryption is turned on early in a run that begins without it, so that most of the run
+            # has something to protect.
+            first = next((fault for fault in usable if fault.requirements.starts_in_clear
+                          and not self.injected[fault.name]), None)
+            if first is None:
+                first = usable[turn % len(usable)]
+                turn += 1
+            await self._one_call(first)
 
-    async def _inject(self, fault: Fault, window: Window) -> bool:
+    async def _one_call(self, fault: Fault) -> None:
+        window = Window(fault.name, self._now_ns(), "", is_brief=True)
+        self.windows.append(window)
+        if await self._attempt(fault.inject, fault, window):
+            self.injected[fault.name] += 1
+        window.end_ns = self._now_ns()
+
+    async def _attempt(self, step: Callable[[], Awaitable[str]], fault: Fault,
+                       window: Window) -> bool:
+        """One step of a fault; what came of it goes into the window. True when it worked."""
+        def note(text: str) -> None:
+            window.what = "; ".join(filter(None, (window.what, text)))
+
         try:
-            window.what = await fault.inject()
+            note(await step())
         except NotAvailable as error:
             self.not_available[fault.name] = str(error)
-            window.what = f"not available: {error}"
+            note(f"not available: {error}")
         except NotNow as error:
-            window.what = f"not now: {error}"
+            note(f"not now: {error}")
         except Violation as error:
             self.problems.append(f"{fault.name}: {error}")
-            window.what = f"violation: {error}"
+            note(f"violation: {error}")
         except ElasticKVError as error:
             self.failed[fault.name] += 1
-            window.what = f"{type(error).__name__}: {error}"
+            note(f"{type(error).__name__}: {error}")
+        except Exception as error:  # Of the harness: the run shows nothing about this fault.
+            self.doubts.append(f"{fault.name} broke down: {type(error).__name__}: {error}")
+            note(self.doubts[-1])
         else:
-            self.injected[fault.name] += 1
             return True
         return False
 
@@ -162,14 +204,14 @@ class Nemesis:
                     await asyncio.sleep(RESTART_AFTER_S)
                     await self._cluster.restart(node)
 
-    def verdict(self, *, all_must_happen: bool) -> Verdict:
+    def verdict(self) -> Verdict:
         """Invalid when a fault met a broken promise; unknown when one that was asked for did not
         happen, because then the run shows nothing about it."""
-        unknown = [f"{name} is not available: {reason}"
-                   for name, reason in self.not_available.items()]
+        unknown = [*self.doubts, *(f"{name} is not available: {reason}"
+                                   for name, reason in self.not_available.items())]
         missing = [name for name in self._wanted
                    if not self.injected[name] and name not in self.not_available]
-        if missing and (all_must_happen or not self.injected):
+        if missing and (self._every_must_happen or not self.injected):
             unknown.append(f"never happened: {', '.join(missing)}")
         facts = {"injected": dict(self.injected), "failed": dict(self.failed),
                  "not_available": self.not_available, "not_reached": missing}

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +98,25 @@ def environment(preloads: Iterable[Preload], files: PreloadFiles) -> dict[str, s
     return variables
 
 
+def is_loaded(pid: int, library: Preload) -> bool:
+    """Whether the running process has `library` mapped: a preload that cannot be loaded is only
+    warned about. True as well where the kernel does not tell: a node hides its memory from other
+    processes of the same user."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return all(str(path.resolve()) in maps or str(path) in maps for path in find_libraries(library))
+
+
+def free_bytes(directory: Path) -> int:
+    """What still fits on the file system of `directory`."""
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
 def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
     """Give the running process one libfiu command, for example
     `enable_random name=posix/io/rw/write,probability=0.1,failinfo=5`. Raises `Unsupported`."""
@@ -108,9 +129,18 @@ def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
         raise Unsupported(f"fiu-ctrl: {result.stderr.strip() or result.stdout.strip()}")
 
 
+@functools.cache
 def can_mount() -> bool:
-    """Whether this process may mount a file system."""
-    return os.geteuid() == 0
+    """Whether this process may mount a file system: root may, unless it is confined."""
+    if os.geteuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory(prefix="jepsen-mount-") as directory:
+        try:
+            mount_small_disk(Path(directory), 1)
+        except Unsupported:
+            return False
+        subprocess.run(["umount", directory], check=True)
+    return True
 
 
 def mount_small_disk(directory: Path, size_mib: int) -> None:
@@ -125,8 +155,10 @@ def mount_small_disk(directory: Path, size_mib: int) -> None:
 def keep_and_unmount(directory: Path) -> None:
     """Unmount, leaving a copy of the content in the directory itself."""
     aside = directory.with_name(directory.name + ".kept")
-    shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
-    subprocess.run(["umount", "-l", str(directory)], check=True)
+    try:
+        shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
+    finally:
+        subprocess.run(["umount", "-l", str(directory)], check=True)
     directory.rmdir()
     aside.rename(directory)
 

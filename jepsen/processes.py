@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STOP_TIMEOUT_S = 20.0
+FREEZE_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,17 @@ class NodeProcess:
         """SIGSTOP: the process keeps everything and does nothing."""
         self.is_frozen = True
         self.send_signal(signal.SIGSTOP)
+
+    async def wait_frozen(self) -> None:
+        """Return once the kernel says that the process is stopped. Raises `RuntimeError` when it
+        does not within the time for stopping."""
+        stat = Path(f"/proc/{self.pid}/stat")
+        for _ in range(int(STOP_TIMEOUT_S / FREEZE_POLL_S)):
+            # pid (name) state ...; the name may hold anything but is followed by the last ")".
+            if stat.read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt":
+                return
+            await asyncio.sleep(FREEZE_POLL_S)
+        raise RuntimeError(f"{self.node} was sent SIGSTOP and runs on")
 
     def thaw(self) -> None:
         """SIGCONT."""

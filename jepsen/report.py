@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,9 +78,10 @@ def write_results(path: Path, summary: Summary, verdicts: Sequence[Verdict],
 
 
 def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
-         title: str) -> None:
+         title: str, load_end_ns: int) -> None:
     """Latency of every operation, and operations per second by outcome, over time. Windows of
-    faults are shaded; operators' calls are thin lines."""
+    faults are shaded; operators' calls are thin lines. The lower scale is that of the load: what is
+    read back after `load_end_ns` comes in a burst and may go off it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,8 +89,9 @@ def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
     from matplotlib.patches import Patch
 
     names = sorted({window.name for window in windows})
-    palette = pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20")
-    shades = {name: palette(number % palette.N) for number, name in enumerate(names)}
+    colours = [pyplot.get_cmap(name)(number) for name in ("tab20", "tab20b")
+               for number in range(20)]
+    shades = dict(zip(names, itertools.cycle(colours), strict=False))
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(13, 8),
                                              height_ratios=(3, 2))
     for axes in (above, below):
@@ -100,6 +104,7 @@ def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
                              color=shades[window.name], alpha=0.3, linewidth=0)
     ended = [op for op in operations if op.completed_ns is not None]
     step = max(1, len(ended) // _MAX_POINTS)
+    highest = 0.0
     for kind, colour in _COLOURS.items():
         of_kind = [op for op in ended if op.kind is kind]
         shown = of_kind[::step] if kind is Kind.OK else of_kind
@@ -110,16 +115,20 @@ def plot(path: Path, operations: Sequence[Operation], windows: Sequence[Window],
         bins = range(max(per_bin, default=0) + 1)
         below.plot([place * BIN_S for place in bins], [per_bin[place] / BIN_S for place in bins],
                    color=colour, linewidth=1, label=kind.value)
+        highest = max([highest, *(count / BIN_S for place, count in per_bin.items()
+                                  if (place + 1) * BIN_S <= load_end_ns / 1e9)])
+    below.set_ylim(0, highest * 1.1 or 1)
     above.set_yscale("log" if ended else "linear")
     above.set_ylabel("latency (ms)")
-    above.set_title(title)
+    above.set_title(textwrap.fill(title, 130), fontsize=10)
     below.set_ylabel("operations per second")
     below.set_xlabel("time (s)")
     above.legend(loc="upper right", fontsize=8)
     if names:
-        below.legend(handles=[Patch(color=shades[name], alpha=0.5, label=name) for name in names],
-                     loc="upper right", fontsize=7, ncols=2)
-    figure.tight_layout()
+        figure.legend(handles=[Patch(color=shades[name], alpha=0.5, label=name)
+                               for name in names],
+                      loc="lower center", fontsize=7, ncols=8)
+    figure.tight_layout(rect=(0, 0.025 * (1 + math.ceil(len(names) / 8)), 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import random
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from elastickv.crypto.kek_file import FileKekProvider
@@ -15,8 +17,8 @@ from elastickv.errors import ElasticKVError
 from jepsen import preload, report
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
 from jepsen.disk_audit import audit_nonces, audit_plaintext, audit_replicas
-from jepsen.faults import FAULTS
-from jepsen.history import Record, Recorder, pair
+from jepsen.faults import FAULTS, Requirements
+from jepsen.history import Recorder, pair
 from jepsen.nemesis import Nemesis, check_processes
 from jepsen.network import Network, Unsupported
 from jepsen.network.namespaces import NamespaceNetwork, namespaces_work
@@ -67,14 +69,20 @@ class Outcome:
     verdicts: Sequence[Verdict]
 
 
-async def choose_network(name: str, seed: int) -> Network:
-    """The driver of that name; "auto" is namespaces where they work in full, else the proxy.
+async def choose_network(name: str, seed: int) -> tuple[Network, str]:
+    """The driver of that name, and why it is not namespaces; "auto" is namespaces where they work
+    in full, else the proxy."""
+    if name == "proxy":
+        return ProxyNetwork(seed), "asked for"
+    if name == "auto" and (missing := await namespaces_work()):
+        return ProxyNetwork(seed), f"no namespaces: {missing}"
+    return NamespaceNetwork(seed), ""
 
-    Raises `Unsupported` when namespaces were asked for and this is not root.
-    """
-    if name == "namespaces" or (name == "auto" and not await namespaces_work()):
-        return NamespaceNetwork(seed)
-    return ProxyNetwork(seed)
+
+def requirements_of(fault: str) -> Requirements:
+    """What a fault package needs of the cluster here."""
+    need = FAULTS[fault].requirements
+    return need.on_this_machine(can_mount=preload.can_mount()) if need.small_disk else need
 
 
 def missing_packages(names: Sequence[str]) -> dict[str, str]:
@@ -82,7 +90,7 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
     missing: dict[str, str] = {}
     for name in names:
         try:
-            for library in FAULTS[name].requirements.preloads:
+            for library in requirements_of(name).preloads:
                 preload.find_libraries(library)
         except Unsupported as error:
             missing[name] = str(error)
@@ -91,7 +99,7 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
 
 def cluster_options(settings: RunSettings, faults: Sequence[str]) -> ClusterOptions:
     """What the fault packages need of the cluster."""
-    needs = [FAULTS[name].requirements for name in faults]
+    needs = [requirements_of(name) for name in faults]
     return ClusterOptions(
         node_count=settings.node_count, launcher=settings.launcher,
         environment=settings.environment, node_flags=settings.node_flags,
@@ -119,7 +127,7 @@ class Run:
         """Run, check, and write everything into the run directory."""
         settings = self._settings
         settings.directory.mkdir(parents=True)
-        network = await choose_network(settings.network, settings.seed)
+        network, self._network_reason = await choose_network(settings.network, settings.seed)
         missing = missing_packages(settings.faults)
         usable = [name for name in settings.faults if name not in missing]
         self._cluster = Cluster(settings.directory, network, cluster_options(settings, usable),
@@ -128,7 +136,8 @@ class Run:
         source = random.Random(f"{settings.seed} faults")
         self._nemesis = Nemesis(
             self._cluster, [FAULTS[name](self._cluster, random.Random(f"{settings.seed} {name}"))
-                            for name in usable], source, self._now_ns, missing)
+                            for name in usable], source, self._now_ns, missing,
+            every_must_happen=settings.every_fault_must_happen)
         verdicts: list[Verdict] = []
         self._begin_ns = self._end_ns = 0
         with contextlib.ExitStack() as files:
@@ -138,6 +147,9 @@ class Run:
                     self._now_ns, files.enter_context(path.open("w", encoding="utf-8")))
             try:
                 verdicts.append(await self._load())
+            except Exception as error:
+                # Of the harness itself, which cut the load short; what was seen is judged.
+                verdicts.append(self._broke_down("recovery", error))
             finally:
                 await self._cluster.close()
         verdicts += await asyncio.to_thread(self._check)
@@ -152,8 +164,9 @@ class Run:
             await self._prepare()
         except (ClusterError, ElasticKVError, Unsupported) as error:
             return judge("recovery", [], {}, [f"the cluster did not come up: {error}"])
+        reason = f" ({self._network_reason})" if self._network_reason else ""
         self._say(f"{len(self._cluster.nodes)} nodes are up, network: "
-                  f"{self._cluster.network.name}")
+                  f"{self._cluster.network.name}{reason}")
         supervisor = asyncio.create_task(self._nemesis.supervise())
         try:
             self._begin_ns = self._now_ns()
@@ -245,23 +258,34 @@ class Run:
 
     def _check(self) -> list[Verdict]:
         cluster = self._cluster
-        verdicts: list[Verdict] = []
+        checks: list[tuple[str, Callable[[], Verdict]]] = []
         for name, workload in self._workloads.items():
-            history: Sequence[Record] = self._recorders[name].records
-            verdicts += workload.check(history)
-        verdicts.append(self._nemesis.verdict(
-            all_must_happen=self._settings.every_fault_must_happen))
-        verdicts.append(check_processes(cluster))
-        if not cluster.kek_file.exists():
-            return verdicts
-        verdicts.append(audit_replicas(cluster.present_disks))
-        kek = FileKekProvider(cluster.kek_file).load()
-        verdicts.append(audit_nonces(cluster.disks, cluster.tap.spools, kek))
-        roots = [self._settings.directory / name
-                 for name in ("cluster", "logs", "old-disks", "taps")]
-        verdicts.append(audit_plaintext([root for root in roots if root.exists()],
-                                        [self._codec.sealed_marker]))
-        return verdicts
+            checks.append((name, partial(workload.check, self._recorders[name].records)))
+        checks.append(("faults", self._nemesis.verdict))
+        checks.append(("processes", partial(check_processes, cluster)))
+        if cluster.kek_file.exists():
+            kek = FileKekProvider(cluster.kek_file).load()
+            roots = [self._settings.directory / name
+                     for name in ("cluster", "logs", "old-disks", "taps")]
+            checks += [
+                ("replicas", partial(audit_replicas, cluster.present_disks)),
+                ("nonces", partial(audit_nonces, cluster.disks, cluster.tap.spools, kek,
+                                   cluster.tap.error)),
+                ("plaintext", partial(audit_plaintext, [root for root in roots if root.exists()],
+                                      [self._codec.sealed_marker]))]
+        return [self._verdict(name, check) for name, check in checks]
+
+    def _verdict(self, name: str, check: Callable[[], Verdict]) -> Verdict:
+        """What `check` says; a checker that fails has decided nothing, and the others go on."""
+        try:
+            return check()
+        except Exception as error:
+            return self._broke_down(name, error)
+
+    def _broke_down(self, name: str, error: Exception) -> Verdict:
+        path = self._settings.directory / f"broken-{name}.log"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return judge(name, [], {}, [f"broke down, see {path}: {type(error).__name__}: {error}"])
 
     def _report(self, verdicts: Sequence[Verdict]) -> Outcome:
         directory = self._settings.directory
@@ -272,10 +296,13 @@ class Run:
         summary = report.summarise(operations, nemesis.windows, verdicts, nemesis.injected,
                                    list(nemesis.not_available), self._begin_ns, self._end_ns)
         report.write_results(directory / "results.json", summary, verdicts, nemesis.windows,
-                             self._settings.as_dict())
-        title = (f"{', '.join(self._settings.workloads)} under {', '.join(self._settings.faults)}, "
-                 f"seed {self._settings.seed}: {summary.validity}")
-        report.plot(directory / "plot.png", operations, nemesis.windows, title)
+                             self._settings.as_dict() | {
+                                 "network": self._cluster.network.name})
+        title = (f"{', '.join(self._settings.workloads)} under "
+                 f"{', '.join(self._settings.faults) or 'no faults'}, {self._settings.node_count} "
+                 f"nodes, seed {self._settings.seed}: {summary.validity}")
+        report.plot(directory / "plot.png", operations, nemesis.windows, title,
+                    self._end_ns or self._now_ns())
         return Outcome(summary, verdicts)
 
 

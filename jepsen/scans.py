@@ -8,7 +8,9 @@ the pairs it saw, as a mapping. Hence
 * scans at the same timestamp see the same;
 * a scan at T sees the acknowledged batch with the highest timestamp up to T that was over when the
   scan began, or a batch that may be later than it: one of unknown outcome, or still under way;
-* timestamps are unique and grow in real time.
+* timestamps are unique and grow in real time;
+* a batch of unknown outcome that a scan showed did happen, so from the end of that scan on it is
+  due like an acknowledged one, at a timestamp that the scans that show it narrow down.
 
 Timestamps to scan at must come from batches that were acknowledged already, or else the state at T
 is still in the making.
@@ -16,8 +18,10 @@ is still in the making.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from jepsen.history import Kind, Operation, Record, Value, pair
 from jepsen.verdict import Verdict, judge
@@ -40,7 +44,8 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
         batches = {op.argument: op for op in part if op.f == "batch"}
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
         problems += [f"group {group}: {problem}" for problem in (
-            *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches))]
+            *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches),
+            *_hidden_again(scans, batches))]
     facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
              "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
     unknown = [] if past_scans else ["no scan at a timestamp saw anything"]
@@ -114,4 +119,59 @@ def _wrong_version(scans: Iterable[Operation], batches: dict[Value, Operation]) 
             elif due is not None and seen.result < due.result:
                 problems.append(f"stale: {due.describe()} is later than what {scan.describe()} "
                                 "shows")
+    return problems
+
+
+class _Sighting(NamedTuple):
+    """A batch of unknown outcome that scans showed: it has a timestamp above `after` and up to
+    `until`, and is there for every scan that begins after `since`, a position in the history."""
+
+    batch: Operation
+    after: int
+    until: float
+    since: int
+
+
+def _sightings(scans: Sequence[Operation], batches: Mapping[Value, Operation]) -> list[_Sighting]:
+    acknowledged = [op for op in batches.values() if op.kind is Kind.OK]
+    shown: dict[Value, list[Operation]] = defaultdict(list)
+    for scan in scans:
+        if scan.result:
+            shown[scan.result[0][1]].append(scan)
+    found = []
+    for value, sights in shown.items():
+        batch = batches.get(value)
+        if batch is None or batch.kind is not Kind.INFO:
+            continue
+        since = min(scan.completed or 0 for scan in sights)
+        # Above what was over before it began, and above what it hid in a scan that showed it.
+        after = max((op.result for op in acknowledged
+                     if (op.completed or 0) < batch.invoked or any(
+                         (op.completed or 0) < scan.invoked and _reaches(scan, op)
+                         for scan in sights)), default=0)
+        until = min([math.inf, *(scan.argument for scan in sights if scan.argument),
+                     *(op.result - 1 for op in acknowledged if op.invoked > since)])
+        found.append(_Sighting(batch, after, until, since))
+    return found
+
+
+def _reaches(scan: Operation, batch: Operation) -> bool:
+    """Whether an acknowledged batch is old enough for what the scan asked for."""
+    return bool(scan.argument == 0 or batch.result <= scan.argument)
+
+
+def _hidden_again(scans: Sequence[Operation], batches: Mapping[Value, Operation]) -> list[str]:
+    problems = []
+    for seen in _sightings(scans, batches):
+        if seen.after >= seen.until:
+            problems.append(f"no timestamp is left for {seen.batch.describe()}: it is above "
+                            f"{seen.after} and not above {seen.until}")
+            continue
+        for scan in scans:
+            if scan.invoked <= seen.since or 0 < scan.argument < seen.until:
+                continue
+            shown = batches.get(scan.result[0][1]) if scan.result else None
+            if not scan.result or (shown is not None and shown.kind is Kind.OK
+                                   and shown.result <= seen.after):
+                problems.append(f"seen, then gone: {seen.batch.describe()} in {scan.describe()}")
     return problems

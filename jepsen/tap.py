@@ -40,6 +40,15 @@ class _Spool:
     seen: set[tuple[int, int, int]] = field(default_factory=set)
 
 
+def journal_segments(data_directory: Path) -> list[Path]:
+    """The segments that are there. A directory that goes away meanwhile holds none: disks are taken
+    away while the tap looks at them, after a last poll of its own."""
+    try:
+        return sorted((data_directory / "raft").rglob("*.log"))
+    except FileNotFoundError:
+        return []
+
+
 class JournalTap:
     """Copies journal records of `{node id: data directory}` into `directory/<node id>.spool`."""
 
@@ -49,6 +58,8 @@ class JournalTap:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.error = ""
+        """Why the tap ended early; "" while it has missed nothing that it could read."""
         directory.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -70,9 +81,12 @@ class JournalTap:
             self.poll(node)
 
     def _run(self) -> None:
-        while not self._stop.wait(POLL_S):
-            for node in self._sources:
-                self.poll(node)
+        try:
+            while not self._stop.wait(POLL_S):
+                for node in self._sources:
+                    self.poll(node)
+        except Exception as error:  # Whatever it is, the audit has to know.
+            self.error = f"the journal tap ended early: {type(error).__name__}: {error}"
 
     def poll(self, node: str) -> int:
         """Take what is new in the journal of `node`; the number of records. Call it before a fault
@@ -80,7 +94,7 @@ class JournalTap:
         with self._lock:
             spool = self._spools[node]
             taken: list[bytes] = []
-            for path in sorted((self._sources[node] / "raft").rglob("*.log")):
+            for path in journal_segments(self._sources[node]):
                 taken += self._read_segment(path, spool)
             if taken:
                 with spool.path.open("ab") as file:

@@ -92,6 +92,16 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
     assert setting.required or value != config.parse_value(setting, setting.default, "here")
 
 
+def test_a_node_may_listen_elsewhere_than_where_members_reach_it() -> None:
+    assert config.resolve(TLS, {}).raft_listen == config.resolve(TLS, {}).raft_address
+    settings = config.resolve({**TLS, "raft_listen_address": "0.0.0.0:7000"}, {})
+    assert str(settings.raft_listen) == "0.0.0.0:7000"
+    assert settings.raft_dial_from == config.resolve(TLS, {}).raft_dial_from == ""
+    inside = config.resolve({**TLS, "raft_listen_address": "10.0.0.9:7000"}, {})
+    assert inside.raft_dial_from == "10.0.0.9"
+    assert settings.raft_address == config.resolve(TLS, {}).raft_address
+
+
 class Refusal(NamedTuple):
     """Settings, the words that the message must hold."""
 
@@ -117,6 +127,14 @@ REFUSALS = [
     Refusal("IPv6 wildcard", {**TLS, "raft_address": "[::]:50151"}, ("--raftAddress", "wildcard")),
     Refusal("one address for both", {**LOCAL, "raft_address": "127.0.0.1:50051"},
             ("--address and --raftAddress",)),
+    Refusal("members on the client port", {**LOCAL, "raft_listen_address": "127.0.0.1:50051"},
+            ("--address and --raft-listen-address",)),
+    Refusal("metrics on the members' port", {**LOCAL, "raft_listen_address": "127.0.0.1:9",
+                                             "metrics_address": "127.0.0.1:9"},
+            ("--metrics-address",)),
+    Refusal("insecure on a real listening address",
+            {**LOCAL, "raft_listen_address": "0.0.0.0:50151"},
+            ("--insecure is refused", "--raft-listen-address")),
     Refusal("metrics on the client port", {**LOCAL, "metrics_address": "127.0.0.1:50051"},
             ("--metrics-address",)),
     Refusal("boolean", {**LOCAL, "encryption_enabled": "perhaps"},

@@ -177,14 +177,19 @@ class _Connection(asyncio.Protocol):
 
 
 class TlsLinks:
-    """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that)."""
+    """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that).
+
+    `dial_from` is the host that its own connections come from; "" lets the system choose.
+    """
 
     def __init__(self, node_id: str, listen_address: str, *, tls: TlsFiles | None,
-                 max_entry_bytes: int, generator: random.Random | None = None) -> None:
+                 max_entry_bytes: int, dial_from: str = "",
+                 generator: random.Random | None = None) -> None:
         self.node_id = node_id
         self.secure = tls is not None
         self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
         self._listen_address = listen_address
+        self._dial_from = (dial_from, 0) if dial_from else None
         self._server_context = tls.context(server=True) if tls else None
         self._client_context = tls.context(server=False) if tls else None
         self._generator = generator or random.Random()
@@ -213,7 +218,7 @@ class TlsLinks:
                 ssl_handshake_timeout=GREETING_TIMEOUT_S if self.secure else None)
         except OSError as error:
             raise BindFailed(f"cannot listen on {self._listen_address} ({error.strerror})",
-                             remedy="check --raftAddress") from None
+                             remedy="check --raftAddress and --raft-listen-address") from None
         self.port = self._server.sockets[0].getsockname()[1]
         self._repeat(REDIAL_S, self._redial)
         self._repeat(PING_S, self._ping)
@@ -333,7 +338,8 @@ class TlsLinks:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await self._loop.create_connection(lambda: connection, host, port,
-                                                   ssl=self._client_context)
+                                                   ssl=self._client_context,
+                                                   local_addr=self._dial_from)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
         except (OSError, TimeoutError, ssl.SSLError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jepsen.cluster import Cluster
@@ -30,6 +30,12 @@ class Requirements:
     preloads: frozenset[Preload] = frozenset()
     small_disk: bool = False
     starts_in_clear: bool = False
+
+    def on_this_machine(self, *, can_mount: bool) -> Requirements:
+        """The same where small disks can be mounted; else libfiu takes their place."""
+        if can_mount or not self.small_disk:
+            return self
+        return replace(self, small_disk=False, preloads=self.preloads | {Preload.FIU})
 
 
 class Fault:
@@ -58,6 +64,14 @@ class Fault:
         not succeed this time.
         """
         raise NotImplementedError
+
+    async def effect(self) -> str:
+        """What shows, at the end of the window, that the fault did something; "" where `inject` has
+        seen it already. An injection that did nothing is not counted.
+
+        Raises `NotNow` when nothing came of it.
+        """
+        return ""
 
     async def heal(self) -> None:
         """Undo it: every node runs, every link and disk is whole. Called once after each `inject`

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Sequence
 
-from jepsen.faults.api import Fault
+from jepsen.faults.api import Fault, NotNow
 
 
 class _Kill(Fault):
@@ -14,7 +15,10 @@ class _Kill(Fault):
 
     async def inject(self) -> str:
         victims = await self.victims()
-        await asyncio.gather(*(self.cluster.processes[node].kill() for node in victims))
+        processes = [self.cluster.processes[node] for node in victims]
+        await asyncio.gather(*(process.kill() for process in processes))
+        if any(process.exits[-1].code != -signal.SIGKILL for process in processes):
+            raise NotNow("a node had ended by itself before")
         return f"kill -9 {', '.join(victims)}"
 
     async def heal(self) -> None:
@@ -62,6 +66,8 @@ class Pause(Fault):
             0, self.cluster.minority() - 1))
         for node in (first, *rest):
             self.cluster.processes[node].freeze()
+        for node in (first, *rest):
+            await self.cluster.processes[node].wait_frozen()
         return f"SIGSTOP {', '.join((first, *rest))}"
 
     async def heal(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from jepsen import preload
-from jepsen.faults.api import Fault, NotAvailable, Requirements
+from jepsen.cluster import POLL_S, Cluster
+from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements
 from jepsen.network import Unsupported
 from jepsen.preload import Preload
 
@@ -18,11 +21,26 @@ SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync", "posix/io/dir
 durable. Not `write`: sockets, the log and libfiu's own answers go through it."""
 
 FAILURE_PROBABILITY = 0.2
-AHEAD_S = 2.0
-"""How long a node runs on after its disk was copied."""
+AHEAD_S = 1.0
+"""How long a node runs on after its disk was copied, counted from when it has applied more."""
+
+AHEAD_TIMEOUT_S = 20.0
 
 
-class _FailingCalls(Fault):
+class _OneDisk(Fault):
+    """Something about the disk of one node, which may end by itself meanwhile."""
+
+    def __init__(self, cluster: Cluster, source: random.Random) -> None:
+        super().__init__(cluster, source)
+        self._node = ""
+
+    def ending(self) -> str:
+        """How the node came through so far."""
+        process = self.cluster.processes[self._node]
+        return "it runs on" if process.is_running else f"it ended with {process.exits[-1].code}"
+
+
+class _FailingCalls(_OneDisk):
     """Makes system calls of one node fail, by libfiu."""
 
     async def enable(self, node: str, calls: Sequence[str], probability: float,
@@ -50,17 +68,24 @@ class DiskFull(_FailingCalls):
     """Nothing more fits on one node's disk. It may refuse writes or stop; it may lose nothing."""
 
     name = "disk-full"
-    requirements = (Requirements(small_disk=True) if preload.can_mount()
-                    else Requirements(preloads=frozenset({Preload.FIU})))
+    requirements = Requirements(small_disk=True)
 
     async def inject(self) -> str:
-        node = await self.some_node()
+        self._node = node = await self.some_node()
         self.cluster.processes[node].expect_exit = True
         if not self.cluster.options.small_disk_mib:
             await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
             return f"{node}: ENOSPC on every write"
         ballast = await asyncio.to_thread(preload.fill_disk, self.cluster.data_directory(node))
         return f"{node} full, {ballast >> 20} MiB of ballast"
+
+    async def effect(self) -> str:
+        if not self.cluster.options.small_disk_mib:
+            # The process itself has confirmed the command, and every write fails: nothing to see
+            # from outside where the node refuses writes and runs on, as it should.
+            return self.ending()
+        return (f"{preload.free_bytes(self.cluster.data_directory(self._node))} bytes free, "
+                f"{self.ending()}")
 
     async def heal(self) -> None:
         for node, process in self.cluster.processes.items():
@@ -79,10 +104,15 @@ class IoError(_FailingCalls):
     requirements = Requirements(preloads=frozenset({Preload.FIU}))
 
     async def inject(self) -> str:
-        node = await self.some_node()
+        self._node = node = await self.some_node()
         self.cluster.processes[node].expect_exit = True
         await self.enable(node, WRITING_CALLS + SYNCING_CALLS, FAILURE_PROBABILITY, errno.EIO)
         return f"{node}: EIO on {FAILURE_PROBABILITY:.0%} of writes and syncs"
+
+    async def effect(self) -> str:
+        if self.cluster.processes[self._node].is_running:
+            raise NotNow("no call that mattered failed")
+        return self.ending()
 
     async def heal(self) -> None:
         # A new process has no failures enabled. One that survived its errors starts anew as well.
@@ -121,11 +151,26 @@ class OldDisk(Fault):
         await process.kill()
         old: Path = await asyncio.to_thread(self.cluster.copy_disk, node)
         await self.cluster.restart(node)
-        await asyncio.sleep(AHEAD_S)
+        ahead = await self._run_ahead(node)
         await process.kill()
         await asyncio.to_thread(self.cluster.put_disk_back, node, old)
         await self.cluster.restart(node)
-        return f"{node} got its disk of {AHEAD_S:g} s ago"
+        return f"{node} got its old disk, at least {ahead} entries behind"
+
+    async def _run_ahead(self, node: str) -> int:
+        """Let the node write more than the copy has; at least how many entries. Raises `NotNow`
+        when it does not."""
+        statuses = await self.cluster.statuses()
+        copied = max((status.last_log_index for status in statuses.values()), default=0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AHEAD_TIMEOUT_S):
+                while True:
+                    status = (await self.cluster.statuses()).get(node)
+                    if status is not None and copied and status.applied_index > copied:
+                        await asyncio.sleep(AHEAD_S)
+                        return status.applied_index - copied
+                    await asyncio.sleep(POLL_S)
+        raise NotNow(f"{node} did not get ahead of its old disk")
 
     async def heal(self) -> None:
         await self.restart_all()

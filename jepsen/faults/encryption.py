@@ -3,13 +3,19 @@ any other: they must neither lose nor delay what clients do, nor leave members t
 
 from __future__ import annotations
 
+import asyncio
+import random
+
 from elastickv.client import Client, Purpose
-from elastickv.crypto.nonce import full_node_id
 from elastickv.errors import EncryptionConflict, Unimplemented
+from elastickv.keys.sidecar import RELATIVE_PATH
+from jepsen.cluster import POLL_S, Cluster
 from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements, Violation
 
-REFUSAL_TIMEOUT_S = 5.0
+REFUSAL_TIMEOUT_S = 30.0
 """A node whose KEK is wrong has to refuse within this time."""
+
+REPAIR_TIMEOUT_S = 40.0
 
 
 class _Operation(Fault):
@@ -91,17 +97,70 @@ class RotateRaft(_Rotate):
     purpose = Purpose.RAFT
 
 
-class Resync(_Operation):
-    """A member asks for the leader's key state."""
+class Resync(Fault):
+    """One node loses its sidecar, or finds it damaged. It takes the key state over from the leader,
+    by itself at its start or by the operator's command."""
 
     name = "resync"
+    must_settle = True
 
-    async def operate(self, operator: Client) -> str:
-        node = self.random.choice(self.cluster.nodes)
-        state = await operator.encryption.resync_sidecar(full_node_id(node))
-        if self.cluster.sealed and not state.wrapped_deks_by_id:
-            raise Violation(f"the leader has no keys for {node}")
-        return f"{node}: {len(state.wrapped_deks_by_id)} DEKs"
+    def __init__(self, cluster: Cluster, source: random.Random) -> None:
+        super().__init__(cluster, source)
+        self._node = ""
+
+    async def inject(self) -> str:
+        cluster = self.cluster
+        node = await self.some_node()
+        if not (await cluster.admin(node).encryption.sidecar_state()).active_storage_id:
+            raise NotNow("the cluster has no keys yet")
+        await cluster.processes[node].kill()
+        sidecar = cluster.data_directory(node) / RELATIVE_PATH
+        if self.random.random() < 0.5:
+            sidecar.unlink()
+            how = "lost"
+        else:
+            data = sidecar.read_bytes()
+            sidecar.write_bytes(data[:self.random.randrange(len(data))])
+            how = "damaged"
+        self._node = node
+        return f"sidecar of {node} {how}"
+
+    async def effect(self) -> str:
+        """Mends it here, because the run shows nothing until the node has its keys again."""
+        node, cluster = self._node, self.cluster
+        process = cluster.processes[node]
+        by_command = self.random.random() < 0.5
+        if by_command:
+            await self._resync_by_command(node)
+        process.expect_exit = not by_command
+        await cluster.restart(node)
+        if by_command:
+            return "restored by resync-sidecar"
+        now = asyncio.get_running_loop().time
+        deadline = now() + REPAIR_TIMEOUT_S
+        while node not in await cluster.statuses():
+            if not process.is_running:
+                await self._resync_by_command(node)
+                return (f"it stopped with {process.exits[-1].code}, "
+                        "restored by resync-sidecar")
+            if now() > deadline:
+                raise Violation(f"{node} neither repaired its sidecar nor stopped within "
+                                f"{REPAIR_TIMEOUT_S:g} s")
+            await asyncio.sleep(POLL_S)
+        return "restored by the node itself"
+
+    async def _resync_by_command(self, node: str) -> None:
+        """What an operator runs on the machine of the stopped node. Raises `Violation` when it does
+        not succeed."""
+        code, output = await self.cluster.command_of_operator(
+            node, "admin", "encryption", "resync-sidecar", "--raftId", node,
+            "--raftDataDir", str(self.cluster.data_directory(node)),
+            "--kekFile", str(self.cluster.kek_file))
+        if code:
+            raise Violation(f"resync-sidecar of {node} ended with {code}: {output}")
+
+    async def heal(self) -> None:
+        await self.restart_all()
 
 
 class WrongKek(Fault):

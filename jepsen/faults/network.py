@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from jepsen.faults.api import Fault, NotAvailable
+from jepsen.faults.api import Fault, NotAvailable, NotNow
 from jepsen.network import Link, LinkShape, Unsupported, links_between
 
 
@@ -36,6 +36,12 @@ def ring_cuts(circle: Sequence[str]) -> set[Link]:
 
 
 class _Cut(Fault):
+    async def effect(self) -> str:
+        touched = await self.cluster.network.effect()
+        if not touched:
+            raise NotNow("nothing was sent over those links")
+        return f"{touched} pieces held, delayed or lost"
+
     async def heal(self) -> None:
         await self.cluster.network.heal()
 
@@ -83,7 +89,9 @@ class IsolateLeader(_Cut):
     name = "isolate-leader"
 
     async def inject(self) -> str:
-        leader = await self.some_node(prefer_leader=1.0)
+        leader = await self.cluster.leader()
+        if leader is None:
+            raise NotNow("nobody leads")
         await self.cluster.network.cut(both_ways([leader], self.cluster.others([leader])))
         return f"{leader} isolated"
 

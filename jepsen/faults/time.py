@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jepsen.faults.api import Fault, Requirements
+from jepsen import preload
+from jepsen.faults.api import Fault, NotAvailable, Requirements
 from jepsen.preload import Preload
 
 STEPS_S = (-86_400.0, -600.0, -5.0, -0.2, 0.2, 5.0, 600.0, 86_400.0)
@@ -19,6 +20,9 @@ class ClockSteps(Fault):
                                    self.random.randint(1, len(self.cluster.nodes)))
         steps = {node: self.random.choice(STEPS_S) for node in sorted(nodes)}
         for node, offset_s in steps.items():
+            process = self.cluster.processes[node]
+            if process.is_running and not preload.is_loaded(process.pid, Preload.FAKETIME):
+                raise NotAvailable(f"{node} runs without libfaketime")
             self.cluster.preload_files(node).set_clock(offset_s)
         return ", ".join(f"{node} {offset_s:+g} s" for node, offset_s in steps.items())
 

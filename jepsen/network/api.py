@@ -48,11 +48,11 @@ class Network(Protocol):
         ...
 
     def raft_address(self, node: str) -> str:
-        """`host:port` where `node` itself listens for members."""
+        """`host:port` at which the other members reach `node`; the same for all of them."""
         ...
 
-    def raft_address_seen_by(self, node: str, peer: str) -> str:
-        """`host:port` at which `node` reaches `peer`."""
+    def raft_listen_address(self, node: str) -> str:
+        """`host:port` where `node` itself listens for members; it dials them from that host."""
         ...
 
     def launch_prefix(self, node: str) -> list[str]:
@@ -65,6 +65,11 @@ class Network(Protocol):
 
     async def shape(self, links: Iterable[Link], shape: LinkShape) -> None:
         """From now on `links` behave like `shape`. Raises `Unsupported`."""
+        ...
+
+    async def effect(self) -> int:
+        """How much traffic the cuts and shapes since the last `heal` have touched: pieces or
+        packets held, delayed or lost. 0 means that they changed nothing."""
         ...
 
     async def heal(self) -> None:

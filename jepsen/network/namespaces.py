@@ -11,6 +11,7 @@ a `prio` queue, chosen by a `u32` filter. Needs root; shaping needs `sch_netem` 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,18 @@ def shape_commands(destinations: Sequence[tuple[str, LinkShape]]) -> list[list[s
     return commands
 
 
+def refused_packets(snmp: str) -> int:
+    """How many packets found no route, from the text of /proc/net/snmp; a blackhole is none."""
+    names, counts = (line.split()[1:] for line in snmp.splitlines() if line.startswith("Ip:"))
+    return int(dict(zip(names, counts, strict=True))["OutNoRoutes"])
+
+
+def shaped_packets(qdiscs: str) -> int:
+    """How many packets passed through or were lost in `netem`, from `tc -s -j qdisc show`."""
+    return sum(qdisc.get("packets", 0) + qdisc.get("drops", 0)
+               for qdisc in json.loads(qdiscs or "[]") if qdisc.get("kind") == "netem")
+
+
 async def run_command(*command: str, check: bool = True) -> str:
     """Run a command; its output. Raises `Unsupported` with what it said when it fails."""
     try:
@@ -62,6 +75,7 @@ class NamespaceNetwork:
         self._bridge = f"jpbr{self._subnet}"
         self._numbers: dict[str, int] = {}
         self._shapes: dict[Link, LinkShape] = {}
+        self._refused_before = 0
 
     def _namespace(self, node: str) -> str:
         return f"jp{self._subnet}{node}"
@@ -106,8 +120,8 @@ class NamespaceNetwork:
     def raft_address(self, node: str) -> str:
         return f"{self._address(node)}:{RAFT_PORT}"
 
-    def raft_address_seen_by(self, node: str, peer: str) -> str:
-        return self.raft_address(peer)
+    def raft_listen_address(self, node: str) -> str:
+        return self.raft_address(node)
 
     def launch_prefix(self, node: str) -> list[str]:
         return ["ip", "netns", "exec", self._namespace(node)]
@@ -127,6 +141,16 @@ class NamespaceNetwork:
                      if link.source == node]):
                 await self._inside(node, *command)
 
+    async def _refused(self) -> int:
+        return sum([refused_packets(await self._inside(node, "cat", "/proc/net/snmp"))
+                    for node in self._numbers])
+
+    async def effect(self) -> int:
+        shaped = sum([shaped_packets(await self._inside(
+            node, "tc", "-s", "-j", "qdisc", "show", "dev", DEVICE))
+            for node in {link.source for link in self._shapes}])
+        return await self._refused() - self._refused_before + shaped
+
     async def heal(self) -> None:
         shaped = {link.source for link in self._shapes}
         self._shapes.clear()
@@ -134,6 +158,7 @@ class NamespaceNetwork:
             await self._inside(node, "ip", "route", "flush", "type", "blackhole", check=False)
             if node in shaped:
                 await self._inside(node, "tc", "qdisc", "del", "dev", DEVICE, "root", check=False)
+        self._refused_before = await self._refused()
 
     async def stop(self) -> None:
         for node in self._numbers:

@@ -1,8 +1,9 @@
-"""A TCP proxy per link, in this process: needs no privilege and works everywhere.
+"""A TCP proxy in every link, in this process: needs no privilege and works on every Linux.
 
-Every ordered pair of nodes has a listening port of its own: what node a dials in order to reach
-node b. So each connection's two directions belong to known links, and each direction is delayed,
-stalled or cut on its own, which makes one-way partitions possible.
+What members know as the address of a node is a port of this proxy; the node itself listens at a
+loopback address of its own, and dials from there. So each connection's two directions belong to
+known links, whoever told the dialler the address: each direction is delayed, stalled or cut on its
+own, which makes one-way partitions possible. A connection from elsewhere is closed.
 
 What a cut means for TCP: bytes under way are held, not lost, and go on after the healing, as
 retransmission would have it; a new connection is accepted but nothing passes until both of its
@@ -22,6 +23,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from jepsen.network.api import CLEAN, Link, LinkShape
 
 HOST = "127.0.0.1"
+FIRST_HOST = 11
+"""Nodes are 127.0.0.11 and up: all of 127.0.0.0/8 is this machine, without any set-up."""
+
 CHUNK_BYTES = 64 * 1024
 MAX_HELD_BYTES = 8 * 1024 * 1024
 RETRANSMIT_S = 0.2
@@ -37,6 +41,8 @@ class _LinkState:
 
     def __init__(self, source: random.Random) -> None:
         self.shape = CLEAN
+        self.touched = 0
+        """Pieces that were held, delayed or lost since the last healing."""
         self._random = source
         self._open = asyncio.Event()
         self._open.set()
@@ -50,9 +56,11 @@ class _LinkState:
 
     def heal(self) -> None:
         self.shape = CLEAN
+        self.touched = 0
         self._open.set()
 
     async def wait_open(self) -> None:
+        self.touched += not self.is_open
         await self._open.wait()
 
     def delay_s(self) -> float:
@@ -60,6 +68,7 @@ class _LinkState:
         shape = self.shape
         if shape is CLEAN:
             return 0.0
+        self.touched += 1
         delay_s = max(0.0, self._random.gauss(shape.latency_ms, shape.jitter_ms)) / 1000
         timeout_s = RETRANSMIT_S
         while self._random.random() < shape.loss and timeout_s < MAX_RETRANSMIT_S:
@@ -128,22 +137,24 @@ class ProxyNetwork:
         self._links: dict[Link, _LinkState] = {}
         self._client_ports: dict[str, int] = {}
         self._raft_ports: dict[str, int] = {}
-        self._servers: dict[Link, asyncio.Server] = {}
+        self._hosts: dict[str, str] = {}
+        self._servers: dict[str, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
 
     async def start(self, nodes: Sequence[str]) -> None:
         ports = free_ports(2 * len(nodes))
         self._client_ports = dict(zip(nodes, ports[:len(nodes)], strict=True))
         self._raft_ports = dict(zip(nodes, ports[len(nodes):], strict=True))
-        for source in nodes:
-            for target in nodes:
+        self._hosts = {node: f"127.0.0.{number}" for number, node in enumerate(nodes, FIRST_HOST)}
+        for target in nodes:
+            for source in nodes:
                 if source != target:
                     link = Link(source, target)
                     self._links[link] = _LinkState(random.Random(f"{self._seed} {link}"))
-                    self._servers[link] = await asyncio.start_server(
-                        self._handler(link), HOST, 0, limit=CHUNK_BYTES)
+            self._servers[target] = await asyncio.start_server(
+                self._handler(target), HOST, 0, limit=CHUNK_BYTES)
 
-    def _handler(self, link: Link) -> Handler:
+    def _handler(self, target: str) -> Handler:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             if task is not None:
@@ -151,7 +162,10 @@ class ProxyNetwork:
                 task.add_done_callback(self._connections.discard)
             # Nobody awaits this task: the ends of connections and of the run are not errors.
             with contextlib.suppress(asyncio.CancelledError, OSError, ExceptionGroup):
-                await self._relay(link, reader, writer)
+                host = writer.get_extra_info("peername")[0]
+                source = next((node for node, own in self._hosts.items() if own == host), target)
+                if source != target:
+                    await self._relay(Link(source, target), reader, writer)
             writer.transport.abort()
 
         return serve
@@ -165,7 +179,7 @@ class ProxyNetwork:
             if not await _opened_before(received, there, back):
                 return  # The dialler gave up while nothing passed: the other end never hears of it.
             far_reader, far_writer = await asyncio.open_connection(
-                HOST, self._raft_ports[link.target], limit=CHUNK_BYTES)
+                self._hosts[link.target], self._raft_ports[link.target], limit=CHUNK_BYTES)
             for end in (writer, far_writer):
                 end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             answers = _Pump(far_reader, back)
@@ -183,12 +197,10 @@ class ProxyNetwork:
         return f"{HOST}:{self._client_ports[node]}"
 
     def raft_address(self, node: str) -> str:
-        return f"{HOST}:{self._raft_ports[node]}"
+        return f"{HOST}:{self._servers[node].sockets[0].getsockname()[1]}"
 
-    def raft_address_seen_by(self, node: str, peer: str) -> str:
-        if node == peer:
-            return self.raft_address(node)
-        return f"{HOST}:{self._servers[Link(node, peer)].sockets[0].getsockname()[1]}"
+    def raft_listen_address(self, node: str) -> str:
+        return f"{self._hosts[node]}:{self._raft_ports[node]}"
 
     def launch_prefix(self, node: str) -> list[str]:
         return []
@@ -200,6 +212,9 @@ class ProxyNetwork:
     async def shape(self, links: Iterable[Link], shape: LinkShape) -> None:
         for link in links:
             self._links[link].shape = shape
+
+    async def effect(self) -> int:
+        return sum(state.touched for state in self._links.values())
 
     async def heal(self) -> None:
         for state in self._links.values():

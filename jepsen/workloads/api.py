@@ -97,6 +97,6 @@ class Workload:
         """Read back everything that must be there, recorded. Runs after every fault is healed."""
         raise NotImplementedError
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
+    def check(self, history: Sequence[Record]) -> Verdict:
         """Judge the history."""
         raise NotImplementedError

@@ -57,5 +57,5 @@ class BankWorkload(Workload):
         for session in sessions:
             await self._read(session)
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
-        return [check_bank(history, accounts=ACCOUNTS, total=OPENING_BALANCE * len(ACCOUNTS))]
+    def check(self, history: Sequence[Record]) -> Verdict:
+        return check_bank(history, accounts=ACCOUNTS, total=OPENING_BALANCE * len(ACCOUNTS))

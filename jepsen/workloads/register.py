@@ -11,9 +11,9 @@ import itertools
 from collections.abc import Sequence
 
 from elastickv.client import Condition, Put, ReadResult
-from jepsen.history import Record, Value
+from jepsen.history import Kind, Record, Value
 from jepsen.linearizable import check_register
-from jepsen.verdict import Verdict
+from jepsen.verdict import Verdict, judge
 from jepsen.workloads.api import Session, Workload
 
 KEYS = 8
@@ -82,5 +82,9 @@ class RegisterWorkload(Workload):
 
         await asyncio.gather(*(read_share(*each) for each in enumerate(sessions)))
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
-        return [check_register(history)]
+    def check(self, history: Sequence[Record]) -> Verdict:
+        verdict = check_register(history)
+        if verdict.is_valid and not any(record.f == "read" and record.kind is Kind.OK
+                                        and record.value is not None for record in history):
+            return judge(verdict.checker, [], verdict.facts, ["no read saw anything written"])
+        return verdict

@@ -59,5 +59,5 @@ class ScansWorkload(Workload):
             for at_ts in (*self._timestamps[group][-RECENT:], 0):
                 await self._scan(session, group, at_ts)
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
-        return [check_scans(history, group_size=GROUP_SIZE)]
+    def check(self, history: Sequence[Record]) -> Verdict:
+        return check_scans(history, group_size=GROUP_SIZE)

@@ -47,5 +47,5 @@ class UniqueWorkload(Workload):
 
         await asyncio.gather(*(read_share(*each) for each in enumerate(sessions)))
 
-    def check(self, history: Sequence[Record]) -> list[Verdict]:
-        return [check_unique_writes(history)]
+    def check(self, history: Sequence[Record]) -> Verdict:
+        return check_unique_writes(history)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,6 +228,44 @@ def test_the_tap_waits_for_a_record_to_be_whole(node: Fixture, tmp_path: Path) -
     assert tap.poll("n1") == 1
     path.write_bytes(whole)
     assert tap.poll("n1") == 1
+
+
+def test_the_tap_survives_a_disk_that_goes_away_under_it(node: Fixture, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    tap = JournalTap({"n1": node.disk.directory}, tmp_path / "taps")
+    node.write_journal({2: node.entry(1)})
+
+    def gone(path: Path, pattern: str) -> list[Path]:
+        raise FileNotFoundError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rglob", gone)
+        assert tap.poll("n1") == 0
+    assert tap.poll("n1") == 1
+
+
+def test_a_tap_that_ended_early_leaves_the_audit_unknown(node: Fixture, kek: Kek) -> None:
+    node.write_journal({2: node.entry(1)})
+    assert audit_nonces([node.disk], [], kek).is_valid
+    verdict = audit_nonces([node.disk], [], kek, "the journal tap ended early: OSError")
+    assert verdict.validity is Validity.UNKNOWN
+
+
+def test_the_tap_says_why_it_ended_early(node: Fixture, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    tap = JournalTap({"n1": node.disk.directory}, tmp_path / "taps")
+    broken = threading.Event()
+
+    def fail(name: str) -> int:
+        broken.set()
+        raise PermissionError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tap, "poll", fail)
+        tap.start()
+        assert broken.wait(30)
+    tap.stop()
+    assert "PermissionError: n1" in tap.error
 
 
 # --- replicas --------------------------------------------------------------------------------

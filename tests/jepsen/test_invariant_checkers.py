@@ -180,6 +180,32 @@ SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
                                      sequential(scan(20, x="v", y="v"), scan(10, x="w", y="w"))),
                                 Validity.VALID, ""),
     "nothing to see": (sequential(batch("v", 10)), Validity.UNKNOWN, "no scan"),
+    "unknown batch seen and later still there": (
+        sequential(batch("v", 10), batch("u", None, "info"), batch("w", 30), scan(0, x="u", y="u"),
+                   scan(0, x="u", y="u"), scan(10, x="v", y="v"), scan(30, x="w", y="w")),
+        Validity.VALID, ""),
+    "unknown batch in the place of an acknowledged one": (
+        sequential(batch("v", 10), batch("u", None, "info"), batch("w", 30),
+                   scan(30, x="u", y="u")), Validity.INVALID, "no timestamp is left"),
+    "unknown batch seen, hidden by a later one": (
+        sequential(batch("v", 10), batch("u", None, "info"), scan(0, x="u", y="u"), batch("w", 30),
+                   scan(30, x="w", y="w"), scan(10, x="v", y="v")), Validity.VALID, ""),
+    "unknown batch seen, then gone": (
+        sequential(batch("v", 10), batch("u", None, "info"), scan(0, x="u", y="u"),
+                   scan(0, x="v", y="v")), Validity.INVALID, "seen, then gone"),
+    "unknown batch seen, then what it hid": (
+        sequential(batch("v", 10), batch("u", None, "info"), batch("w", 40),
+                   scan(0, x="u", y="u"), scan(40, x="w", y="w"), scan(0, x="w", y="w")),
+        Validity.INVALID, "seen, then gone"),
+    "unknown batch seen, then nothing": (
+        sequential(batch("v", None, "info"), scan(0, x="v", y="v"), scan(0), batch("w", 10),
+                   scan(10, x="w", y="w")), Validity.INVALID, "seen, then gone"),
+    "unknown batch seen below what it follows": (
+        sequential(batch("v", 10), batch("w", 20), batch("u", None, "info"),
+                   scan(20, x="u", y="u")), Validity.INVALID, "no timestamp is left"),
+    "unknown batch seen, then below one that began later": (
+        sequential(batch("v", 10), batch("u", None, "info"), scan(0, x="u", y="u"), batch("w", 30),
+                   scan(30, x="u", y="u")), Validity.INVALID, "no timestamp is left"),
 }
 
 

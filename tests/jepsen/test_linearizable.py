@@ -66,6 +66,16 @@ VALID = {
     "overlapping reads around a write": "0(w1 0) 1(w2 2(r 3(r 3)r1 2)r2 1)",
     # Herlihy and Wing, 1990, figure 2 in spirit: order fixed only by what later reads saw.
     "late order": "0(w1 1(w2 2(w3 2) 1) 0) 3(r 3)r2",
+    "chain of unknown cas, seen at its end only":
+        "0(w1 0) 1(c1>2 1? 2(c2>3 2? 3(c3>4 3? 4(r 4)r4",
+    "unknown cas whose turn comes after a definite one":
+        "0(w1 0) 1(c3>2 1? 2(r 2)r1 2(c1>3 2) 2(r 2)r2",
+    "unknown delete between two reads": "0(w1 0) 1(d 1? 2(r 2)r1 2(r 2)rn",
+    "two unknown writes in the other order than they began":
+        "0(w1 0? 1(w2 1? 2(r 2)r2 2(r 2)r1",
+    "concurrent cas, only one succeeds": "0(w1 0) 0(c1>2 1(c1>3 0) 1! 2(r 2)r2",
+    "cas that goes round": "0(w1 0) 0(c1>2 0) 1(c2>1 1) 0(c1>2 0) 2(r 2)r2",
+    "stale within concurrency": "0(w1 0) 1(w2 2(r 3(r 3)r2 2)r1 1) 2(r 2)r2",
     "a write nobody saw between two others": "0(w1 0) 1(w2 2(w3 1) 2) 0(r 0)r3",
 }
 
@@ -84,6 +94,21 @@ INVALID = {
         "0(w1 0? 1(w2 1) 1(r 1)r1 1(w3 1) 1(r 1)r1",
     "concurrent writes read in both orders":
         "0(w1 1(w2 0) 1) 2(r 2)r1 2(r 2)r2 2(r 2)r1",
+    "chain of unknown cas with a link that failed":
+        "0(w1 0) 1(c1>2 1? 2(c2>3 2! 3(c3>4 3? 4(r 4)r4",
+    "unknown cas used twice": "0(w1 0) 1(c1>2 1? 2(r 2)r2 2(w1 2) 2(r 2)r1 2(r 2)r2",
+    "lost update that only unknown operations could show":
+        "0(w1 0) 1(c1>2 1? 2(r 2)r2 3(c1>3 3? 2(r 2)r3",
+    "unknown delete seen, then the value again": "0(w1 0) 1(d 1? 2(r 2)rn 2(r 2)r1",
+    "new then old within one write": "0(w1 0) 1(w2 2(r 2)r2 3(r 3)r1 1)",
+    "two concurrent cas from one value, both succeed":
+        "0(w1 0) 0(c1>2 1(c1>3 0) 1) 2(r 2)r3",
+    "cas from a value that was overwritten before it began":
+        "0(w1 0) 0(w2 0) 1(c1>3 1) 2(r 2)r3",
+    "cas succeeded and its value was never there, after a later read":
+        "0(w1 0) 0(c1>2 0) 1(r 1)r2 1(r 1)r1",
+    "reads by two clients see two writes in opposite orders":
+        "0(w1 1(w2 2(r 2)r1 3(r 3)r2 2(r 2)r2 3(r 3)r1 0) 1)",
     "lost compare-and-set": "0(w1 0) 0(c1>2 0) 1(r 1)r1",
 }
 

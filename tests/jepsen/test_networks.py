@@ -13,7 +13,13 @@ import pytest
 
 from jepsen.faults.network import both_ways, halves, ring_cuts
 from jepsen.network import Link, LinkShape, links_between
-from jepsen.network.namespaces import NamespaceNetwork, run_command, shape_commands
+from jepsen.network.namespaces import (
+    NamespaceNetwork,
+    refused_packets,
+    run_command,
+    shape_commands,
+    shaped_packets,
+)
 from jepsen.network.proxy import ProxyNetwork
 
 NODES = ["n1", "n2", "n3"]
@@ -41,7 +47,7 @@ async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
     await proxy.start(NODES)
     echoes = {node: EchoNode() for node in NODES}
     servers = [await asyncio.start_server(echoes[node].serve,
-                                          *proxy.raft_address(node).split(":"))
+                                          *proxy.raft_listen_address(node).split(":"))
                for node in NODES]
     yield proxy, echoes
     for server in servers:
@@ -50,7 +56,9 @@ async def network() -> AsyncIterator[tuple[ProxyNetwork, dict[str, EchoNode]]]:
 
 
 async def dial(proxy: ProxyNetwork, source: str, target: str) -> Connection:
-    return await asyncio.open_connection(*proxy.raft_address_seen_by(source, target).split(":"))
+    own_host = proxy.raft_listen_address(source).split(":")[0]
+    return await asyncio.open_connection(*proxy.raft_address(target).split(":"),
+                                         local_addr=(own_host, 0))
 
 
 async def ask(connection: Connection, line: bytes = b"hello\n") -> bytes:
@@ -151,6 +159,33 @@ async def test_a_node_that_is_down_refuses(
     await proxy.stop()
 
 
+async def test_what_a_cut_or_a_shape_touched_is_counted_until_it_heals(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, _ = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection)
+    await proxy.cut([Link("n2", "n3")])
+    await ask(connection)
+    assert await proxy.effect() == 0
+    await proxy.cut([Link("n1", "n2")])
+    assert await is_silent(connection)
+    assert await proxy.effect() > 0
+    await proxy.heal()
+    assert await proxy.effect() == 0
+    await proxy.shape([Link("n1", "n2")], LinkShape(latency_ms=1))
+    assert await asyncio.wait_for(connection[0].readline(), 5) == b"hello\n"
+    await ask(connection)
+    assert await proxy.effect() > 0
+
+
+async def test_a_stranger_is_not_let_through(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, echoes = network
+    reader, _ = await asyncio.open_connection(*proxy.raft_address("n1").split(":"))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert echoes["n1"].connections == 0
+
+
 # --- who is cut from whom --------------------------------------------------------------------
 
 
@@ -192,6 +227,17 @@ def test_shaping_is_one_queue_per_destination() -> None:
         "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.3/32 flowid 1:5"]
 
 
+def test_the_kernels_counters_are_read() -> None:
+    snmp = ("Ip: Forwarding InReceives OutNoRoutes ReasmTimeout\nIp: 1 99 7 0\n"
+            "Icmp: InMsgs\nIcmp: 3\n")
+    assert refused_packets(snmp) == 7
+    qdiscs = ('[{"kind":"prio","handle":"1:","packets":50,"drops":2},'
+              '{"kind":"netem","handle":"8001:","packets":20,"drops":3},'
+              '{"kind":"netem","handle":"8002:","packets":1}]')
+    assert shaped_packets(qdiscs) == 24
+    assert shaped_packets("") == 0
+
+
 _SEND = """
 import socket, sys
 channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -220,7 +266,9 @@ async def test_namespaces_cut_one_way_and_heal() -> None:
         assert [await can_send(network, link) for link in (there, back)] == [True, True]
         await network.cut([there])
         assert [await can_send(network, link) for link in (there, back)] == [False, True]
+        await network.effect()
         await network.heal()
+        assert await network.effect() == 0
         assert [await can_send(network, link) for link in (there, back)] == [True, True]
         namespaces = await run_command("ip", "netns", "list")
     finally:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from jepsen import cli, preload
 from jepsen.cli import build_parser, load_time_s, parse_names, settings_of
 from jepsen.faults import FAULTS
-from jepsen.history import Kind, Record, pair
+from jepsen.history import Kind, Record, pair, write_history
 from jepsen.nemesis import Window
-from jepsen.report import longest_unavailability_s, plot, summarise, write_results
-from jepsen.run import cluster_options
+from jepsen.network import Unsupported
+from jepsen.report import Summary, longest_unavailability_s, plot, summarise, write_results
+from jepsen.run import Outcome, RunSettings, cluster_options, missing_packages
 from jepsen.verdict import Validity, judge
 from jepsen.workloads import WORKLOADS
 
@@ -58,7 +60,7 @@ def test_results_and_plot_are_written(tmp_path: Path) -> None:
                                       "problems": ["no idea"], "facts": {}}
     assert results["windows"][0]["what"] == "kill -9 n1"
     for number, shown in enumerate((operations, [])):
-        plot(tmp_path / f"{number}.png", shown, WINDOWS, "title")
+        plot(tmp_path / f"{number}.png", shown, WINDOWS, "title", 10 * SECOND)
         assert (tmp_path / f"{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -92,6 +94,68 @@ def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
 def test_all_runs_share_the_budget(left_s: float, runs: int, overhead_s: float,
                                    load_s: float) -> None:
     assert load_time_s(left_s, runs, overhead_s) == pytest.approx(load_s, abs=0.01)
+
+
+@pytest.mark.parametrize("can_mount", [True, False])
+def test_where_nothing_can_be_mounted_a_full_disk_is_made_by_libfiu(
+        can_mount: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "can_mount", lambda: can_mount)
+    settings = settings_of(build_parser().parse_args(["run", "--seed", "1"]), Path("x"))
+    options = cluster_options(settings, ["disk-full"])
+    assert (options.small_disk_mib > 0) == can_mount
+    assert options.preloads == (set() if can_mount else {preload.Preload.FIU})
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_libraries(library: preload.Preload) -> list[Path]:
+        raise Unsupported(f"{library} is not installed")
+
+    monkeypatch.setattr(preload, "find_libraries", find_libraries)
+    assert missing_packages(["clock", "io-error", "kill-one"]) == {
+        "clock": "faketime is not installed", "io-error": "fiu is not installed"}
+
+
+def test_a_run_that_breaks_down_is_unknown_and_the_others_go_on(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = {"kill-all": Validity.INVALID}
+    ran: list[str] = []
+
+    def execute(settings: RunSettings) -> Outcome:
+        (fault,) = settings.faults
+        ran.append(fault)
+        assert settings.workloads == tuple(WORKLOADS)
+        if fault == "pause":
+            raise RuntimeError("out of ports")
+        return Outcome(Summary(1, {}, {}, [], 0.0, verdicts.get(fault, Validity.VALID)), [])
+
+    monkeypatch.setattr(cli, "execute", execute)
+    arguments = ["all", "--seed", "1", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert ran == list(FAULTS)
+    rows = {row["fault"]: row["verdict"]
+            for row in json.loads((tmp_path / "results.json").read_text())}
+    assert {fault: verdict for fault, verdict in rows.items() if verdict != "valid"} == {
+        "kill-all": "invalid", "pause": "unknown"}
+    verdicts.clear()
+    assert cli.main(arguments) == 1
+    monkeypatch.setattr(cli, "execute_one_of_many", lambda settings: ("", Validity.VALID))
+    assert cli.main(arguments) == 0
+
+
+def test_a_history_on_disk_is_judged_again(tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.jsonl"
+    for last, code, verdict in ((1, 0, "valid"), (7, 1, "invalid")):
+        write_history(path, [*HISTORY[:-1], Record(Kind.OK, 1, 9 * SECOND, "read", "k", last)])
+        assert cli.main(["check", "--workload", "register", str(path)]) == code
+        assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
+    write_history(path, HISTORY[:4])
+    assert cli.main(["check", "--workload", "register", str(path)]) == 1
+    assert capsys.readouterr().out.endswith("verdict: unknown\n")
+    path.write_text("not a record\n")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", "--workload", "register", str(path)])
+    assert ended.value.code == 2
 
 
 def test_every_package_is_named_and_described() -> None:

@@ -50,8 +50,8 @@ async def make() -> AsyncIterator[Make]:
     made: list[TlsLinks] = []
 
     async def start(node_id: str, tls: TlsFiles | None = None, *, address: str = "127.0.0.1:0",
-                    cluster_id: str = "") -> tuple[TlsLinks, Recorder]:
-        links = TlsLinks(node_id, address, tls=tls, max_entry_bytes=1 << 20)
+                    cluster_id: str = "", dial_from: str = "") -> tuple[TlsLinks, Recorder]:
+        links = TlsLinks(node_id, address, tls=tls, max_entry_bytes=1 << 20, dial_from=dial_from)
         recorder = Recorder(node_id, cluster_id)
         await links.start(recorder)
         made.append(links)
@@ -107,6 +107,23 @@ async def test_node_with_the_higher_id_dials_when_the_other_does_not_know_it(mak
     two, _ = await make("n2")
     two.set_peers({"n1": address_of(one)})
     await until(lambda: ("connected", "n2") in heard_one.events)
+
+
+async def test_a_node_dials_from_the_host_that_it_was_given(make, until):
+    dialled_from = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled_from.append(writer.get_extra_info("peername")[0])
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for host in ("", "127.0.0.77"):
+        links, _ = await make("n1", dial_from=host)
+        links.set_peers({"n2": f"127.0.0.1:{port}"})
+        await until(lambda seen=host or "127.0.0.1": seen in dialled_from)
+        await links.stop()
+    server.close()
 
 
 # --- who is let in --------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The schedule: what counts as injected, what makes the verdict, what gets its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from typing import Any, cast
+
+import pytest
+
+from elastickv.errors import NoLeader
+from jepsen import nemesis
+from jepsen.cluster import Cluster
+from jepsen.faults import Fault, NotAvailable, NotNow, Requirements, Violation
+from jepsen.nemesis import Nemesis
+from jepsen.verdict import Validity
+
+
+class FakeCluster:
+    """Always whole."""
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        return
+
+
+class Scripted(Fault):
+    """Does in turn what it was told: raise, or return a line."""
+
+    injections: tuple[str | Exception, ...] = ("done",)
+    effects: tuple[str | Exception, ...] = ("",)
+
+    def __init__(self, cluster: Cluster, source: random.Random) -> None:
+        super().__init__(cluster, source)
+        self._inject = itertools.chain(self.injections, itertools.repeat(self.injections[-1]))
+        self._effect = itertools.chain(self.effects, itertools.repeat(self.effects[-1]))
+        self.healed = 0
+
+    async def inject(self) -> str:
+        return self._say(next(self._inject))
+
+    async def effect(self) -> str:
+        return self._say(next(self._effect))
+
+    async def heal(self) -> None:
+        self.healed += 1
+
+    def _say(self, step: str | Exception) -> str:
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def scripted(name: str, **parts: Any) -> Scripted:
+    kind = type(name, (Scripted,), {"name": name, **parts})
+    return cast("Scripted", kind(cast("Cluster", FakeCluster()), random.Random(1)))
+
+
+def schedule(*faults: Fault, every_must_happen: bool = True) -> Nemesis:
+    return Nemesis(cast("Cluster", FakeCluster()), faults, random.Random(1),
+                   itertools.count().__next__, {}, every_must_happen=every_must_happen)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SHORTEST_HOLD_S", "SHORTEST_CYCLE_S", "LONGEST_CYCLE_S"):
+        monkeypatch.setattr(nemesis, name, 0.001)
+    monkeypatch.setattr(nemesis, "OVERTIME_S", 0.05)
+    monkeypatch.setattr(nemesis, "BRIEF_PAUSE_S", (0.0, 0.001))
+
+
+async def test_an_injection_without_effect_is_healed_and_not_counted() -> None:
+    fault = scripted("cut", effects=(NotNow("nothing was sent"),))
+    one = schedule(fault)
+    await one.run(0.05)
+    assert one.injected["cut"] == 0
+    assert fault.healed == len(one.windows) > 0
+    assert one.windows[0].what == "done; not now: nothing was sent"
+    verdict = one.verdict()
+    assert verdict.validity is Validity.UNKNOWN
+    assert "never happened: cut" in verdict.problems
+
+
+@pytest.mark.parametrize(("step", "validity", "message"), [
+    (NotAvailable("no root"), Validity.UNKNOWN, "cut is not available: no root"),
+    (Violation("it ran on"), Validity.INVALID, "cut: it ran on"),
+    (NoLeader("none"), Validity.UNKNOWN, "never happened: cut"),
+    (OSError("no such device"), Validity.UNKNOWN, "cut broke down: OSError: no such device"),
+], ids=["not available", "violation", "call failed", "harness failed"])
+@pytest.mark.parametrize("is_brief", [False, True])
+async def test_what_an_injection_that_fails_means(step: Exception, validity: Validity, message: str,
+                                                  is_brief: bool) -> None:
+    one = schedule(scripted("cut", injections=(step,), is_brief=is_brief))
+    await one.run(0.02)
+    verdict = one.verdict()
+    assert verdict.validity is validity
+    assert message in verdict.problems
+
+
+async def test_each_package_that_was_named_gets_its_turn_after_the_load() -> None:
+    late = scripted("late", injections=(*(NotNow("nobody leads"),) * 3, "done"))
+    call = scripted("call", is_brief=True)
+    one = schedule(late, scripted("other"), call)
+    await one.run(0.0)
+    assert {name: count > 0 for name, count in one.injected.items()} == {
+        "late": True, "other": True, "call": True}
+    assert one.verdict().is_valid
+
+
+async def test_mixed_packages_need_not_all_happen() -> None:
+    one = schedule(scripted("never", injections=(NotNow("no"),)), scripted("other"),
+                   every_must_happen=False)
+    await one.run(0.05)
+    assert one.verdict().is_valid
+    assert one.verdict().facts["not_reached"] == ["never"]
+
+
+async def test_encryption_is_turned_on_before_other_calls() -> None:
+    first = scripted("cutovers", is_brief=True, requirements=Requirements(starts_in_clear=True),
+                     injections=(NoLeader("none"), NoLeader("none"), "done"))
+    one = schedule(scripted("rotate", is_brief=True), first)
+    await one.run(0.1)
+    assert [window.name for window in one.windows[:3]] == ["cutovers"] * 3
+    assert one.injected["rotate"] > 0
+
+
+async def test_an_interrupted_run_heals_nothing() -> None:
+    fault = scripted("cut")
+    one = schedule(fault)
+    task = asyncio.create_task(one._one_window(fault, 60.0))
+    while not one.windows or not one.windows[0].what:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert fault.healed == 0
