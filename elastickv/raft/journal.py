@@ -270,8 +270,9 @@ class Journal:
     def reset(self, index: int, term: int) -> None:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
 
-        Segments go newest first; a crash half-way leaves a prefix of the old log, which the
-        caller's install marker tells it to reset again.
+        Segments go newest first; a crash half-way leaves a prefix of the old log or none, which
+        the caller's install marker tells it to reset again. The new segment appears whole: without
+        another one before it nothing would tell that a header was never there.
         """
         self._generation += 1
         while self._segments:
@@ -279,8 +280,7 @@ class Journal:
             self._starts.pop()
         self._cache.clear()
         self._cached_bytes = 0
-        segment = self._add(Segment.create(self._disk, self._directory, index + 1, term))
-        segment.file.sync()
+        self._add(Segment.create_whole(self._disk, self._directory, index + 1, term))
         self.last_index, self.last_term = index, term
         self.durable_index = index
         self._set_anchor()
