@@ -289,15 +289,17 @@ class PySyncObjEngine:
             return
         try:
             self._journal.finish_sync(ticket, error)
+            if self._on_sync is not None:
+                self._on_sync(self._loop.time() - self._sync_began)
+            self._disk_full = False
+            self._elections.release_votes()
+            self._follower.acknowledge()
+        except DiskFull as full:
+            self._note_full_disk(full)
         except Exception as failure:
             # After a failed fsync the kernel may have dropped the pages: never retried.
             self._fail(failure)
             return
-        if self._on_sync is not None:
-            self._on_sync(self._loop.time() - self._sync_began)
-        self._disk_full = False
-        self._follower.acknowledge()
-        self._elections.release_votes()
         self._schedule()
 
     # --- hooks of the core --------------------------------------------------------------------

@@ -7,6 +7,7 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import pytest
 from raft_lab import Lab, LabNode, outcome, run
 
 from elastickv.durable import OsDisk
@@ -107,5 +108,31 @@ def test_a_full_disk_behind_an_installed_state_stops_the_node() -> None:
         await lab.until(lambda: behind.status().role is Role.SHUTDOWN, timeout_s=10.0)
         await behind.restart()
         await lab.settle()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("error", "role"), [
+    (DiskFull("no space left", remedy="free space"), Role.FOLLOWER),
+    (OSError(errno.EIO, "Input/output error"), Role.SHUTDOWN),
+], ids=["full disk", "failed fsync"])
+def test_disk_that_refuses_when_a_suspect_has_caught_up(error: Exception, role: Role) -> None:
+    """That is noted in its hard state, and may be due at the end of an fsync of the log."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        suspect = lab.others(leader)[0]
+        suspect.offload.holding = True
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.until(lambda: suspect.journal.last_index == leader.journal.last_index)
+        suspect.engine._storage.hard_state.set_suspect(True)
+        suspect.engine._follower._required_index = leader.core.commit_index()
+        suspect.disk.fail["replace"] = error
+        suspect.offload.release()
+        assert suspect.status().role is role
+        suspect.disk.fail.clear()
+        if role is Role.FOLLOWER:
+            await lab.until(lambda: not suspect.engine._trust.suspect)
 
     run(scenario())
