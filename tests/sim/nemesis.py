@@ -131,7 +131,7 @@ class Nemesis:
     def _victim(self) -> SimNode | None:
         """A node whose data may be destroyed; None when a minority already was."""
         node = self._node()
-        limit = (len(self._cluster.nodes) - 1) // 2
+        limit = (self._cluster.plan.size - 1) // 2
         if node.name not in self._victims and len(self._victims) >= limit:
             return None
         self._victims.add(node.name)
@@ -236,6 +236,21 @@ class Nemesis:
         await self._cut_for({pair for a in names[:cut] for b in names[cut:]
                              for pair in ((a, b), (b, a))}, 0.1, 0.8)
 
+    async def isolate_leader(self) -> None:
+        """A leader is left with a minority, long enough for the others to elect another one, and
+        goes on taking entries that nobody will ever commit."""
+        leaders = [node for node in self._cluster.nodes
+                   if node.core is not None and node.core.is_leading()]
+        if not leaders:
+            return
+        self._count("isolate-leader")
+        leader = self._generator.choice(leaders).name
+        others = [name for name in self._cluster.names if name != leader]
+        self._generator.shuffle(others)
+        with_it = others[:self._generator.randrange((self._cluster.plan.size + 1) // 2)]
+        await self._cut_for({pair for a in (leader, *with_it) for b in others if b not in with_it
+                             for pair in ((a, b), (b, a))}, 0.3, 1.2)
+
     async def one_way(self) -> None:
         """A node that hears and is not heard, or the reverse."""
         self._count("one-way")
@@ -331,8 +346,9 @@ class Nemesis:
 
     async def clock_step(self) -> None:
         node = self._node()
-        self._count("clock-step")
-        node.clock.skew_ms += self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+        step_ms = self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+        self._count("clock-step back" if step_ms < 0 else "clock-step")
+        node.clock.skew_ms += step_ms
 
 
 def _file_kind(path: str) -> str:
@@ -350,6 +366,7 @@ _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {
     "stop": Nemesis.stop,
     "pause": Nemesis.pause,
     "partition": Nemesis.partition,
+    "isolate-leader": Nemesis.isolate_leader,
     "one-way": Nemesis.one_way,
     "flapping": Nemesis.flapping,
     "weather": Nemesis.weather,
