@@ -217,14 +217,16 @@ class Journal:
     def finish_sync(self, ticket: Ticket, error: BaseException | None = None) -> None:
         """The fsync of `ticket` ended; `error` is raised.
 
-        A truncation since then makes the ticket void, its error included: the file that was synced
-        may be gone, and what was kept of it has been made durable since.
+        A truncation since it was ordered makes the ticket void. An error counts all the same while
+        the file is part of the log: the fsync may have run after the truncation, and have taken
+        what was appended since. Of a file that the truncation removed it says nothing.
         """
-        self._syncing = None
-        if ticket.generation != self._generation:
-            return
-        if error is not None:
+        synced, self._syncing = self._syncing, None
+        is_void = ticket.generation != self._generation
+        if error is not None and (not is_void or any(s is synced for s in self._segments)):
             raise error
+        if is_void:
+            return
         self.durable_index = max(self.durable_index, ticket.index)
 
     def sync(self) -> None:
