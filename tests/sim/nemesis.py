@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.sim.cluster import Cluster, SimNode
+from elastickv.errors import ElasticKVError
+from tests.sim.cluster import Cluster, Lost, Refused, SimNode
 from tests.sim.disk import Inode, Medium
 
 RESTART_S = (0.03, 0.4)
@@ -203,18 +204,22 @@ class Nemesis:
         self._restart(node)
 
     async def transfer(self) -> None:
-        """An operator hands the leadership to another node."""
-        node = self._leader_or_any()
-        transfer = getattr(node.engine, "transfer_leadership", None) if node.serving else None
-        if transfer is None:
-            return
+        """An operator hands the leadership to another node, and perhaps back at once, so that
+        answers from the first term reach the same leader in a later one."""
+        node, target = self._leader_or_any(), self._node()
         self._count("transfer")
-        target = self._node().name
+        if await self._hand_over(node, target) and self._generator.random() < 0.5:
+            await self._hand_over(target, node)
+
+    async def _hand_over(self, source: SimNode, target: SimNode) -> bool:
         try:
             await self._cluster.request(
-                node, lambda n: n.engine.transfer_leadership(target, timeout_s=0.5), 0.5)
-        except Exception as error:
+                source, lambda n: n.engine.transfer_leadership(target.name, timeout_s=0.5), 0.5)
+        except (Refused, Lost, ElasticKVError) as error:
             self._cluster.trace.add("transfer failed", error)
+            return False
+        await self._wait(lambda: target.core is not None and target.core.is_leading())
+        return True
 
     # --- network --------------------------------------------------------------------------------
 

@@ -3,11 +3,12 @@
 A defect shows here long before its consequences do: a vote that is not on the disk yet is a breach
 whether or not a crash follows.
 
-* A node votes once in a term, and term and vote are on its disk before a message reveals them.
+* Only voters vote and lead. A node votes once in a term, and term and vote are on its disk before
+  a message reveals them.
 * A vote leaves after the log that it was judged by is durable.
 * A node asks for votes after a majority granted it a pre-vote, or the leader asked it to.
 * A leader was elected by a majority of distinct voters, and counts nobody for what it knows from
-  before.
+  before; an acknowledgement counts in its own term only.
 * A read index is not below what was committed anywhere when the read began.
 """
 
@@ -20,6 +21,7 @@ import msgspec
 
 from elastickv.raft.engine import Suffrage
 from elastickv.raft.frames import (
+    Ack,
     PreVote,
     PreVoteReply,
     RequestVote,
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from tests.sim.cluster import SimNode
     from tests.sim.invariants import Oracle
 
-TAGS = frozenset((5, 6, 7, 8))
+ACK_TAG = 3
+SENT_TAGS = frozenset((5, 6, 7, 8))
 """Of the messages that this module looks at."""
 
 
@@ -50,7 +53,7 @@ class Promises:
         send = links.send
 
         def observed_send(peer_id: str, body: bytes) -> Any:
-            if body[1] in TAGS:
+            if body[1] in SENT_TAGS:
                 self.sending(node, peer_id, decode_message(body))
             return send(peer_id, body)
 
@@ -70,14 +73,26 @@ class Promises:
     def watch_core(self, node: SimNode) -> None:
         """See what a new process counts as a leader."""
         core = node.core
-        receive_ack = core.receive_ack
+        receive_ack, received = core.receive_ack, node.engine.received
+        acknowledged_term = 0
 
-        def observed(peer_id: str, next_index: int, *, accepted: bool) -> None:
+        def observed_received(peer_id: str, body: bytes) -> None:
+            nonlocal acknowledged_term
+            if body[1] == ACK_TAG and isinstance(message := decode_message(body), Ack):
+                acknowledged_term = message.term
+            received(peer_id, body)
+
+        def observed_ack(peer_id: str, next_index: int, *, accepted: bool) -> None:
+            if acknowledged_term != core.term():
+                self._oracle.fail("match indexes are of this term",
+                                  f"{node.name} counts an acknowledgement of term "
+                                  f"{acknowledged_term} in term {core.term()}")
             receive_ack(peer_id, next_index, accepted=accepted)
             if accepted and node.core is core:
                 self._oracle.counted(node, peer_id)
 
-        core.receive_ack = observed
+        node.engine.received = observed_received
+        core.receive_ack = observed_ack
 
     def sending(self, node: SimNode, peer_id: str, message: object) -> None:
         """`node` sends one of the messages of an election."""
@@ -96,6 +111,8 @@ class Promises:
                 self._grants.setdefault((peer_id, boots, message.round), set()).add(node.name)
 
     def _voted(self, node: SimNode, term: int, candidate: str) -> None:
+        if node.name not in voters_of(node):
+            self._oracle.fail("only voters vote", f"{node.name} votes for {candidate}")
         known = self._votes.setdefault((node.name, term), candidate)
         if known != candidate:
             self._oracle.fail("one vote per term", f"{node.name} votes for {candidate} in term "
