@@ -375,17 +375,20 @@ class PySyncObjEngine:
             self._append(REGULAR_KIND + payload, future, timeout_s)
         except ElasticKVError as error:
             future.set_exception(error)
-        except Exception as error:
-            # A failed fsync among others: the entry may or may not be in the log.
-            self._fail(error)
-            future.set_exception(OutcomeUnknown("this node halted during the proposal"))
         return future
 
     def _append(self, command: bytes, future: asyncio.Future[object], timeout_s: float) -> int:
         if len(self._proposals) >= self._settings.max_pending:
             raise Overloaded(f"{self._settings.max_pending} proposals are under way",
                              remedy="retry later")
-        index = self._core.append(command)
+        try:
+            index = self._core.append(command)
+        except ElasticKVError:
+            raise
+        except Exception as error:
+            # A failed fsync among others: the entry may or may not be in the log.
+            self._fail(error)
+            raise OutcomeUnknown("this node halted during the proposal") from error
         self._proposals.add(index, self._core.term(), future, self._loop.time() + timeout_s)
         self._schedule()
         return index

@@ -15,6 +15,7 @@ from elastickv.errors import DiskFull, OutcomeUnknown
 from elastickv.raft import frames
 from elastickv.raft.engine import Role
 from elastickv.raft.journal import Journal
+from elastickv.raft.membership import ChangeKind, MembershipChange
 from elastickv.raft.segment import HEADER_SIZE
 
 COMPACTING: dict[str, Any] = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
@@ -34,17 +35,23 @@ def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path
     assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
 
 
-def test_a_failed_fsync_during_a_proposal_stops_the_node() -> None:
+@pytest.mark.parametrize("propose", [
+    lambda engine: engine.propose(b"x", timeout_s=5),
+    lambda engine: engine.change_members(MembershipChange(ChangeKind.REMOVE, "n9"), timeout_s=5),
+], ids=["write", "membership change"])
+def test_a_failed_fsync_during_a_proposal_stops_the_node(propose: Any) -> None:
     """Appending may seal a segment, which syncs it."""
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.ADD_LEARNER, "n9", "nowhere:1"), timeout_s=5)
 
         def failing(index: int, term: int, command: bytes) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
         leader.journal.append = failing
-        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), OutcomeUnknown)
+        assert isinstance(await outcome(propose(leader.engine)), OutcomeUnknown)
         assert leader.status().role is Role.SHUTDOWN
 
     run(scenario())
