@@ -13,7 +13,7 @@ from raft_lab import Lab, LabNode, outcome, run
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, OutcomeUnknown
 from elastickv.raft import frames
-from elastickv.raft.engine import Role
+from elastickv.raft.engine import Member, Role
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import ChangeKind, MembershipChange
 from elastickv.raft.segment import HEADER_SIZE
@@ -141,5 +141,55 @@ def test_disk_that_refuses_when_a_suspect_has_caught_up(error: Exception, role: 
         suspect.disk.fail.clear()
         if role is Role.FOLLOWER:
             await lab.until(lambda: not suspect.engine._trust.suspect)
+
+    run(scenario())
+
+
+async def _leader_loses_what_it_sent(lab: Lab, leader: LabNode, receiver: LabNode) -> None:
+    """Only `receiver` gets the leader's last entry; the leader dies before its own fsync."""
+    lab.hub.rule = lambda source, target, message: int(
+        target == receiver.node_id or not isinstance(message, frames.AppendEntries))
+    disk = leader.disk.copy()
+    leader.offload.holding = True
+    proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"lost", timeout_s=1)))
+    await lab.until(lambda: receiver.journal.last_index == leader.journal.last_index)
+    leader.kill()
+    leader.disk.files = disk
+    proposal.cancel()
+
+
+def test_what_only_a_learner_received_keeps_nobody_from_an_election() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        learner = lab.nodes["n9"] = LabNode(lab, Member("n9", "host9:1"), joining=True)
+        await learner.start()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.ADD_LEARNER, "n9", "host9:1"), timeout_s=5)
+        await lab.settle()
+        await _leader_loses_what_it_sent(lab, leader, learner)
+        await leader.start()
+        await lab.until(lambda: learner.node_id in leader.engine._connected)
+        assert leader.engine._trust.floor() == (0, 0)
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.leader()
+
+    run(scenario())
+
+
+def test_what_a_follower_remembers_of_its_leader_is_on_its_own_disk() -> None:
+    """Both may lose an entry that neither synced, and then nobody could reach such a floor."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        follower = lab.others(leader)[0]
+        memory, journal = follower.engine._storage.memory, follower.journal
+        follower.offload.holding = True
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.until(lambda: journal.last_index == leader.journal.last_index)
+        assert memory.of(leader.node_id).sent_index == journal.durable_index < journal.last_index
+        follower.offload.release()
+        assert memory.of(leader.node_id).sent_index == journal.last_index
 
     run(scenario())
