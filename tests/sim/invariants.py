@@ -1,6 +1,7 @@
 """What must hold in every run, checked as it happens. The first breach ends the run.
 
-* One leader per term, and every leader holds every committed entry (leader completeness).
+* One leader per term, and every leader holds every entry that was committed in an earlier term
+  (leader completeness). A candidate of a term that is over may still win it, and lead nobody.
 * Log matching: an index and a term name one entry, with one predecessor, on every node for ever.
 * A committed entry is durable on a majority, at the moment it is committed. A leader counts of a
   member only what that member has on its disk, and commits by counting only in its own term.
@@ -88,6 +89,7 @@ class Oracle:
         self._leaders: dict[int, str] = {}
         self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         self._committed: dict[int, tuple[int, int]] = {}
+        self._committed_in: dict[int, int] = {}
         self.last_committed = 0
         self._effects: dict[int, Effect] = {}
         self._sidecars: dict[int, object] = {}
@@ -190,7 +192,9 @@ class Oracle:
         if self._leaders.setdefault(term, node.name) != node.name:
             self.fail("one leader per term",
                       f"{node.name} and {self._leaders[term]} lead in term {term}")
-        journal, index = node.journal, self.last_committed
+        journal = node.journal
+        index = max((last for before, last in self._committed_in.items() if before < term),
+                    default=0)
         if index > journal.anchor_index and (
                 index > journal.last_index
                 or journal.term_at(index) != self._committed[index][0]):
@@ -215,6 +219,7 @@ class Oracle:
         entry = (term, self._entries[(index, term)][0])
         if index not in self._committed:
             self._require_majority(name, index, term)
+            self._committed_in[self.nodes[name].core.term()] = index
         if self._committed.setdefault(index, entry) != entry:
             self.fail("committed entries stay",
                       f"{name} commits entry {index} of term {term}, another node one of term "
