@@ -193,3 +193,25 @@ def test_what_a_follower_remembers_of_its_leader_is_on_its_own_disk() -> None:
         assert memory.of(leader.node_id).sent_index == journal.last_index
 
     run(scenario())
+
+
+def test_read_index_for_a_process_that_is_gone_does_not_reach_the_next() -> None:
+    """Requests of a new process have the numbers of the old one's."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        follower = lab.others(leader)[0]
+        lab.hub.rule = lambda source, target, message: int(not isinstance(message, frames.Probe))
+        reading = asyncio.ensure_future(outcome(follower.engine.read_index(timeout_s=0.1)))
+        await lab.until(lambda: bool(lab.hub.sent(frames.ReadRequest, follower.node_id)))
+        await lab.until(lambda: leader.engine._reads._rounds.active)
+        await follower.restart()
+        await lab.until(lambda: follower.node_id in leader.engine._connected)
+        lab.hub.log.clear()
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: not leader.engine._reads._rounds.active)
+        assert not lab.hub.sent(frames.ReadReply, leader.node_id)
+        await reading
+
+    run(scenario())
