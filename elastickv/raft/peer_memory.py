@@ -9,8 +9,8 @@ leader.
 
 One case cannot be told from an ordinary crash: a leader that had sent entries and comes back
 without them may have lost them before its fsync, or it may have committed them. It only gets a
-*floor*: until its log reaches the entry that a voter has from it, it does not stand for election and
-votes for nobody whose log does not reach it. That voter's log reaches it, so somebody can be elected.
+*floor*: until its log reaches the entry that a voter has from it, it does not stand for election
+and votes for nobody whose log does not reach it. That voter's log does, so it can be elected.
 """
 
 from __future__ import annotations
