@@ -30,6 +30,7 @@ from elastickv.errors import (
     Overloaded,
     StorageEnvelopeRequired,
     Unreachable,
+    WireError,
 )
 from elastickv.kv import forwarding
 from elastickv.kv.api import Condition, Op, OpKind, Pair, ReadResult, WriteResult
@@ -304,6 +305,9 @@ class Coordinator:
                 await self._engine.call(leader_id, forwarding.METHOD_WRITE,
                                         forwarding.encode(message), timeout_s=remaining_s),
                 WriteGroupReply)
+        except WireError:
+            _reject(group, OutcomeUnknown(f"member {leader_id} gave an answer that does not parse",
+                                          remedy="run the same version on every node"))
         except (Unreachable, NotLeader, NoLeader):
             self._forwards_in_flight -= 1
             self._requeue(group)

@@ -62,10 +62,8 @@ class Follower:
         self.acknowledge(always=not entries)
 
     def _remember_leader(self, leader_id: str, plan: rules.AppendPlan) -> None:
-        """The leader has what it sends, and certainly on its disk what it has committed."""
+        """The leader certainly has on its disk what it has committed."""
         journal = self._context.journal
-        if plan.match_index >= journal.anchor_index:
-            self._memory.sent(leader_id, plan.match_index, journal.term_at(plan.match_index))
         if plan.commit_index >= journal.anchor_index:
             self._memory.acknowledged(leader_id, plan.commit_index,
                                       journal.term_at(plan.commit_index))
@@ -93,7 +91,12 @@ class Follower:
         if self._match_index == 0 or core.leader_id() != self._leader_id \
                 or core.term() != self._term:
             return
-        index = rules.acknowledged_index(self._match_index, self._context.journal.durable_index)
+        journal = self._context.journal
+        index = rules.acknowledged_index(self._match_index, journal.durable_index)
+        if index >= journal.anchor_index:
+            # Only what is durable here: a floor that no voter's log reached would keep its node
+            # from every election.
+            self._memory.sent(self._leader_id, index, journal.term_at(index))
         if 0 < self._required_index <= index:
             self._caught_up()
         if always or index > self._acked_index:

@@ -60,7 +60,8 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class PeerRecord(Message, frozen=True):
     """What one node remembers of another: its last boot (number and random id), the highest term
     in which it spoke, the last entry that it certainly had made durable (because it acknowledged it
-    or, as a leader, committed it), and the last entry that it sent as a leader."""
+    or, as a leader, committed it), and the last entry that it sent as a leader and that is durable
+    at the one who remembers."""
 
     boot_epoch: int
     boot_id: int

@@ -217,14 +217,16 @@ class Journal:
     def finish_sync(self, ticket: Ticket, error: BaseException | None = None) -> None:
         """The fsync of `ticket` ended; `error` is raised.
 
-        A truncation since then makes the ticket void, its error included: the file that was synced
-        may be gone, and what was kept of it has been made durable since.
+        A truncation since it was ordered makes the ticket void. An error counts all the same while
+        the file is part of the log: the fsync may have run after the truncation, and have taken
+        what was appended since. Of a file that the truncation removed it says nothing.
         """
-        self._syncing = None
-        if ticket.generation != self._generation:
-            return
-        if error is not None:
+        synced, self._syncing = self._syncing, None
+        is_void = ticket.generation != self._generation
+        if error is not None and (not is_void or any(s is synced for s in self._segments)):
             raise error
+        if is_void:
+            return
         self.durable_index = max(self.durable_index, ticket.index)
 
     def sync(self) -> None:
@@ -270,8 +272,9 @@ class Journal:
     def reset(self, index: int, term: int) -> None:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
 
-        Segments go newest first; a crash half-way leaves a prefix of the old log, which the
-        caller's install marker tells it to reset again.
+        Segments go newest first; a crash half-way leaves a prefix of the old log or none, which
+        the caller's install marker tells it to reset again. The new segment appears whole: without
+        another one before it nothing would tell that a header was never there.
         """
         self._generation += 1
         while self._segments:
@@ -279,8 +282,7 @@ class Journal:
             self._starts.pop()
         self._cache.clear()
         self._cached_bytes = 0
-        segment = self._add(Segment.create(self._disk, self._directory, index + 1, term))
-        segment.file.sync()
+        self._add(Segment.create_whole(self._disk, self._directory, index + 1, term))
         self.last_index, self.last_term = index, term
         self.durable_index = index
         self._set_anchor()

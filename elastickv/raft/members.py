@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from elastickv.errors import PeerError, RemovedFromCluster
+from elastickv.errors import DiskFull, PeerError, RemovedFromCluster
+from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
 from elastickv.raft.configuration import pack_configuration, unpack_configuration
 from elastickv.raft.core import Context
 from elastickv.raft.engine import Suffrage
+from elastickv.raft.membership import Configuration
 from elastickv.raft.storage import RaftStorage
 from elastickv.raft.transfer import Transfer
+
+log = get_logger("elastickv.raft.members")
 
 CONFIGURATION_METHOD = "raft.configuration"
 
@@ -22,14 +26,14 @@ class Members:
 
     def __init__(self, context: Context, storage: RaftStorage, calls: PeerCalls,
                  transfer: Transfer, set_peers: Callable[[Mapping[str, str]], None],
-                 leave: Callable[[RemovedFromCluster], None]) -> None:
-        """`set_peers` says whom to link with; `leave` stops a node that was removed."""
+                 halt: Callable[[BaseException], None]) -> None:
+        """`set_peers` says whom to link with; `halt` stops this node."""
         self._context = context
         self._storage = storage
         self._calls = calls
         self._transfer = transfer
         self._set_peers = set_peers
-        self._leave_cluster = leave
+        self._halt = halt
         self._asking: asyncio.Task[None] | None = None
         self._guests: dict[str, str] = {}
         calls.handle(CONFIGURATION_METHOD, self._tell)
@@ -78,7 +82,7 @@ class Members:
             f"entry {index} removed member {context.node_id} from the cluster",
             remedy="it may join again with an empty data directory")
         error.index = index
-        self._leave_cluster(error)
+        self._halt(error)
 
     def on_removed(self, peer_id: str, message: frames.Removed) -> None:
         """A peer says that this node is no member; believed when it knows a later configuration."""
@@ -109,9 +113,19 @@ class Members:
                 continue
             configuration = unpack_configuration(body)
             if not self.is_member() and configuration.index >= self._context.configuration.index:
-                self._storage.adopt(configuration)
-                self.changed()
+                self._adopt(configuration)
             return
+
+    def _adopt(self, configuration: Configuration) -> None:
+        try:
+            self._storage.adopt(configuration)
+        except DiskFull as error:
+            log.error("cannot join yet", node=self._context.node_id, error=str(error))
+        except OSError as error:
+            # A failed fsync is never retried.
+            self._halt(error)
+        else:
+            self.changed()
 
     async def _tell(self, peer_id: str, method: str, payload: bytes) -> bytes:
         """The committed configuration, for a node that joins."""

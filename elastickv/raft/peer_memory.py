@@ -9,8 +9,8 @@ leader.
 
 One case cannot be told from an ordinary crash: a leader that had sent entries and comes back
 without them may have lost them before its fsync, or it may have committed them. It only gets a
-*floor*: until its log reaches the entry that a peer has from it, it does not stand for election and
-votes for nobody whose log does not reach it.
+*floor*: until its log reaches the entry that a voter has from it, it does not stand for election
+and votes for nobody whose log does not reach it. That voter's log does, so it can be elected.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class PeerMemory:
             self._update(peer_id, record, term=term)
 
     def sent(self, peer_id: str, index: int, term: int) -> None:
-        """A leader sent the entry at `index`, which has `term`."""
+        """A leader sent the entry at `index`, which has `term` and is durable here."""
         record = self._records.get(peer_id, NOTHING)
         if (term, index) > (record.sent_term, record.sent_index):
             self._update(peer_id, record, sent_index=index, sent_term=term)

@@ -128,16 +128,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self._journal.last_term
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        """Called in every tick, after PySyncObj counted matches, with itself counted always."""
-        proposed = self._SyncObj__raftCommitIndex
-        if proposed > self._settled_commit:
+        """Called in every tick, after elections and what `tick` keeps PySyncObj from counting."""
+        if self.is_leading() and self._journal.last_index > self._settled_commit:
             matches = self._SyncObj__raftMatchIndex
             self._settled_commit = rules.committed_index(
-                self._settled_commit, proposed, self._journal.durable_index,
+                self._settled_commit, self._journal.last_index, self._journal.durable_index,
                 [matches[node] for node in self._SyncObj__otherNodes],
                 self._SyncObj__selfNode is not None,
                 self._journal.term_at, self._SyncObj__raftCurrentTerm)
-            self._SyncObj__raftCommitIndex = self._settled_commit
+        self._SyncObj__raftCommitIndex = self._settled_commit
         self._hooks.apply_committed()
         return False
 
@@ -218,7 +217,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def tick(self) -> None:
         """Elections, commit counting, apply, heartbeats: whatever is due."""
         use_clock(self._now)
-        self._onTick(0)
+        # PySyncObj counts entry by entry, reads each from the disk, and begins anew in every tick.
+        # At the end of the log there is nothing for it to count.
+        self._SyncObj__raftCommitIndex = self._journal.last_index
+        try:
+            self._onTick(0)
+        finally:
+            self._SyncObj__raftCommitIndex = self._settled_commit
 
     def append(self, command: bytes) -> int:
         """Append to this leader's log; the index."""

@@ -289,15 +289,17 @@ class PySyncObjEngine:
             return
         try:
             self._journal.finish_sync(ticket, error)
+            if self._on_sync is not None:
+                self._on_sync(self._loop.time() - self._sync_began)
+            self._disk_full = False
+            self._elections.release_votes()
+            self._follower.acknowledge()
+        except DiskFull as full:
+            self._note_full_disk(full)
         except Exception as failure:
             # After a failed fsync the kernel may have dropped the pages: never retried.
             self._fail(failure)
             return
-        if self._on_sync is not None:
-            self._on_sync(self._loop.time() - self._sync_began)
-        self._disk_full = False
-        self._follower.acknowledge()
-        self._elections.release_votes()
         self._schedule()
 
     # --- hooks of the core --------------------------------------------------------------------
@@ -373,17 +375,20 @@ class PySyncObjEngine:
             self._append(REGULAR_KIND + payload, future, timeout_s)
         except ElasticKVError as error:
             future.set_exception(error)
-        except Exception as error:
-            # A failed fsync among others: the entry may or may not be in the log.
-            self._fail(error)
-            future.set_exception(OutcomeUnknown("this node halted during the proposal"))
         return future
 
     def _append(self, command: bytes, future: asyncio.Future[object], timeout_s: float) -> int:
         if len(self._proposals) >= self._settings.max_pending:
             raise Overloaded(f"{self._settings.max_pending} proposals are under way",
                              remedy="retry later")
-        index = self._core.append(command)
+        try:
+            index = self._core.append(command)
+        except ElasticKVError:
+            raise
+        except Exception as error:
+            # A failed fsync among others: the entry may or may not be in the log.
+            self._fail(error)
+            raise OutcomeUnknown("this node halted during the proposal") from error
         self._proposals.add(index, self._core.term(), future, self._loop.time() + timeout_s)
         self._schedule()
         return index

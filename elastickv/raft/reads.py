@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 
 from elastickv.errors import DeadlineExceeded, NoLeader
@@ -23,6 +24,7 @@ class Reads:
         self._round_at = 0.0
         self._forwarded_at = 0.0
         self._closed = False
+        self._lost_links: Counter[str] = Counter()
 
     async def read_index(self, timeout_s: float) -> int:
         """See `RaftEngine.read_index`."""
@@ -83,6 +85,7 @@ class Reads:
 
     def lost_link(self, peer_id: str) -> None:
         """The link with `peer_id` broke."""
+        self._lost_links[peer_id] += 1
         if self._forwarder.leader_id == peer_id:
             self._forwarder.retry()
 
@@ -111,12 +114,15 @@ class Reads:
 
     def on_read_request(self, peer_id: str, message: frames.ReadRequest) -> None:
         if self._context.core.is_leading():
-            self._rounds.add(partial(self._reply, peer_id, message.request))
+            self._rounds.add(partial(self._reply, peer_id, self._lost_links[peer_id],
+                                     message.request))
         else:
-            self._reply(peer_id, message.request, 0)
+            self._reply(peer_id, self._lost_links[peer_id], message.request, 0)
 
-    def _reply(self, peer_id: str, request: int, index: int) -> None:
-        self._context.send(peer_id, frames.ReadReply(request, index))
+    def _reply(self, peer_id: str, link: int, request: int, index: int) -> None:
+        """Behind another link there may be a new process, whose requests have the same numbers."""
+        if link == self._lost_links[peer_id]:
+            self._context.send(peer_id, frames.ReadReply(request, index))
 
     def on_read_reply(self, peer_id: str, message: frames.ReadReply) -> None:
         self._forwarder.answer(peer_id, message.request, message.index)

@@ -124,6 +124,14 @@ class Segment:
         file.append([encode_segment_header(first_index, previous_term)])
         return cls(disk, path, file, first_index, previous_term)
 
+    @classmethod
+    def create_whole(cls, disk: Disk, directory: Path, first_index: int,
+                     previous_term: int) -> Segment:
+        """A new, empty segment, durable on return, that no crash leaves without its header."""
+        path = directory / segment_name(first_index)
+        disk.replace(path, encode_segment_header(first_index, previous_term))
+        return cls(disk, path, disk.open_append(path, create=False), first_index, previous_term)
+
     def append(self, record: bytes) -> None:
         """Write one record at the end. Raises `DiskFull` without effect."""
         if self._reservable is not None and self.size + len(record) > self._reserved_end:

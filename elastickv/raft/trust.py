@@ -59,7 +59,9 @@ class Trust:
             if reason:
                 self._become_suspect(peer_id, reason, hello.remembered.boot_epoch,
                                      hello.remembered.term)
-            self._raise_floor(hello.remembered)
+            if peer_id in self._core.voters():
+                # What only a learner has cannot be committed, and no election could reach it.
+                self._raise_floor(hello.remembered)
         memory = self._storage.memory
         known = memory.of(peer_id)
         if known is None or hello.boot_epoch > known.boot_epoch:

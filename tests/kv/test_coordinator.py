@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
-from elastickv.errors import ConditionFailed, DiskFull, InvalidArgument, NoLeader
+from elastickv.errors import ConditionFailed, DiskFull, InvalidArgument, NoLeader, OutcomeUnknown
 from elastickv.keys.applier import Applier
 from elastickv.kv.api import Condition, Op, OpKind, WriteResult
 from elastickv.kv.coordinator import Coordinator
@@ -206,3 +207,16 @@ async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
     assert not (await node.kv.get(b"k", ts=first.commit_ts - 1, timeout_s=TIMEOUT_S)).exists
     pairs = await node.kv.scan(b"", b"", limit=10, ts=first.commit_ts, timeout_s=TIMEOUT_S)
     assert [(pair.key, pair.value) for pair in pairs] == [(b"k", b"1")]
+
+
+async def test_a_forwarded_write_whose_answer_does_not_parse_may_have_happened(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def garbled(*arguments: object, **options: object) -> bytes:
+        return b"\xff"
+
+    status = dataclasses.replace(node.engine.status(), leader_id="n2")
+    monkeypatch.setattr(node.engine, "is_leader", lambda: False)
+    monkeypatch.setattr(node.engine, "status", lambda: status)
+    monkeypatch.setattr(node.engine, "call", garbled)
+    with pytest.raises(OutcomeUnknown, match="does not parse"):
+        await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)

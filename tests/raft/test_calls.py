@@ -150,3 +150,21 @@ async def test_handlers_run_side_by_side_and_their_errors_are_typed():
         await asyncio.sleep(0)
     assert [(r.request, r.error) for _, r in wire.sent if isinstance(r, Response)] == [
         (2, "ElasticKVError"), (3, "PeerError"), (1, "")]
+
+
+@pytest.mark.parametrize("lost", ["n2", "n3"])
+async def test_answer_does_not_leave_on_another_link(lost):
+    """The process behind the next link may have begun to count anew."""
+    wire = Wire()
+    calls = PeerCalls("n1", wire.send, 100)
+
+    async def reply(peer_id: str, method: str, payload: bytes) -> bytes:
+        return payload
+
+    calls.handle("m", reply)
+    calls.received_request("n2", Request(1, "m", b"old"))
+    calls.lost(lost)
+    calls.received_request("n2", Request(1, "m", b"new"))
+    await asyncio.gather(*calls._tasks)
+    answers = [response.payload for _, response in wire.sent if isinstance(response, Response)]
+    assert answers == ([b"new"] if lost == "n2" else [b"old", b"new"])

@@ -140,6 +140,17 @@ def test_sync_of_a_file_that_a_truncation_removed_is_no_failure(tmp_path):
     assert journal.durable_index == 2
 
 
+def test_failed_sync_is_raised_although_a_truncation_overtook_it(tmp_path):
+    """It may have run late, and the kernel have dropped what was appended behind the cut."""
+    journal = filled(tmp_path, 3)
+    journal.append(5, 1, b"\x00old")
+    _, ticket = journal.begin_sync()
+    journal.truncate_from(5)
+    journal.append(5, 2, b"\x00new")
+    with pytest.raises(OSError, match="I/O"):
+        journal.finish_sync(ticket, OSError(5, "I/O error"))
+
+
 def test_failed_sync_is_raised(tmp_path):
     journal = filled(tmp_path, 3)
     journal.append(5, 1, b"\x00x")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj
+from raft_lab import Lab, run
 
 from elastickv.raft import pysyncobj_core, pysyncobj_seams
 from elastickv.raft.pysyncobj_core import RaftCore
+from elastickv.raft.pysyncobj_journal import JournalAdapter
 from elastickv.raft.pysyncobj_seams import PeerNode
 
 SOURCE = Path(library.__file__).read_text(encoding="utf-8")
@@ -53,3 +55,28 @@ def test_order_of_peers_does_not_depend_on_the_process():
     assert hash(PeerNode("n1")) == 3950597356
     assert PeerNode("n1") == PeerNode("n1")
     assert PeerNode("n1") != PeerNode("n2")
+
+
+def test_the_library_counts_no_entries(monkeypatch):
+    """It would read each from the disk, from the commit index on, in every tick."""
+    read: list[object] = []
+    get = JournalAdapter.__getitem__
+
+    def counting(self: JournalAdapter, item: int | slice) -> object:
+        if isinstance(item, slice):
+            read.append(item)
+        return get(self, item)
+
+    async def scenario() -> None:
+        lab = Lab(1)
+        node = await lab.start()
+        for number in range(200):
+            await node.engine.propose(b"%d" % number, timeout_s=1)
+        node.kill()
+        node.state.entries.clear()
+        monkeypatch.setattr(JournalAdapter, "__getitem__", counting)
+        await node.start()
+        await lab.until(lambda: len(node.state.payloads()) == 200)
+
+    run(scenario())
+    assert read == []

@@ -7,13 +7,15 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import pytest
 from raft_lab import Lab, LabNode, outcome, run
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, OutcomeUnknown
 from elastickv.raft import frames
-from elastickv.raft.engine import Role
+from elastickv.raft.engine import Member, Role
 from elastickv.raft.journal import Journal
+from elastickv.raft.membership import ChangeKind, MembershipChange
 from elastickv.raft.segment import HEADER_SIZE
 
 COMPACTING: dict[str, Any] = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
@@ -33,17 +35,23 @@ def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path
     assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
 
 
-def test_a_failed_fsync_during_a_proposal_stops_the_node() -> None:
+@pytest.mark.parametrize("propose", [
+    lambda engine: engine.propose(b"x", timeout_s=5),
+    lambda engine: engine.change_members(MembershipChange(ChangeKind.REMOVE, "n9"), timeout_s=5),
+], ids=["write", "membership change"])
+def test_a_failed_fsync_during_a_proposal_stops_the_node(propose: Any) -> None:
     """Appending may seal a segment, which syncs it."""
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.ADD_LEARNER, "n9", "nowhere:1"), timeout_s=5)
 
         def failing(index: int, term: int, command: bytes) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
         leader.journal.append = failing
-        assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), OutcomeUnknown)
+        assert isinstance(await outcome(propose(leader.engine)), OutcomeUnknown)
         assert leader.status().role is Role.SHUTDOWN
 
     run(scenario())
@@ -107,5 +115,103 @@ def test_a_full_disk_behind_an_installed_state_stops_the_node() -> None:
         await lab.until(lambda: behind.status().role is Role.SHUTDOWN, timeout_s=10.0)
         await behind.restart()
         await lab.settle()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("error", "role"), [
+    (DiskFull("no space left", remedy="free space"), Role.FOLLOWER),
+    (OSError(errno.EIO, "Input/output error"), Role.SHUTDOWN),
+], ids=["full disk", "failed fsync"])
+def test_disk_that_refuses_when_a_suspect_has_caught_up(error: Exception, role: Role) -> None:
+    """That is noted in its hard state, and may be due at the end of an fsync of the log."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        suspect = lab.others(leader)[0]
+        suspect.offload.holding = True
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.until(lambda: suspect.journal.last_index == leader.journal.last_index)
+        suspect.engine._storage.hard_state.set_suspect(True)
+        suspect.engine._follower._required_index = leader.core.commit_index()
+        suspect.disk.fail["replace"] = error
+        suspect.offload.release()
+        assert suspect.status().role is role
+        suspect.disk.fail.clear()
+        if role is Role.FOLLOWER:
+            await lab.until(lambda: not suspect.engine._trust.suspect)
+
+    run(scenario())
+
+
+async def _leader_loses_what_it_sent(lab: Lab, leader: LabNode, receiver: LabNode) -> None:
+    """Only `receiver` gets the leader's last entry; the leader dies before its own fsync."""
+    lab.hub.rule = lambda source, target, message: int(
+        target == receiver.node_id or not isinstance(message, frames.AppendEntries))
+    disk = leader.disk.copy()
+    leader.offload.holding = True
+    proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"lost", timeout_s=1)))
+    await lab.until(lambda: receiver.journal.last_index == leader.journal.last_index)
+    leader.kill()
+    leader.disk.files = disk
+    proposal.cancel()
+
+
+def test_what_only_a_learner_received_keeps_nobody_from_an_election() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        learner = lab.nodes["n9"] = LabNode(lab, Member("n9", "host9:1"), joining=True)
+        await learner.start()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.ADD_LEARNER, "n9", "host9:1"), timeout_s=5)
+        await lab.settle()
+        await _leader_loses_what_it_sent(lab, leader, learner)
+        await leader.start()
+        await lab.until(lambda: learner.node_id in leader.engine._connected)
+        assert leader.engine._trust.floor() == (0, 0)
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.leader()
+
+    run(scenario())
+
+
+def test_what_a_follower_remembers_of_its_leader_is_on_its_own_disk() -> None:
+    """Both may lose an entry that neither synced, and then nobody could reach such a floor."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        follower = lab.others(leader)[0]
+        memory, journal = follower.engine._storage.memory, follower.journal
+        follower.offload.holding = True
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.until(lambda: journal.last_index == leader.journal.last_index)
+        assert memory.of(leader.node_id).sent_index == journal.durable_index < journal.last_index
+        follower.offload.release()
+        assert memory.of(leader.node_id).sent_index == journal.last_index
+
+    run(scenario())
+
+
+def test_read_index_for_a_process_that_is_gone_does_not_reach_the_next() -> None:
+    """Requests of a new process have the numbers of the old one's."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        follower = lab.others(leader)[0]
+        lab.hub.rule = lambda source, target, message: int(not isinstance(message, frames.Probe))
+        reading = asyncio.ensure_future(outcome(follower.engine.read_index(timeout_s=0.1)))
+        await lab.until(lambda: bool(lab.hub.sent(frames.ReadRequest, follower.node_id)))
+        await lab.until(lambda: leader.engine._reads._rounds.active)
+        await follower.restart()
+        await lab.until(lambda: follower.node_id in leader.engine._connected)
+        lab.hub.log.clear()
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: not leader.engine._reads._rounds.active)
+        assert not lab.hub.sent(frames.ReadReply, leader.node_id)
+        await reading
 
     run(scenario())

@@ -25,7 +25,7 @@ from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.snapshots import state_snapshots
-from elastickv.raft.engine import Entry, Member
+from elastickv.raft.engine import Entry, Member, Suffrage
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsLinks
@@ -254,6 +254,7 @@ class SimNode:
         self.seen_commit = self.engine._core.commit_index()
         self.seen_role = (self.engine._core.term(), False)
         self.core = self.engine._core
+        cluster.oracle.promises.watch_core(self)
         self.encryption.ensure_writers()
         self.serving = True
 
@@ -262,7 +263,8 @@ class SimNode:
         cluster = self.cluster
         settings = EngineSettings(
             node_id=self.name, path=DATA / "raft", client_address=f"client-{self.name}",
-            members=[Member(name, f"{name}:{PORT}") for name in cluster.names],
+            members=[Member(name, f"{name}:{PORT}", cluster.suffrage(name))
+                     for name in cluster.names],
             **cluster.plan.settings)
         links = TlsLinks(self.name, f"{self.name}:{PORT}", tls=None,
                          max_entry_bytes=settings.max_entry_bytes, generator=generator)
@@ -270,6 +272,7 @@ class SimNode:
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
             generator=generator, snapshots=snapshots)
         engine.on_fatal(self.halt)
+        cluster.oracle.promises.watch(self, links, engine)
         return engine
 
     def _open_keys(self, disk: MountedDisk, kek: Any) -> Applier:
@@ -365,12 +368,16 @@ class Cluster:
         self.network.conditions.base_s = plan.network_s / 2
         self.network.conditions.jitter_s = plan.network_s
         loop.connector = self.network
-        self.names = [f"n{number}" for number in range(1, plan.size + 1)]
+        self.names = [f"n{number}" for number in range(1, plan.size + plan.learners + 1)]
         self.nodes = [SimNode(self, name, rate)
                       for name, rate in zip(self.names, plan.rates, strict=True)]
         oracle.nodes = {node.name: node for node in self.nodes}
         loop.after_step = oracle.after_step
         self._armed: dict[str, tuple[str, int]] = {}
+
+    def suffrage(self, name: str) -> Suffrage:
+        """What a member begins as."""
+        return Suffrage.VOTER if name in self.names[:self.plan.size] else Suffrage.LEARNER
 
     # --- crash points, and what disks and network report ----------------------------------------
 

@@ -172,6 +172,11 @@ class Medium:
         """What would be on the disk if the power failed now with nothing unsynced kept."""
         return {path: bytes(inode.durable) for path, inode in self._durable_names.items()}
 
+    def durable(self, path: str) -> bytes:
+        """What a power cut at this moment certainly leaves of a file; b"" when it leaves none."""
+        inode = self._durable_names.get(path)
+        return bytes(inode.durable) if inode is not None else b""
+
     def restore(self, copy: dict[str, bytes]) -> None:
         """Replace the whole content by an earlier `copy`. Nothing may be mounted."""
         self.files = {path: Inode(data) for path, data in copy.items()}
@@ -207,6 +212,11 @@ class MountedFile:
         data = b"".join(chunks)
         self._disk.prepare_write(self._path, data)
         self._inode.write(len(self._inode.data), data)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether a power cut at this moment would take nothing."""
+        return not self._inode.pending
 
     def sync(self) -> None:
         self._disk.sync_inode(self._path, self._inode)

@@ -20,6 +20,7 @@ import elastickv.raft.storage as storage_module
 from elastickv import startup
 from elastickv.crypto.kek import Kek
 from elastickv.raft.journal import Journal
+from elastickv.raft.segment import Segment
 
 KEK = Kek(bytes(range(32)), source="simulation")
 
@@ -33,6 +34,12 @@ class Taps(Protocol):
                  command: bytes) -> None: ...
 
     def truncating(self, journal: Journal, index: int) -> None: ...
+
+    def truncated(self, journal: Journal) -> None: ...
+
+    def cutting_tail(self) -> None: ...
+
+    def compacting(self, index: int) -> None: ...
 
     def opened(self, journal: Journal) -> None: ...
 
@@ -93,6 +100,15 @@ def observed_journal(taps: Taps) -> type[Journal]:
         def truncate_from(self, index: int) -> None:
             taps.truncating(self, index)
             super().truncate_from(index)
+            taps.truncated(self)
+
+        def compact_to(self, index: int) -> bool:
+            taps.compacting(index)
+            return super().compact_to(index)
+
+        def _cut_tail(self, segment: Segment, offset: int, last: bool) -> None:
+            super()._cut_tail(segment, offset, last)
+            taps.cutting_tail()
 
     return ObservedJournal
 

@@ -1,17 +1,25 @@
 """What must hold in every run, checked as it happens. The first breach ends the run.
 
-* One leader per term, and every leader holds every committed entry (leader completeness).
+* One leader per term, and every leader holds every entry that was committed in an earlier term
+  (leader completeness). A candidate of a term that is over may still win it, and lead nobody.
 * Log matching: an index and a term name one entry, with one predecessor, on every node for ever.
-* A committed entry is durable on a majority, at the moment it is committed.
+* A committed entry is durable on a majority, at the moment it is committed. A leader counts of a
+  member only what that member has on its disk, and commits by counting only in its own term.
 * What one node saw committed is never another entry anywhere, and is never truncated.
 * Every node applies the committed entries in order, each once in a process; the applied index does
-  not go back, nor below what was durable when a process starts again.
+  not go back, nor below what was durable when a process starts again. What is applied is durable in
+  the log, and the log is dropped only up to what is durable in the state.
+* A truncation is durable before anything follows it.
+* Commit timestamps rise along the log.
 * The same entry has the same effects on every node: versions, rows, meta, and the sidecar apart
   from `created` and `local_epoch`. A node that starts, or installed a snapshot, holds exactly the
   sum of the effects up to its applied index.
-* No nonce is used twice under a DEK, restarts and restored disks included.
+* No nonce is used twice under a DEK, restarts and restored disks included, and none under an epoch
+  that is not registered by a committed entry.
 * A value that was given to a node after its storage cutover is in no byte that reaches a disk.
 * A node halts or refuses to start only when a fault was injected that explains it.
+
+What is checked of messages is in `promises.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from elastickv.keys.registry import WRITERS_PREFIX, decode_row_key, decode_row_value
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv.fsm import META_SIDECAR
 from elastickv.raft.engine import Entry
@@ -29,6 +38,7 @@ from elastickv.store.mvcc import encode_store_key
 from elastickv.store.mvcc_store import RESERVED_META, Store
 from elastickv.store.tables import Table
 from tests.sim.loop import Life, SimLoop
+from tests.sim.promises import Promises, is_majority, voters_of
 from tests.sim.trace import Trace
 
 if TYPE_CHECKING:
@@ -79,10 +89,14 @@ class Oracle:
         self._leaders: dict[int, str] = {}
         self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         self._committed: dict[int, tuple[int, int]] = {}
+        self._committed_in: dict[int, int] = {}
         self.last_committed = 0
         self._effects: dict[int, Effect] = {}
         self._sidecars: dict[int, object] = {}
         self._nonces: set[tuple[int, bytes]] = set()
+        self._registered: dict[tuple[int, int], int] = {}
+        self._last_ts = 0
+        self.promises = Promises(self)
 
     def fail(self, invariant: str, evidence: str) -> None:
         """Record the first breach and raise it."""
@@ -124,6 +138,21 @@ class Oracle:
             if committed is not None and committed[0] == journal.term_at(dropped):
                 self.fail("committed entries stay", f"{self._name()} truncates entry {dropped}")
 
+    def truncated(self, journal: Journal) -> None:
+        file: Any = journal._segments[-1].file
+        if not file.is_durable:
+            self.fail("truncations are durable", f"{self._name()} goes on before its log is cut")
+
+    def cutting_tail(self) -> None:
+        self._trace.count("torn tails cut")
+
+    def compacting(self, index: int) -> None:
+        node = self.nodes[self._name()]
+        if index > node.store.durable_index:
+            self.fail("the log is kept until the state is durable",
+                      f"{node.name} drops entries up to {index}, its state is durable up to "
+                      f"{node.store.durable_index}")
+
     # --- after every step -----------------------------------------------------------------------
 
     def after_step(self, life: Life) -> None:
@@ -135,9 +164,21 @@ class Oracle:
         commit_index = core.commit_index()
         if commit_index != node.seen_commit:
             self._commit_moved(node, commit_index)
-        role = (core.term(), core.is_leading())
-        if role != node.seen_role:
-            self._role_moved(node, *role)
+        term, leading = core.term(), core.is_leading()
+        if (term, leading) != node.seen_role:
+            self._role_moved(node, term, leading)
+
+    def counted(self, leader: SimNode, name: str) -> None:
+        """What a leader counts of a member is on that member's disk."""
+        peer, term, index = self.nodes[name], leader.core.term(), leader.core.match_index(name)
+        # A member in a later term may have replaced what it acknowledged in this one.
+        if index < leader.journal.anchor_index or peer.seen_role[0] > term \
+                or any(node.excuses & DATA_LOSS for node in self.nodes.values()):
+            return
+        if not _is_durable(peer.journal, index, leader.journal.term_at(index)):
+            self.fail("leaders count what is durable",
+                      f"{leader.name} counts entry {index} of {name} in term {term}, durable "
+                      f"there up to {peer.journal.durable_index}")
 
     def _role_moved(self, node: SimNode, term: int, leading: bool) -> None:
         if term < node.seen_role[0]:
@@ -147,10 +188,13 @@ class Oracle:
         if not leading:
             return
         self._trace.count("elections")
+        self.promises.elected(node, term)
         if self._leaders.setdefault(term, node.name) != node.name:
             self.fail("one leader per term",
                       f"{node.name} and {self._leaders[term]} lead in term {term}")
-        journal, index = node.journal, self.last_committed
+        journal = node.journal
+        index = max((last for before, last in self._committed_in.items() if before < term),
+                    default=0)
         if index > journal.anchor_index and (
                 index > journal.last_index
                 or journal.term_at(index) != self._committed[index][0]):
@@ -161,6 +205,11 @@ class Oracle:
         if commit_index < node.seen_commit:
             self.fail("commit rises", f"{node.name} went from {node.seen_commit} to {commit_index}")
         journal = node.journal
+        if node.seen_role == (node.core.term(), True) \
+                and journal.term_at(commit_index) != node.core.term():
+            self.fail("leaders commit entries of their own term",
+                      f"{node.name} commits entry {commit_index} of term "
+                      f"{journal.term_at(commit_index)} in term {node.core.term()}")
         first = max(node.seen_commit, journal.anchor_index) + 1
         node.seen_commit = commit_index
         for index in range(first, commit_index + 1):
@@ -170,6 +219,7 @@ class Oracle:
         entry = (term, self._entries[(index, term)][0])
         if index not in self._committed:
             self._require_majority(name, index, term)
+            self._committed_in[self.nodes[name].core.term()] = index
         if self._committed.setdefault(index, entry) != entry:
             self.fail("committed entries stay",
                       f"{name} commits entry {index} of term {term}, another node one of term "
@@ -181,11 +231,11 @@ class Oracle:
         nodes = self.nodes.values()
         if any(node.excuses & DATA_LOSS for node in nodes):
             return
-        holders = [node.name for node in nodes
-                   if node.has_booted and _is_durable(node.journal, index, term)]
-        if len(holders) <= len(self.nodes) // 2:
-            self.fail("commitment is durable",
-                      f"{name} commits entry {index} of term {term}, durable on {holders} only")
+        holders = {node.name for node in nodes
+                   if node.has_booted and _is_durable(node.journal, index, term)}
+        if not is_majority(holders, voters_of(self.nodes[name])):
+            self.fail("commitment is durable", f"{name} commits entry {index} of term {term}, "
+                                               f"durable on {sorted(holders)} only")
 
     # --- apply ----------------------------------------------------------------------------------
 
@@ -198,6 +248,10 @@ class Oracle:
                           f"{node.name} applies entry {entry.index}, the next is {expected}")
             self._commit(node.name, entry.index, entry.term)
             expected += 1
+        if entries[-1].index > node.journal.durable_index:
+            self.fail("what is applied is durable",
+                      f"{node.name} applies entry {entries[-1].index}, its log is durable up to "
+                      f"{node.journal.durable_index}")
 
     def applied(self, node: SimNode, index: int, writes: Sequence[tuple[bytes, int, bytes]],
                 rows: Sequence[tuple[bytes, bytes]], meta: dict[bytes, bytes]) -> None:
@@ -207,7 +261,9 @@ class Oracle:
                         {name: value for name, value in meta.items()
                          if name not in NODE_SPECIFIC})
         known = self._effects.setdefault(index, effect)
-        if known != effect:
+        if known is effect:
+            self._note(index, writes, rows)
+        elif known != effect:
             self.fail("replicas agree", f"entry {index} has other effects on {node.name}: "
                                         f"{effect} instead of {known}")
         sidecar = node.applier.sidecar
@@ -217,6 +273,18 @@ class Oracle:
             if self._sidecars.setdefault(sidecar.raft_applied_index, facts) != facts:
                 self.fail("replicas agree", f"{node.name} has another sidecar at entry "
                                             f"{sidecar.raft_applied_index}")
+
+    def _note(self, index: int, writes: Sequence[tuple[bytes, int, bytes]],
+              rows: Sequence[tuple[bytes, bytes]]) -> None:
+        """The first node to apply an entry did; it had applied all before it."""
+        timestamps = [ts for _, ts, _ in writes]
+        if timestamps and min(timestamps) <= self._last_ts:
+            self.fail("commit timestamps rise", f"entry {index} writes at {min(timestamps)}, an "
+                                                f"earlier one at {self._last_ts}")
+        self._last_ts = max((self._last_ts, *timestamps))
+        for key, value in rows:
+            if key.startswith(WRITERS_PREFIX):
+                self._registered[decode_row_key(key)] = decode_row_value(value).last_seen_epoch
 
     def check_whole_state(self, node: SimNode) -> None:
         """A node's flushed state is the sum of all effects up to its applied index."""
@@ -249,6 +317,10 @@ class Oracle:
         self._trace.count("sealed")
         if (key_id, nonce) in self._nonces:
             self.fail("no nonce twice", f"{self._name()} seals with {nonce.hex()} under {key_id}")
+        node_id, epoch = int.from_bytes(nonce[:2], "big"), int.from_bytes(nonce[2:4], "big")
+        if epoch > self._registered.get((key_id, node_id), -1):
+            self.fail("writers are registered", f"{self._name()} seals with {nonce.hex()} under "
+                                                f"{key_id}, an epoch that nobody committed")
         self._nonces.add((key_id, nonce))
 
     def written(self, name: str, path: str, data: bytes) -> None:

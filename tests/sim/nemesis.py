@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tests.sim.cluster import Cluster, SimNode
+from elastickv.errors import ElasticKVError
+from tests.sim.cluster import Cluster, Lost, Refused, SimNode
 from tests.sim.disk import Inode, Medium
 
 RESTART_S = (0.03, 0.4)
@@ -131,7 +132,7 @@ class Nemesis:
     def _victim(self) -> SimNode | None:
         """A node whose data may be destroyed; None when a minority already was."""
         node = self._node()
-        limit = (len(self._cluster.nodes) - 1) // 2
+        limit = (self._cluster.plan.size - 1) // 2
         if node.name not in self._victims and len(self._victims) >= limit:
             return None
         self._victims.add(node.name)
@@ -203,18 +204,22 @@ class Nemesis:
         self._restart(node)
 
     async def transfer(self) -> None:
-        """An operator hands the leadership to another node."""
-        node = self._leader_or_any()
-        transfer = getattr(node.engine, "transfer_leadership", None) if node.serving else None
-        if transfer is None:
-            return
+        """An operator hands the leadership to another node, and perhaps back at once, so that
+        answers from the first term reach the same leader in a later one."""
+        node, target = self._leader_or_any(), self._node()
         self._count("transfer")
-        target = self._node().name
+        if await self._hand_over(node, target) and self._generator.random() < 0.5:
+            await self._hand_over(target, node)
+
+    async def _hand_over(self, source: SimNode, target: SimNode) -> bool:
         try:
             await self._cluster.request(
-                node, lambda n: n.engine.transfer_leadership(target, timeout_s=0.5), 0.5)
-        except Exception as error:
+                source, lambda n: n.engine.transfer_leadership(target.name, timeout_s=0.5), 0.5)
+        except (Refused, Lost, ElasticKVError) as error:
             self._cluster.trace.add("transfer failed", error)
+            return False
+        await self._wait(lambda: target.core is not None and target.core.is_leading())
+        return True
 
     # --- network --------------------------------------------------------------------------------
 
@@ -235,6 +240,21 @@ class Nemesis:
         cut = self._generator.randrange(1, len(names))
         await self._cut_for({pair for a in names[:cut] for b in names[cut:]
                              for pair in ((a, b), (b, a))}, 0.1, 0.8)
+
+    async def isolate_leader(self) -> None:
+        """A leader is left with a minority, long enough for the others to elect another one, and
+        goes on taking entries that nobody will ever commit."""
+        leaders = [node for node in self._cluster.nodes
+                   if node.core is not None and node.core.is_leading()]
+        if not leaders:
+            return
+        self._count("isolate-leader")
+        leader = self._generator.choice(leaders).name
+        others = [name for name in self._cluster.names if name != leader]
+        self._generator.shuffle(others)
+        with_it = others[:self._generator.randrange((self._cluster.plan.size + 1) // 2)]
+        await self._cut_for({pair for a in (leader, *with_it) for b in others if b not in with_it
+                             for pair in ((a, b), (b, a))}, 0.3, 1.2)
 
     async def one_way(self) -> None:
         """A node that hears and is not heard, or the reverse."""
@@ -331,8 +351,9 @@ class Nemesis:
 
     async def clock_step(self) -> None:
         node = self._node()
-        self._count("clock-step")
-        node.clock.skew_ms += self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+        step_ms = self._generator.choice((-5000, -300, -20, 20, 300, 5000))
+        self._count("clock-step back" if step_ms < 0 else "clock-step")
+        node.clock.skew_ms += step_ms
 
 
 def _file_kind(path: str) -> str:
@@ -350,6 +371,7 @@ _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {
     "stop": Nemesis.stop,
     "pause": Nemesis.pause,
     "partition": Nemesis.partition,
+    "isolate-leader": Nemesis.isolate_leader,
     "one-way": Nemesis.one_way,
     "flapping": Nemesis.flapping,
     "weather": Nemesis.weather,

@@ -106,6 +106,8 @@ class Network:
         self.listeners: dict[str, tuple[Life, Callable[[], Any]]] = {}
         self.blocked: set[tuple[str, str]] = set()
         self.endpoints: list[Endpoint] = []
+        self._sent = 0
+        self._latest: dict[str, int] = {}
 
     def _generator(self, source: str, target: str) -> random.Random:
         found = self._generators.get((source, target))
@@ -196,9 +198,17 @@ class Network:
         source.last_arrival = max(source.last_arrival, self._loop.now + self._delay(*names))
         target = source.other
         if target is not None:
-            self._loop.schedule(target.life, source.last_arrival, self._arrive, target, data)
+            self._sent += 1
+            self._loop.schedule(target.life, source.last_arrival, self._arrive, target, data,
+                                self._sent)
 
-    def _arrive(self, target: Endpoint, data: bytes | None) -> None:
+    def _arrive(self, target: Endpoint, data: bytes | None, number: int) -> None:
+        """What was sent as the `number`-th reaches a node; earlier ones of others may follow."""
+        name = target.life.name
+        if number < self._latest.get(name, 0):
+            self._events.count("reordered")
+        else:
+            self._latest[name] = number
         if target.closed:
             return
         if data is None:

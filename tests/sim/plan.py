@@ -8,12 +8,14 @@ from typing import Any
 
 FAULTS = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "one-way", "flapping", "weather", "reset", "fsync-error", "disk-full",
-    "clock-step", "bit-flip", "old-disk", "long-absence", "transfer",
+    "partition", "isolate-leader", "one-way", "flapping", "weather", "reset",
+    "fsync-error", "disk-full", "clock-step", "bit-flip", "old-disk", "long-absence", "transfer",
 )
 """Every fault that a run can draw; `nemesis.py` carries them out."""
 
 SIZES = (3, 3, 3, 3, 5)
+
+LEARNERS = (0, 0, 0, 1)
 
 ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 """How far a run takes the encryption life cycle, and when."""
@@ -21,7 +23,8 @@ ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. Times are virtual seconds; `settings` are those of every engine."""
+    """One run. Times are virtual seconds; `settings` are those of every engine. `size` counts the
+    voters that it begins with, `learners` those who only follow, until one is promoted."""
 
     seed: int
     size: int
@@ -35,6 +38,7 @@ class Plan:
     sync_delay_s: float
     network_s: float
     rates: tuple[float, ...] = field(default=())
+    learners: int = 0
 
 
 def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS,
@@ -63,6 +67,7 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         "memory_flush_s": 0.2,
         "greeting_grace_s": 2 * election_s,
     }
+    learners = generator.choice(LEARNERS) if size == min(SIZES) else 0
     count = min(len(enabled), generator.choice((1, 2, 3, 4)))
     return Plan(
         seed=seed, size=size, settings=settings, encryption=generator.choice(ENCRYPTION),
@@ -71,4 +76,5 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         clients=generator.choice((2, 2, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
         network_s=generator.choice((0.0005, 0.002, 0.008)),
-        rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size)))
+        rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size + learners)),
+        learners=learners)

@@ -24,14 +24,15 @@ from tests.sim.schedule import Outcome, run_seed
 
 REQUIRED = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "one-way", "flapping", "weather", "delay", "frames lost", "frames doubled",
-    "reset", "late bytes", "fsync-error", "disk-full", "clock-step", "bit-flip journal",
-    "bit-flip hardstate",
+    "partition", "isolate-leader", "one-way", "flapping", "weather", "delay",
+    "frames lost", "frames doubled", "reordered", "reset", "late bytes", "fsync-error",
+    "disk-full", "clock-step", "clock-step back", "bit-flip journal", "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
-    "long-absence", "transfer", "torn writes",
+    "long-absence", "transfer", "torn writes", "torn tails cut",
+    "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",
     "snapshots installed", "histories checked", "sealed", "bootstrap", "storage cutover",
-    "raft cutover", "rotate storage", "rotate raft", "register",
+    "raft cutover", "rotate storage", "rotate raft", "register", "promotions",
 )
 """Counters that must not be zero over a run of `FULL_RUN_SEEDS` seeds or more."""
 

@@ -27,6 +27,12 @@ from tests.sim.workload import KEYS, Workload
 ELECTION_LIMIT_S = 5.0
 CONVERGENCE_LIMIT_S = 8.0
 CHECK_CONFIGURATIONS = 200_000
+COUNTED_LINES = {
+    "this node has lost data: it neither votes nor counts until it has caught up with a leader":
+        "old disks noticed",
+    "this node has caught up and counts again": "old disks caught up",
+}
+"""Lines of the nodes' logs that the report counts, and under which name."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class Schedule:
         self.nemesis = Nemesis(self.cluster)
         self.sealed = self.oracle.sealed
         self.truncating = self.oracle.truncating
+        self.truncated = self.oracle.truncated
+        self.cutting_tail = self.oracle.cutting_tail
+        self.compacting = self.oracle.compacting
         self.opened = self.oracle.opened
 
     def appended(self, journal: Journal, index: int, term: int, previous_term: int,
@@ -68,6 +77,8 @@ class Schedule:
         if event == "snapshot installed" and life is not None:
             self.trace.count("snapshots installed")
             self.oracle.check_whole_state(self.oracle.nodes[life.name])
+        elif event in COUNTED_LINES:
+            self.trace.count(COUNTED_LINES[event])
 
     async def main(self) -> None:
         """The run."""
@@ -81,12 +92,14 @@ class Schedule:
         clients = [asyncio.ensure_future(workload.client(f"{number}"))
                    for number in range(plan.clients)]
         operator = asyncio.ensure_future(workload.operator(until=plan.encryption, repeat=True))
+        promotions = [asyncio.ensure_future(workload.promote(name))
+                      for name in self.cluster.names[plan.size:]]
         if early:
             await self._until(self._is_cut_over, ELECTION_LIMIT_S, "the cutovers at the start")
         await self.nemesis.run()
         self.nemesis.heal()
         workload.is_over = True
-        await asyncio.gather(*clients, operator)
+        await asyncio.gather(*clients, operator, *promotions)
         await self._converge()
         await self._final_reads()
         self._examine()

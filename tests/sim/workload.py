@@ -17,6 +17,7 @@ from elastickv.errors import (
     PeerError,
 )
 from elastickv.kv.api import Condition, Op, OpKind, WriterRow
+from elastickv.raft.membership import ChangeKind, MembershipChange
 from jepsen.history import Kind, Recorder
 from tests.sim.cluster import Cluster, Lost, Refused, SimNode
 from tests.sim.invariants import SECRET
@@ -179,6 +180,26 @@ class Workload:
                                      "storage cutover", "resync", "status"))
             await self._admin(name, generator)
             await asyncio.sleep(generator.uniform(0.02, 0.2))
+
+    async def promote(self, node_id: str) -> None:
+        """Make a voter of a learner, at some time in the run."""
+        generator = self.cluster.streams.stream("membership")
+        await asyncio.sleep(generator.uniform(0.1, 1.5))
+        change = MembershipChange(ChangeKind.PROMOTE, node_id)
+        while not self.is_over:
+            node = generator.choice(self.cluster.nodes)
+            try:
+                await self.cluster.request(
+                    node, lambda n: n.engine.change_members(change, timeout_s=CALL_TIMEOUT_S),
+                    CALL_TIMEOUT_S)
+            except (Refused, Lost, ElasticKVError) as error:
+                self.cluster.trace.add("promotion refused", error)
+                if "is a voter already" in str(error):
+                    return
+            else:
+                self.cluster.trace.count("promotions")
+                return
+            await asyncio.sleep(generator.uniform(0.01, 0.1))
 
     async def _admin(self, name: str, generator: random.Random) -> bool:
         node = generator.choice(self.cluster.nodes)
