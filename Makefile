@@ -37,7 +37,7 @@ $(STUBS): $(RUN_READY) $(PROTO_INPUTS)
 	@touch $@
 
 run: $(RUN_READY) $(STUBS) ## start a local cluster in the foreground (NODES=3 DATA=./data)
-	@exec $(BIN)/elastickv local-cluster --nodes $(NODES) --data $(DATA)
+	@exec $(BIN)/elastickv local-cluster --nodes "$(NODES)" --data "$(DATA)"
 
 test: $(DEV_READY) $(STUBS) ## run the whole test suite (JOBS=2 TESTS=tests)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from elastickv.clock import timestamp_ms
 from elastickv.errors import InvalidArgument
-from elastickv.kv.api import MAX_KEY_BYTES, Condition, Op, OpKind
+from elastickv.kv.api import MAX_KEY_BYTES, MAX_TTL_MS, Condition, Op, OpKind
 from elastickv.wire import WriteOp, WriteRequest
 
 MAX_BATCH_OPS = 10_000
@@ -41,8 +41,9 @@ def check_ops(ops: Sequence[Op], conditions: Sequence[Condition], *, max_value_b
             raise InvalidArgument(
                 f"value has {value_bytes} bytes; the limit is {max_value_bytes}",
                 remedy="split the value or raise --max-value-bytes on every node")
-        if op.ttl_ms < 0:
-            raise InvalidArgument("ttl_ms is negative; the limit is 0 or more")
+        if not 0 <= op.ttl_ms <= MAX_TTL_MS:
+            raise InvalidArgument(f"ttl_ms is {op.ttl_ms}; the limit is 0 to {MAX_TTL_MS}",
+                                  remedy="use 0 for a value that never expires")
         total += key_bytes + value_bytes
     for condition in conditions:
         check_key(condition.key, "condition key")

@@ -56,6 +56,8 @@ BAD_CALLS: dict[str, tuple[str, str, object, str]] = {
     "long key in get": ("kv", "RawGet", pb.RawGetRequest(key=b"k" * 481), "480"),
     "long value": ("kv", "RawPut", pb.RawPutRequest(key=b"k", value=bytes((8 << 20) + 1)),
                    str(8 << 20)),
+    "long ttl": ("kv", "RawPut", pb.RawPutRequest(key=b"k", value=b"v", ttl_ms=(1 << 64) - 1),
+                 str((1 << 63) - 1)),
     "scan limit 0": ("kv", "RawScanAt", pb.RawScanAtRequest(limit=0), "must be 1"),
     "scan limit below 0": ("kv", "RawScanAt", pb.RawScanAtRequest(limit=-5), "must be 1"),
     "empty batch": ("kv", "RawBatch", pb.RawBatchRequest(), "operation"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from elastickv.clock import pack_timestamp
+from elastickv.clock import MAX_TIMESTAMP, pack_timestamp
 from elastickv.errors import InvalidArgument
-from elastickv.kv.api import Condition, Op, OpKind
+from elastickv.kv.api import MAX_TTL_MS, Condition, Op, OpKind
 from elastickv.kv.txn import MAX_BATCH_OPS, build_request, check_key, check_ops, expiry_ms
+from elastickv.store.header import HEADER_BYTES
+from elastickv.store.values import plain_record
 
 LIMITS = {"max_value_bytes": 100, "max_request_bytes": 250}
 
@@ -22,10 +24,12 @@ def put(key: bytes, value: bytes = b"v", ttl_ms: int = 0) -> Op:
     ([put(b"k" * 481)], [], "1 to 480"),
     ([put(b"k", b"v" * 101)], [], "the limit is 100"),
     ([put(b"k", ttl_ms=-1)], [], "ttl_ms"),
+    ([put(b"k", ttl_ms=(1 << 64) - 1)], [], str(MAX_TTL_MS)),
     ([put(b"k")], [Condition(b"", 1)], "condition key"),
     ([put(b"a", b"v" * 100), put(b"b", b"v" * 100), put(b"c", b"v" * 100)], [], "limit is 250"),
     ([put(b"k")] * (MAX_BATCH_OPS + 1), [], str(MAX_BATCH_OPS)),
-], ids=["empty", "no key", "long key", "long value", "ttl", "condition", "request", "operations"])
+], ids=["empty", "no key", "long key", "long value", "negative ttl", "long ttl",
+        "condition", "request", "operations"])
 def test_a_request_over_a_limit_is_refused_and_the_limit_named(
         ops: list[Op], conditions: list[Condition], names: str) -> None:
     with pytest.raises(InvalidArgument, match=names):
@@ -43,6 +47,11 @@ def test_expiry_counts_from_the_commit_timestamp() -> None:
     commit_ts = pack_timestamp(1_000, 7)
     assert expiry_ms(commit_ts, 0) == 0
     assert expiry_ms(commit_ts, 250) == 1_250
+
+
+def test_the_longest_ttl_fits_a_value_header_at_any_commit_timestamp() -> None:
+    check_ops([put(b"k", ttl_ms=MAX_TTL_MS)], [], **LIMITS)
+    assert len(plain_record(b"", expiry_ms(MAX_TIMESTAMP, MAX_TTL_MS))) == HEADER_BYTES
 
 
 def test_a_request_carries_sealed_records_tombstones_and_conditions() -> None:
