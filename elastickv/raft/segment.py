@@ -37,6 +37,9 @@ INDEX_KIND = b"EKJI"
 SCAN_BYTES = 4 << 20
 RESERVE_BYTES = 1 << 20
 """How much room is made at a time; a start finds the rest of it as zeros and cuts them."""
+RESERVE_RECORD_BYTES = 32 << 10
+"""Room is made for records up to this size. A lone small write waits less for its fsync then; for a
+large one the file system's own commit matters little, and zeros would be written for every byte."""
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
 
 
@@ -134,7 +137,8 @@ class Segment:
 
     def append(self, record: bytes) -> None:
         """Write one record at the end. Raises `DiskFull` without effect."""
-        if self._reservable is not None and self.size + len(record) > self._reserved_end:
+        if self._reservable is not None and len(record) <= RESERVE_RECORD_BYTES \
+                and self.size + len(record) > self._reserved_end:
             self._reservable.reserve(len(record) + RESERVE_BYTES)
             self._reserved_end = self.size + len(record) + RESERVE_BYTES
         self.file.append([record])
