@@ -85,6 +85,10 @@ class ServerProcess:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
+    def has_children(self) -> bool:
+        """Whether the server runs another process."""
+        return bool(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split())
+
     def memory_bytes(self) -> dict[str, int]:
         """`rss` (resident), and its parts `anonymous` (heap) and `file` (store, libraries)."""
         wanted = {"VmRSS": "rss", "RssAnon": "anonymous", "RssFile": "file"}

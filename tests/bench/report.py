@@ -16,7 +16,9 @@ etcd and elastickv ran on one machine in one run, three members each on loopback
 elastickv with storage and Raft encryption on. h2load is the generator for both; it talks to the
 leader. Turns alternate, and each ratio is taken between neighbouring turns: the table gives the
 median, and the smallest and largest. Keys are spread over the whole key space, values are 1 KiB
-unless said otherwise. Rates are medians over the turns. CPU is that of all three members, per call.
+unless said otherwise. A turn begins once the members are at rest after their start: elastickv
+audits its store beside the node then. Rates are medians over the turns. CPU is that of all three
+members, per call.
 """
 
 

@@ -73,7 +73,7 @@ class Plan:
     size_keys: Sequence[int] = ()
 
 
-QUICK = Plan(keys=1_000_000, turns=2, duration_s=4.0, extras=False, encryption_slices=6,
+QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=6,
              encryption_keys=100_000, points=[each for each in POINTS if each.quick])
 FULL = Plan(keys=1_000_000, turns=3, duration_s=8.0, extras=True, encryption_slices=16,
             encryption_keys=1_000_000, points=POINTS, size_keys=(10_000, 1_000_000, 5_000_000))
@@ -114,6 +114,7 @@ class Bench:
         for turn in range(self.plan.turns):
             for side, cluster, points in sides:
                 cluster.start()
+                cluster.settle()
                 for load in points:
                     found = measure(cluster, load, self.plan.keys, self.memory, seed=turn,
                                     duration_s=self.plan.duration_s)
@@ -139,6 +140,7 @@ class Bench:
             load.name: {"off": [], "on": []} for load in loads}
         for cluster in (encrypted, plain):
             cluster.start()
+            cluster.settle()
         for load in loads:
             for number in range(self.plan.encryption_slices):
                 for side, cluster in (("off", plain), ("on", encrypted)):
@@ -162,6 +164,7 @@ class Bench:
             try:
                 cluster.start()
                 self.preload(cluster, keys, big=False)
+                cluster.settle()
                 self.document["sizes"][str(keys)] = {
                     name: dataclasses.asdict(measure(cluster, point(name), keys, self.memory,
                                                      duration_s=self.plan.duration_s))
@@ -178,6 +181,7 @@ class Bench:
             self.document["footprint"][side] = dataclasses.asdict(
                 extras.footprint(cluster, self.plan.keys))
             if cluster is other:
+                cluster.settle()
                 self._disturb(other)
             self.document["fail_over"][side] = dataclasses.asdict(
                 extras.fail_over_s(cluster, kills=20))

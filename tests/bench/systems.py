@@ -97,6 +97,12 @@ class Cluster(ABC):
             (self.directory / "started").touch()
         return seconds
 
+    def settle(self) -> None:
+        """Wait until what the members do after a start has ended, so that a rate is not that of the
+        first seconds: elastickv audits a large store in a process beside each node."""
+        wait_until(lambda: not any(process.has_children() for process in self.processes),
+                   self.processes, timeout_s=300, what=f"{self.name} is at rest")
+
     def _spawn(self, node: int) -> ServerProcess:
         return ServerProcess(self.command(node), self.directory / f"node{node}.log")
 
