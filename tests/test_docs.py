@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
@@ -96,7 +97,8 @@ def check_arguments(command: click.Command, arguments: list[str],
 @pytest.mark.parametrize(("page", "arguments"), command_lines(),
                          ids=lambda value: " ".join(value) if isinstance(value, list) else value)
 def test_command_lines_parse(page: str, arguments: list[str]) -> None:
-    check_arguments(cli, arguments)
+    with contextlib.suppress(click.exceptions.Exit):  # --help and --version answer while parsing
+        check_arguments(cli, arguments)
 
 
 def test_the_check_of_command_lines_itself() -> None:
