@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from elastickv.client import Client, Purpose
+from elastickv.clock import MAX_TIMESTAMP
+from elastickv.crypto.envelope import parse_envelope
 from elastickv.errors import ElasticKVError, Outcome
+from elastickv.store.header import HEADER_BYTES
+from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.mvcc_store import Store
 from tests.cluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -79,6 +84,13 @@ class Load:
             assert found.value in allowed, f"{key!r} lost an acknowledged write"
 
 
+def stored_key_id(store: Store, key: bytes) -> int:
+    """The DEK under which the store holds the latest version of `key`."""
+    version = store.get(key, MAX_TIMESTAMP, 0)
+    assert version is not None
+    return parse_envelope(version.record[HEADER_BYTES:]).key_id
+
+
 async def test_the_whole_life_of_an_encrypted_cluster(cluster: Cluster) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -116,6 +128,8 @@ async def test_the_whole_life_of_an_encrypted_cluster(cluster: Cluster) -> None:
         node.kill(signal.SIGKILL)
     await cluster.start()
 
+    async with cluster.client() as client:
+        await client.put(b"fresh", MARK)
     for name in cluster.nodes:
         async with cluster.client(name) as client:
             await load.check(client)
@@ -124,6 +138,14 @@ async def test_the_whole_life_of_an_encrypted_cluster(cluster: Cluster) -> None:
                 (key, MARK + key) for key in keys]
             state = await client.encryption.sidecar_state()
             assert state.active_storage_id == after.active_storage_id
+    for name, node in cluster.nodes.items():
+        node.kill(signal.SIGTERM)
+        store = Store.open(LmdbBackend.open(node.directory / "store"))
+        try:
+            assert {stored_key_id(store, key) for key in keys} == {before.active_storage_id}
+            assert stored_key_id(store, b"fresh") == after.active_storage_id, name
+        finally:
+            store.close()
     assert cluster.holds_bytes(MARK) == []
 
 
