@@ -79,4 +79,5 @@ def test_the_library_counts_no_entries(monkeypatch):
         await lab.until(lambda: len(node.state.payloads()) == 200)
 
     run(scenario())
-    assert read == []
+    # A tick that wins the election appends its no-op, and may count that one.
+    assert len(read) <= 1
