@@ -101,10 +101,11 @@ def committed_index(previous: int, proposed: int, durable_index: int, matches: I
                     leader_votes: bool, term_at: Callable[[int], int], current_term: int) -> int:
     """The leader's commit index.
 
-    `proposed` is the end of its log; `matches` are the other voters' acknowledged indexes. The leader counts up to its own
-    `durable_index`, or not at all when it is being removed (not `leader_votes`), and only an entry
-    of its own term commits by counting (Raft, section 5.4.2). It never commits above its own
-    `durable_index`: followers conclude from its commit index what its disk must hold.
+    `proposed` is the end of its log; `matches` are the other voters' acknowledged indexes. The
+    leader counts up to its own `durable_index`, or not at all when it is being removed (not
+    `leader_votes`), and only an entry of its own term commits by counting (Raft, section 5.4.2). It
+    never commits above its own `durable_index`: followers conclude from its commit index what its
+    disk must hold.
     """
     if proposed <= previous:
         return previous
