@@ -84,6 +84,11 @@ def plan_append(log: LogView, committed: int, previous_index: int, previous_term
                       commit_index=min(leader_commit, last_sent), truncates=truncates)
 
 
+def holds_entry(log: LogView, index: int, term: int) -> bool:
+    """Whether the log holds this very entry, and with it (log matching) everything before it."""
+    return log.anchor_index <= index <= log.last_index and log.term_at(index) == term
+
+
 def _require_uncommitted(index: int, committed: int) -> None:
     if index <= committed:
         raise LogDiverged(f"the leader's log differs at entry {index}, which is committed here "

@@ -10,6 +10,9 @@ what travels. The receiver's steps, in this order, survive a crash between any t
 5. the marker is removed.
 
 A start that finds the marker repeats step 4 when step 3 had happened, and forgets it otherwise.
+
+A snapshot of what the log holds anyway is not installed: entries behind it may be acknowledged, and
+would be lost with the log (Raft, section 7). They may arrive while it is on its way.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from elastickv.errors import (
     StoreCorrupt,
 )
 from elastickv.logs import get_logger
-from elastickv.raft import frames
+from elastickv.raft import frames, rules
 from elastickv.raft.core import Context
 from elastickv.raft.engine import SnapshotExport, SnapshotImport, SnapshotSource
 from elastickv.raft.hardstate import encode_checked, load_checked
@@ -201,7 +204,7 @@ class SnapshotReceiver:
         self.abort()
         self._leader_id, self._term = peer_id, message.term
         self._stream, self._offset = message.stream, 0
-        if message.index <= core.applied_index():
+        if self._is_needless(message.index, message.last_term):
             self._acknowledge(done=True)
             return
         if self._source is None:
@@ -241,6 +244,10 @@ class SnapshotReceiver:
         self._target = self._pending = None
         if target is None or pending is None:
             return
+        if self._is_needless(pending.index, pending.term):
+            target.abort()
+            self._acknowledge(done=True)
+            return
         try:
             self._marker.save(pending)
             applied_index = target.finish()
@@ -263,6 +270,10 @@ class SnapshotReceiver:
         self.installed_count += 1
         log.info("snapshot installed", index=pending.index)
         self._acknowledge(done=True)
+
+    def _is_needless(self, index: int, term: int) -> bool:
+        return (index <= self._context.core.applied_index()
+                or rules.holds_entry(self._context.journal, index, term))
 
     def _refuse(self, error: ElasticKVError) -> None:
         log.warning("snapshot refused", peer=self._leader_id, error=str(error))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from raft_lab import Lab, LabNode, ListState, run
+from raft_lab import Lab, LabNode, ListState, MemoryDisk, run
 
 from elastickv.errors import CorruptionError, JournalCorrupt
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
+from elastickv.raft.engine import Entry
+from elastickv.raft.journal import Journal
+from elastickv.raft.membership import encode_members
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import InstallMarker, MarkerFile
+from elastickv.raft.snapshots import InstallMarker, MarkerFile, SnapshotReceiver
 
 SECOND = 1.0
 COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
@@ -235,3 +240,61 @@ def test_lost_hard_state_refuses_the_start():
             await node.start()
 
     run(scenario())
+
+
+class Received:
+    """A receiver whose log holds entries 2 to `last_index` of term 1, the first few applied."""
+
+    def __init__(self, last_index: int, applied_index: int = 3) -> None:
+        disk = MemoryDisk()
+        self.journal = Journal(disk, Path("/log"))
+        self.append_to(last_index)
+        self.applied_index = applied_index
+        self.sent: list[frames.SnapshotAck] = []
+        self.installed: list[InstallMarker] = []
+        self.state = ListState()
+        core = SimpleNamespace(term=lambda: 1, leader_id=lambda: "n1",
+                               applied_index=lambda: self.applied_index)
+        context = SimpleNamespace(core=core, journal=self.journal,
+                                  send=lambda peer_id, message: self.sent.append(message))
+        self.receiver = SnapshotReceiver(context, self.state, MarkerFile(disk, Path("/install")),
+                                         self.installed.append)
+
+    def append_to(self, last_index: int) -> None:
+        for index in range(self.journal.last_index + 1, last_index + 1):
+            self.journal.append(index, 1, b"\0")
+
+    def offer(self, index: int, term: int) -> None:
+        self.receiver.on_offer("n1", frames.SnapshotOffer(1, 1, index, term, 0,
+                                                          encode_members([])))
+
+    def complete(self, index: int) -> None:
+        export = ListState()
+        export.entries = [Entry(each, 1, b"%d" % each) for each in range(2, index + 1)]
+        data = export.open_export().read(1 << 20)
+        self.receiver.on_chunk("n1", frames.SnapshotChunk(1, 1, 0, data, True))
+
+
+@pytest.mark.parametrize(("meanwhile", "term", "installs"), [
+    pytest.param(lambda it: it.append_to(20), 1, False, id="the log came to hold it"),
+    pytest.param(lambda it: it.append_to(10), 1, False, id="the log came to end with it"),
+    pytest.param(lambda it: setattr(it, "applied_index", 10), 1, False, id="the state came to it"),
+    pytest.param(lambda it: it.append_to(9), 1, True, id="the log ends before it"),
+    pytest.param(lambda it: it.append_to(20), 2, True, id="the log holds another entry there"),
+])
+def test_a_snapshot_of_what_came_meanwhile_drops_nothing(meanwhile, term, installs):
+    """What follows it in the log may be acknowledged."""
+    it = Received(last_index=5)
+    it.offer(10, term)
+    meanwhile(it)
+    last_index = it.journal.last_index
+    it.complete(10)
+    assert bool(it.installed) is installs
+    assert it.sent[-1].done
+    assert installs or (it.journal.last_index == last_index and it.state.entries == [])
+
+
+def test_a_snapshot_of_what_the_log_holds_is_not_asked_for():
+    it = Received(last_index=20)
+    it.offer(10, 1)
+    assert [message.done for message in it.sent] == [True]
