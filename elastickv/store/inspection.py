@@ -9,9 +9,10 @@ from pathlib import Path
 
 import lmdb
 
+from elastickv.durable import OsDisk
 from elastickv.errors import StoreCorrupt
 from elastickv.store.audit import audit_file
-from elastickv.store.lmdb_backend import CURRENT, decode_current, generation_file
+from elastickv.store.lmdb_backend import generation_file, named_generation
 from elastickv.store.lmdb_environment import RESTORE, raise_typed
 from elastickv.store.records import reveal_all
 from elastickv.store.tables import Item, Table
@@ -50,13 +51,10 @@ def inspect(directory: Path, *, in_use: bool) -> StoredFacts:
 
 
 def _inspect(directory: Path, in_use: bool) -> StoredFacts:
-    first = generation_file(directory, 1)
-    try:
-        path = generation_file(directory, decode_current((directory / CURRENT).read_bytes()))
-    except FileNotFoundError:
-        if not first.exists() or audit_file(first).entries == 0:
-            return StoredFacts({}, {})
-        raise StoreCorrupt("the store's CURRENT file is missing", remedy=RESTORE) from None
+    generation = named_generation(OsDisk(), directory)
+    if generation is None:
+        return StoredFacts({}, {})
+    path = generation_file(directory, generation)
     if not path.exists() and not in_use:
         raise StoreCorrupt(f"the store's file {path} is missing", remedy=RESTORE)
     if not in_use:

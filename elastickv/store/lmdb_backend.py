@@ -37,7 +37,7 @@ MAX_MAP_BYTES = 1 << 44
 INLINE_AUDIT_BYTES = 256 << 20
 """Audited in about half a second."""
 
-CURRENT = "CURRENT"
+_CURRENT = "CURRENT"
 _LOCK = "-lock"
 _NEW = ".new"
 _GENERATION = re.compile(r"gen-(\d{8})\.mdb(-lock)?")
@@ -60,6 +60,21 @@ def decode_current(data: bytes) -> int:
 def generation_file(directory: Path, generation: int) -> Path:
     """Where a generation is kept."""
     return directory / f"gen-{generation:08d}.mdb"
+
+
+def named_generation(disk: Disk, directory: Path) -> int | None:
+    """The generation that CURRENT names, whose file may be missing; None for a store that was never
+    used. Raises `StoreCorrupt` when CURRENT is damaged, or missing beside generations."""
+    current = directory / _CURRENT
+    if disk.exists(current):
+        return decode_current(disk.read(current))
+    if not any(_GENERATION.fullmatch(name) for name in disk.list(directory)):
+        return None
+    first = generation_file(directory, 1)
+    # A crash may have come between the making of the first generation and of CURRENT.
+    if not disk.exists(first) or audit_file(first).entries:
+        raise StoreCorrupt("the store's CURRENT file is missing", remedy=RESTORE)
+    return None
 
 
 class LmdbImport:
@@ -151,18 +166,15 @@ class LmdbBackend:
         return generation_file(self._directory, generation)
 
     def _find_generation(self) -> int:
-        current = self._directory / CURRENT
-        if self._disk.exists(current):
-            generation = decode_current(self._disk.read(current))
+        generation = named_generation(self._disk, self._directory)
+        if generation is not None:
             if not self._disk.exists(self._path_of(generation)):
                 raise StoreCorrupt(f"the store's file {self._path_of(generation)} is missing",
                                    remedy=RESTORE)
             return generation
-        if not any(_GENERATION.fullmatch(name) for name in self._disk.list(self._directory)):
+        if not self._disk.exists(self._path_of(1)):
             self._create_first()
-        elif not self._is_unused(self._path_of(1)):
-            raise StoreCorrupt("the store's CURRENT file is missing", remedy=RESTORE)
-        self._disk.replace(current, encode_current(1))
+        self._disk.replace(self._directory / _CURRENT, encode_current(1))
         return 1
 
     def _create_first(self) -> None:
@@ -174,10 +186,6 @@ class LmdbBackend:
         Environment(new, self._initial_map_bytes).close()
         self._disk.remove(new.with_name(new.name + _LOCK))
         self._disk.rename(new, path)
-
-    def _is_unused(self, path: Path) -> bool:
-        """Whether a crash came between the making of the first generation and of CURRENT."""
-        return self._disk.exists(path) and audit_file(path).entries == 0
 
     def _open(self, generation: int) -> Environment:
         return Environment(self._path_of(generation), self._initial_map_bytes)
@@ -202,7 +210,7 @@ class LmdbBackend:
 
     def _remove_leftovers(self) -> None:
         # After an installation that failed at its last step, CURRENT may name the other one.
-        named = decode_current(self._disk.read(self._directory / CURRENT))
+        named = decode_current(self._disk.read(self._directory / _CURRENT))
         for name in self._disk.list(self._directory):
             match = _GENERATION.fullmatch(name)
             if _NEW in name or (match and int(match[1]) not in (self._generation, named)):
@@ -254,7 +262,7 @@ class LmdbBackend:
         """Make `generation` current, durably, and drop the one before."""
         self._stop_audit()
         self._disk.sync_directory(self._directory)
-        self._disk.replace(self._directory / CURRENT, encode_current(generation))
+        self._disk.replace(self._directory / _CURRENT, encode_current(generation))
         self._close_views()
         self._environment.close()
         old, self._generation = self._generation, generation
