@@ -1,9 +1,5 @@
 """Calls between peers: requests matched with responses, typed errors carried across.
 
-Requests are numbered by each process from 1 on. An answer leaves on the link on which its request
-came or not at all: behind another link there may be a new process, whose requests have the same
-numbers.
-
 An error travels as (class name, message, remedy). It comes back as the same class of
 `elastickv.errors`; a name that is not there becomes a `PeerError`.
 """
@@ -11,7 +7,6 @@ An error travels as (class name, message, remedy). It comes back as the same cla
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +19,7 @@ from elastickv.errors import (
     PeerError,
     Unreachable,
 )
+from elastickv.raft.answers import Answers
 from elastickv.raft.engine import PeerHandler
 from elastickv.raft.frames import Request, Response, encode_message
 
@@ -67,7 +63,7 @@ class PeerCalls:
         self._pending: dict[int, _Pending] = {}
         self._last_request = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lost_links: Counter[str] = Counter()
+        self._answers = Answers(send)
 
     def handle(self, method: str, handler: PeerHandler) -> None:
         """Serve `method`; the latest registration wins."""
@@ -100,7 +96,7 @@ class PeerCalls:
 
     def lost(self, peer_id: str) -> None:
         """The link with `peer_id` broke: its open calls may or may not have run."""
-        self._lost_links[peer_id] += 1
+        self._answers.lost(peer_id)
         for pending in [p for p in self._pending.values() if p.peer_id == peer_id]:
             self._fail(pending, f"the link with member {peer_id} broke during a call")
 
@@ -123,11 +119,12 @@ class PeerCalls:
     def received_request(self, peer_id: str, request: Request) -> None:
         """Run the handler in a task of its own and send what it returns or raises."""
         task = asyncio.get_running_loop().create_task(
-            self._serve(peer_id, self._lost_links[peer_id], request))
+            self._serve(peer_id, request, self._answers.to(peer_id)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, peer_id: str, link: int, request: Request) -> None:
+    async def _serve(self, peer_id: str, request: Request,
+                     answer: Callable[[bytes], None]) -> None:
         try:
             payload = await self._run_handler(peer_id, request.method, request.payload)
             if len(payload) > self._max_payload_bytes:
@@ -136,8 +133,7 @@ class PeerCalls:
             response = Response(request.request, payload, "", "", "")
         except Exception as error:
             response = Response(request.request, b"", *error_fields(error))
-        if link == self._lost_links[peer_id]:
-            self._send(peer_id, encode_message(response))
+        answer(encode_message(response))
 
     async def _run_handler(self, peer_id: str, method: str, payload: bytes) -> bytes:
         handler = self._handlers.get(method)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from functools import partial
 
 from elastickv.errors import DeadlineExceeded, NoLeader
 from elastickv.raft import frames
+from elastickv.raft.answers import Answers
 from elastickv.raft.core import Context
 from elastickv.raft.readindex import ReadForwarder, ReadRounds
 
@@ -24,7 +24,7 @@ class Reads:
         self._round_at = 0.0
         self._forwarded_at = 0.0
         self._closed = False
-        self._lost_links: Counter[str] = Counter()
+        self._answers = Answers(context.send)
 
     async def read_index(self, timeout_s: float) -> int:
         """See `RaftEngine.read_index`."""
@@ -85,7 +85,7 @@ class Reads:
 
     def lost_link(self, peer_id: str) -> None:
         """The link with `peer_id` broke."""
-        self._lost_links[peer_id] += 1
+        self._answers.lost(peer_id)
         if self._forwarder.leader_id == peer_id:
             self._forwarder.retry()
 
@@ -113,16 +113,15 @@ class Reads:
             self._rounds.answer(peer_id, message.round, core.voters())
 
     def on_read_request(self, peer_id: str, message: frames.ReadRequest) -> None:
-        if self._context.core.is_leading():
-            self._rounds.add(partial(self._reply, peer_id, self._lost_links[peer_id],
-                                     message.request))
-        else:
-            self._reply(peer_id, self._lost_links[peer_id], message.request, 0)
+        answer = self._answers.to(peer_id)
 
-    def _reply(self, peer_id: str, link: int, request: int, index: int) -> None:
-        """Behind another link there may be a new process, whose requests have the same numbers."""
-        if link == self._lost_links[peer_id]:
-            self._context.send(peer_id, frames.ReadReply(request, index))
+        def reply(index: int) -> None:
+            answer(frames.ReadReply(message.request, index))
+
+        if self._context.core.is_leading():
+            self._rounds.add(reply)
+        else:
+            reply(0)
 
     def on_read_reply(self, peer_id: str, message: frames.ReadReply) -> None:
         self._forwarder.answer(peer_id, message.request, message.index)
