@@ -67,7 +67,7 @@ def under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *, quiet_s
     thread = threading.Thread(target=operate)
     thread.start()
     _, calls = measure_calls(cluster, point(LOAD), keys, directory, warm_up_s=WARM_UP_S,
-                             duration_s=quiet_s + max(1, len(operations)) * every_s)
+                             duration_s=quiet_s + len(operations) * every_s)
     thread.join()
     if failures:
         raise failures[0]
@@ -185,10 +185,10 @@ def compaction_under_load(directory: Path, memory: Path, keys: int, *, turns: in
         for _ in range(turns):
             for often, cluster in clusters.items():
                 cluster.start()
-                calls, _ = under_load(cluster, keys, memory, quiet_s=turn_s, every_s=0.0,
-                                      operations=[])
+                _, calls = measure_calls(cluster, point(LOAD), keys, memory, duration_s=turn_s,
+                                         warm_up_s=WARM_UP_S)
                 pauses[often].append(longest_pause_ms(
-                    calls, min(calls)[0] + 1e6, max(calls)[0]))
+                    calls, min(calls)[0] + WARM_UP_S * 1e6, max(calls)[0]))
                 if often:
                     compacted_to = cluster.last_snapshot_index()
                 cluster.stop()
