@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tests.cluster.cluster import NodeProcess
 
 
 def elastickv(*arguments: str, timeout_s: float = 60,
-              preexec: Callable[[], None] | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command. `preexec` runs in the child before it."""
-    done = subprocess.run([sys.executable, "-m", "elastickv", *arguments], capture_output=True,
-                          text=True, timeout=timeout_s, check=False, preexec_fn=preexec)
+              launcher: Sequence[str] = ()) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command. `launcher` is the command line that starts it: a
+    preexec_fn would run gRPC's fork handlers in the child, which may write to its stderr."""
+    done = subprocess.run([*launcher, sys.executable, "-m", "elastickv", *arguments],
+                          capture_output=True, text=True, timeout=timeout_s, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -8,9 +8,7 @@ case, and spoilt in one way.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import resource
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -37,9 +35,11 @@ from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
 pytestmark = [pytest.mark.cluster]
 
 NODE = "n1"
-PR_CAPBSET_DROP = 24
-CAP_DAC_OVERRIDE = 1
-CAP_DAC_READ_SEARCH = 2
+NO_WRITES = ("prlimit", "--fsize=0")
+"""Every write to a regular file fails, as on a file system that takes none."""
+BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+                  if os.geteuid() == 0 else ())
+"""The mode bits of files hold for root, too (capabilities(7))."""
 
 
 @dataclass
@@ -245,18 +245,13 @@ def test_a_node_refuses_to_start_and_names_the_remedy(
     assert case.sidecar_bytes() == before
 
 
-def nothing_can_be_written() -> None:
-    """In the child: every write to a regular file fails, as on a file system that takes none."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
 def test_a_file_system_that_takes_no_write(case: Case, sound: NodeProcess) -> None:
-    code, _, errors = elastickv("node", *case.arguments, preexec=nothing_can_be_written)
+    code, _, errors = elastickv("node", *case.arguments, launcher=NO_WRITES)
     assert code == ExitCode.STARTUP_REFUSED, errors
     assert "start-up guard file-system" in errors
     assert "Remedy: put --raftDataDir on" in errors
     assert "Traceback" not in errors
-    code, out, _ = elastickv("doctor", *case.arguments, preexec=nothing_can_be_written)
+    code, out, _ = elastickv("doctor", *case.arguments, launcher=NO_WRITES)
     assert code == ExitCode.ERROR
     assert "file-system\tfail" in out
     assert not list(case.directory.glob(".probe*"))
@@ -297,24 +292,16 @@ async def test_doctor_beside_a_running_node(tmp_path: Path) -> None:
         cluster.stop()
 
 
-def bound_by_modes() -> None:
-    """In the child: the mode bits of files hold for root, too (capabilities(7))."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-        if os.geteuid() == 0 and libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
-
-
 @pytest.mark.parametrize("mode", [0o000, 0o500], ids=["closed", "read-only"])
 def test_a_directory_that_the_user_may_not_use(case: Case, mode: int) -> None:
     case.directory.chmod(mode)
     try:
-        code, out, errors = elastickv("doctor", *case.arguments, preexec=bound_by_modes)
+        code, out, errors = elastickv("doctor", *case.arguments, launcher=BOUND_BY_MODES)
         assert code == ExitCode.ERROR, errors
         assert "data-directory\tfail" in out
         assert "Remedy: make the directory writable" in out
         assert errors == ""
-        code, _, errors = elastickv("node", *case.arguments, preexec=bound_by_modes)
+        code, _, errors = elastickv("node", *case.arguments, launcher=BOUND_BY_MODES)
         assert code == ExitCode.STARTUP_REFUSED, errors
         assert "--raftDataDir" in errors.split("Remedy:")[-1]
         assert "Traceback" not in errors
