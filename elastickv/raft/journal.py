@@ -243,17 +243,15 @@ class Journal:
         if not self.anchor_index < index <= self.last_index:
             raise IndexError(index)
         self._generation += 1
-        while self._starts[-1] > index:
-            self._segments.pop().remove()
-            self._starts.pop()
-        active = self._segments[-1]
-        active.truncate_from(index)
         for dropped in range(index, self.last_index + 1):
             entry = self._cache.pop(dropped, None)
             self._cached_bytes -= len(entry[0]) if entry else 0
-        self.last_index = index - 1
-        self.last_term = active.last_term
+        self.last_index, self.last_term = index - 1, self.term_at(index - 1)
         self.durable_index = min(self.durable_index, self.last_index)
+        while self._starts[-1] > index:
+            self._starts.pop()
+            self._segments.pop().remove()
+        self._segments[-1].truncate_from(index)
 
     def compact_to(self, index: int) -> bool:
         """Delete whole segments that hold nothing above `index`, oldest first, a few at a time;
@@ -262,11 +260,11 @@ class Journal:
         while deleted < COMPACT_SEGMENTS and len(self._segments) > 1 \
                 and self._segments[1].first_index <= index + 1 \
                 and self._segments[0] is not self._syncing:
-            self._segments.pop(0).remove()
+            segment = self._segments.pop(0)
             self._starts.pop(0)
-            deleted += 1
-        if deleted:
             self._set_anchor()
+            segment.remove()
+            deleted += 1
         return deleted > 0
 
     def reset(self, index: int, term: int) -> None:
@@ -274,12 +272,15 @@ class Journal:
 
         Segments go newest first; a crash half-way leaves a prefix of the old log or none, which
         the caller's install marker tells it to reset again. The new segment appears whole: without
-        another one before it nothing would tell that a header was never there.
+        another one before it nothing would tell that a header was never there. What fails half-way
+        leaves this object with an empty log.
         """
         self._generation += 1
+        self.last_index, self.last_term = self.anchor_index, self.anchor_term
+        self.durable_index = self.anchor_index
         while self._segments:
-            self._segments.pop().remove()
             self._starts.pop()
+            self._segments.pop().remove()
         self._cache.clear()
         self._cached_bytes = 0
         self._add(Segment.create_whole(self._disk, self._directory, index + 1, term))

@@ -213,6 +213,33 @@ def test_reset_begins_anew_behind_a_snapshot(tmp_path):
     assert again.term_at(1000) == 12
 
 
+@pytest.mark.parametrize(("change", "kept"), [
+    pytest.param(lambda journal: journal.compact_to(40), range(FIRST, 52), id="compaction"),
+    pytest.param(lambda journal: journal.truncate_from(20), range(FIRST, 20), id="truncation"),
+    pytest.param(lambda journal: journal.reset(1000, 12), range(0), id="reset"),
+])
+@pytest.mark.parametrize("removals", range(6))
+def test_a_change_that_fails_half_way_claims_only_what_is_there(tmp_path, monkeypatch, change,
+                                                                kept, removals):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    remaining = [removals]
+    remove = OsDisk.remove
+
+    def fail(self, path):
+        if not remaining[0]:
+            raise DiskFull("no space left")
+        remaining[0] -= 1
+        remove(self, path)
+
+    monkeypatch.setattr(OsDisk, "remove", fail)
+    with pytest.raises(DiskFull):
+        change(journal)
+    expected = [(command_of(index), index, 1) for index in kept if index > journal.anchor_index]
+    assert contents(journal) == expected
+    assert journal.durable_index == journal.last_index
+    assert [journal.term_at(index) for _, index, _ in expected] == [1] * len(expected)
+
+
 def test_marked_entries_are_found_again(tmp_path):
     journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
     for index in range(2, 40):

@@ -175,7 +175,7 @@ class Oracle:
         if index < leader.journal.anchor_index or peer.seen_role[0] > term \
                 or any(node.excuses & DATA_LOSS for node in self.nodes.values()):
             return
-        if not _is_durable(peer.journal, index, leader.journal.term_at(index)):
+        if not _is_durable(peer, index, leader.journal.term_at(index)):
             self.fail("leaders count what is durable",
                       f"{leader.name} counts entry {index} of {name} in term {term}, durable "
                       f"there up to {peer.journal.durable_index}")
@@ -232,7 +232,7 @@ class Oracle:
         if any(node.excuses & DATA_LOSS for node in nodes):
             return
         holders = {node.name for node in nodes
-                   if node.has_booted and _is_durable(node.journal, index, term)}
+                   if node.has_booted and _is_durable(node, index, term)}
         if not is_majority(holders, voters_of(self.nodes[name])):
             self.fail("commitment is durable", f"{name} commits entry {index} of term {term}, "
                                                f"durable on {sorted(holders)} only")
@@ -345,9 +345,13 @@ class Oracle:
                                                  f"(injected: {sorted(node.excuses)})")
 
 
-def _is_durable(journal: Journal, index: int, term: int) -> bool:
+def _is_durable(node: SimNode, index: int, term: int) -> bool:
+    journal: Journal = node.journal
     if index <= journal.anchor_index:
         return True
+    if len(journal) == 0:
+        # Also while a snapshot replaces the log: what the node holds then is its state.
+        return bool(index <= node.store.durable_index)
     return index <= journal.durable_index and journal.term_at(index) == term
 
 
