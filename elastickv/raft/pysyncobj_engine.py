@@ -101,6 +101,8 @@ class PySyncObjEngine:
         self._running = False
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._commit_timer: asyncio.TimerHandle | None = None
+        self._commit_due = False
         self._ticks = 0
         self._sync_running = False
         self._sync_began = 0.0
@@ -164,7 +166,7 @@ class PySyncObjEngine:
         self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
                                           self._install_snapshot)
         self._replication = Replication(self._context, self._sender.begin, storage.memory)
-        self._reads = Reads(self._context)
+        self._reads = Reads(self._context, self._replication.announce_to)
         self._dispatch = self._message_table()
 
     async def stop(self) -> None:
@@ -176,8 +178,9 @@ class PySyncObjEngine:
             except ElasticKVError as error:  # whatever the reason, the node stops all the same
                 log.info("stopping while leading", node=self.node_id, reason=str(error))
         self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._commit_timer):
+            if timer is not None:
+                timer.cancel()
         self._members.close()
         self._end_waits("this node is stopping")
         await self._calls.close()
@@ -247,11 +250,15 @@ class PySyncObjEngine:
         if not self._active:
             return
         try:
+            if not self._core.is_leading():
+                # Before the tick, which may apply entries: the leader waits for the answer.
+                self._start_sync()
+                self._links.flush()
             self._elections.before_tick()
             self._core.tick()
             self._elections.after_tick()
             if self._core.is_leading():
-                self._replication.replicate(heartbeat=False)
+                self._replicate()
                 self._transfer.advance()
             self._reads.advance()
             self._links.flush()
@@ -265,6 +272,17 @@ class PySyncObjEngine:
                 self._core.follow_nobody()
         except Exception as error:
             self._fail(error)
+
+    def _replicate(self) -> None:
+        announce, self._commit_due = self._commit_due, False
+        if self._replication.replicate(announce=announce) and self._commit_timer is None:
+            self._commit_timer = self._loop.call_later(self._settings.commit_delay_s,
+                                                       self._on_commit_timer)
+
+    def _on_commit_timer(self) -> None:
+        self._commit_timer = None
+        self._commit_due = True
+        self._schedule()
 
     def _note_full_disk(self, error: DiskFull) -> None:
         if not self._disk_full:
@@ -300,7 +318,20 @@ class PySyncObjEngine:
             # After a failed fsync the kernel may have dropped the pages: never retried.
             self._fail(failure)
             return
-        self._schedule()
+        if self._has_work_after_sync():
+            self._schedule()
+
+    def _has_work_after_sync(self) -> bool:
+        """Whether more waits for an fsync, or what is durable now can be committed or applied."""
+        core, journal = self._core, self._journal
+        if journal.needs_sync or min(core.commit_index(), journal.durable_index) \
+                > core.applied_index():
+            return True
+        if not core.is_leading() or journal.durable_index <= core.commit_index():
+            return False
+        others = [voter for voter in core.voters() if voter != self.node_id]
+        return not others or any(core.match_index(voter) > core.commit_index()
+                                 for voter in others)
 
     # --- hooks of the core --------------------------------------------------------------------
 
@@ -527,6 +558,8 @@ class PySyncObjEngine:
             if handler is None:
                 raise WireError(f"an unexpected {type(message).__name__} from {peer_id}")
             handler(peer_id, message)
+            if type(message) is frames.Ack and not self._has_work_after_ack(peer_id):
+                return
         except WireError as error:
             log.warning("link dropped", peer=peer_id, error=str(error))
             self._links.drop(peer_id)
@@ -535,6 +568,10 @@ class PySyncObjEngine:
         except Exception as error:
             self._fail(error)
         self._schedule()
+
+    def _has_work_after_ack(self, peer_id: str) -> bool:
+        """Whether there is something to commit, to send, or to hand over."""
+        return self._transfer.active or not self._replication.is_settled_with(peer_id)
 
     def _message_table(self) -> dict[type, Callable[..., None]]:
         """Who handles what. Whether the sender is a member is each handler's question: a leader or

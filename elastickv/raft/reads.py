@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from elastickv.errors import DeadlineExceeded, NoLeader
@@ -17,8 +18,10 @@ _TIMED_OUT = -1
 class Reads:
     """One node's read indexes: rounds of probes as a leader, requests as a follower."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, announce_to: Callable[[str], None]) -> None:
+        """`announce_to(peer_id)` tells a peer what is committed, if it does not know."""
         self._context = context
+        self._announce_to = announce_to
         self._rounds = ReadRounds()
         self._forwarder = ReadForwarder()
         self._round_at = 0.0
@@ -116,6 +119,9 @@ class Reads:
         answer = self._answers.to(peer_id)
 
         def reply(index: int) -> None:
+            if index:
+                # First on the same link: otherwise the peer would wait for it to apply `index`.
+                self._announce_to(peer_id)
             answer(frames.ReadReply(message.request, index))
 
         if self._context.core.is_leading():

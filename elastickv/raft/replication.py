@@ -59,11 +59,29 @@ class Replication:
         self._peers.clear()
         self._encoded = None
 
-    def replicate(self, *, heartbeat: bool) -> None:
-        """Send what each connected member lacks; with `heartbeat`, at least an empty message."""
+    def replicate(self, *, heartbeat: bool = False, announce: bool = False) -> bool:
+        """Send what each connected member lacks; with `heartbeat`, at least an empty message.
+
+        A commit index travels with entries. Only with `announce` does it get a message of its own;
+        without, True says that a member does not know it yet.
+        """
+        is_unknown = False
         for member in self._context.configuration.members:
             if member.node_id in self._context.connected:
-                self._replicate_to(member.node_id, heartbeat)
+                is_unknown |= self._replicate_to(member.node_id, heartbeat, announce)
+        return is_unknown
+
+    def announce_to(self, peer_id: str) -> None:
+        """Tell `peer_id` now what is committed, unless it knows."""
+        progress = self.progress(peer_id)
+        if not progress.probing and progress.sent_commit < self._core.commit_index():
+            self._send_append(peer_id, progress, self._core.next_index(peer_id), empty=True)
+
+    def is_settled_with(self, peer_id: str) -> bool:
+        """Whether nothing is left to commit or to send because of what `peer_id` acknowledged."""
+        core = self._core
+        return (core.match_index(peer_id) <= core.commit_index()
+                and core.next_index(peer_id) > self._journal.last_index)
 
     def on_ack(self, peer_id: str, message: Ack) -> None:
         """Raises `LogDiverged` when the peer claims entries that its leader never had."""
@@ -101,7 +119,7 @@ class Replication:
             core.heard_from(peer_id)
             core.set_next_index(peer_id, max(core.next_index(peer_id), message.next_index))
 
-    def _replicate_to(self, peer_id: str, heartbeat: bool) -> None:
+    def _replicate_to(self, peer_id: str, heartbeat: bool, announce: bool) -> bool:
         progress = self.progress(peer_id)
         next_index = self._core.next_index(peer_id)
         if next_index <= self._journal.anchor_index:
@@ -110,21 +128,25 @@ class Replication:
                 self._send_append(peer_id, progress, self._journal.anchor_index + 1, empty=True)
                 progress.probe_sent = True
             self._needs_snapshot(peer_id)
-            return
+            return False
         sent = False
         while next_index <= self._journal.last_index \
                 and progress.may_send(self._context.settings.window_bytes):
             last_index = self._send_append(peer_id, progress, next_index, empty=False)
             if last_index == 0:
-                return
+                return False
             sent = True
             if progress.probing:
                 break
             next_index = last_index + 1
             self._core.set_next_index(peer_id, next_index)
-        if not sent and (heartbeat or (progress.sent_commit < self._core.commit_index()
-                                       and not progress.probing)):
+        if sent:
+            return False
+        is_unknown = progress.sent_commit < self._core.commit_index() and not progress.probing
+        if heartbeat or (announce and is_unknown):
             self._send_append(peer_id, progress, next_index, empty=True)
+            return False
+        return is_unknown
 
     def _send_append(self, peer_id: str, progress: PeerProgress, next_index: int, *,
                      empty: bool) -> int:

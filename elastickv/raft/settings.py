@@ -16,7 +16,8 @@ class EngineSettings:
     `members` is the initial configuration; a stored one takes precedence. A node that is
     `joining` is no member yet: there `members` are those whom it asks for the configuration, and
     `raft_address` is its own. `path` is the directory for the journal and its records. `cluster_id`
-    must be equal on all members.
+    must be equal on all members. A new commit index waits up to `commit_delay_s` for entries to
+    travel with before it gets a message of its own.
     """
 
     node_id: str
@@ -28,6 +29,7 @@ class EngineSettings:
     cluster_id: str = ""
     tick_s: float = 0.020
     heartbeat_s: float = 0.100
+    commit_delay_s: float = 0.005
     election_min_s: float = 0.5
     election_max_s: float = 1.0
     leader_fallback_s: float = 1.0
