@@ -16,6 +16,7 @@ from elastickv.crypto.envelope import (
     FLAG_SNAPPY,
     HEADER_BYTES,
     NONCE_BYTES,
+    OVERHEAD_BYTES,
     PREFIX_BYTES,
     VALUE_HEADER_BYTES,
     VERSION_GCM,
@@ -29,6 +30,9 @@ from elastickv.errors import InvalidArgument
 
 MAX_DECOMPRESSED_BYTES: Final = 64 * 1024 * 1024
 _MAX_VARINT_BYTES = 5
+_PREFIX_IN_RECORD = slice(VALUE_HEADER_BYTES, VALUE_HEADER_BYTES + PREFIX_BYTES)
+_NONCE_IN_RECORD = slice(VALUE_HEADER_BYTES + PREFIX_BYTES, VALUE_HEADER_BYTES + HEADER_BYTES)
+_BODY_IN_RECORD = slice(VALUE_HEADER_BYTES + HEADER_BYTES, None)
 
 
 def _sealer(handle: KeyHandle, nonce: bytes, version: int) -> Aead:
@@ -82,6 +86,23 @@ def open_value(keystore: Keystore, header: bytes, store_key: bytes, envelope: by
         raise EnvelopeError(
             Failure.TAG, f"a value under key id {key_id} does not authenticate") from None
     return _decompress(plaintext, key_id) if flag & FLAG_SNAPPY else plaintext
+
+
+def open_record_value(keystore: Keystore, store_key: bytes, record: bytes) -> bytes:
+    """The plaintext of a value behind its header: `header(9) | envelope`. As `open_value`, which
+    judges everything but the common case: a known key, no compression, every field at its place.
+    """
+    prefix = record[_PREFIX_IN_RECORD]
+    aead = keystore.opener(prefix)
+    if aead is None or len(record) < VALUE_HEADER_BYTES + OVERHEAD_BYTES:
+        return open_value(keystore, record[:VALUE_HEADER_BYTES], store_key,
+                          record[VALUE_HEADER_BYTES:])
+    try:
+        return aead.decrypt(record[_NONCE_IN_RECORD], record[_BODY_IN_RECORD],
+                            prefix + record[:VALUE_HEADER_BYTES] + store_key)
+    except InvalidTag:
+        raise EnvelopeError(Failure.TAG, f"a value under key id {int.from_bytes(prefix[2:], 'big')}"
+                                         " does not authenticate") from None
 
 
 def seal_raft(handle: KeyHandle, nonce: bytes, payload: bytes, version: int = VERSION_GCM) -> bytes:

@@ -104,17 +104,26 @@ class KeyHandle:
 class Keystore:
     """An immutable set of keys. A change makes a new one, so a reader never sees half a change."""
 
-    __slots__ = ("_handles",)
+    __slots__ = ("_handles", "_openers")
 
     def __init__(self, handles: Mapping[int, KeyHandle] | None = None) -> None:
         self._handles: Final[dict[int, KeyHandle]] = dict(handles or {})
+        self._openers: Final[dict[bytes, Aead]] = {}
         for key_id, handle in self._handles.items():
             if key_id != handle.key_id:
                 raise InvalidArgument(f"key {handle.key_id} stored under id {key_id}")
+            for aead, prefixes in zip(handle.aead, handle.value_prefix, strict=True):
+                if aead is not None:
+                    self._openers[prefixes[0]] = aead
 
     def get(self, key_id: int) -> KeyHandle | None:
         """The key, or None when this node does not hold it."""
         return self._handles.get(key_id)
+
+    def opener(self, prefix: bytes) -> Aead | None:
+        """What opens an uncompressed value whose envelope starts with `prefix` (version, flag, key
+        id); None for every other prefix, valid or not."""
+        return self._openers.get(prefix)
 
     def ids(self) -> tuple[int, ...]:
         """All key ids, ascending."""

@@ -211,7 +211,7 @@ class Coordinator:
         if refusal is not None:
             _reject(self._take_group(), refusal)
             return True
-        if not self._proposer.ready or self._sealer(1) is None or not self._raise_ceiling():
+        if not self._proposer.ready or not self._raise_ceiling():
             return False
         group = self._take_group()
         if not group:

@@ -69,10 +69,16 @@ class PeerMemory:
         self._path = path
         self._records: dict[str, PeerRecord] = \
             load_checked(disk, path, KIND, dict[str, PeerRecord]) or {}
+        # (term, index), ahead of the records: they move with every entry, and nobody looks.
+        self._sent = {peer_id: (record.sent_term, record.sent_index)
+                      for peer_id, record in self._records.items()}
+        self._acked = {peer_id: (record.acked_term, record.acked_index)
+                       for peer_id, record in self._records.items()}
         self._dirty = False
 
     def of(self, peer_id: str) -> PeerRecord | None:
         """What is remembered of `peer_id`, None for a stranger."""
+        self._settle()
         return self._records.get(peer_id)
 
     def booted(self, peer_id: str, boot_epoch: int, boot_id: int, term: int) -> None:
@@ -90,18 +96,21 @@ class PeerMemory:
 
     def sent(self, peer_id: str, index: int, term: int) -> None:
         """A leader sent the entry at `index`, which has `term` and is durable here."""
-        record = self._records.get(peer_id, NOTHING)
-        if (term, index) > (record.sent_term, record.sent_index):
-            self._update(peer_id, record, sent_index=index, sent_term=term)
+        if (term, index) > self._sent.get(peer_id, (0, 0)):
+            self._sent[peer_id] = (term, index)
+            self._dirty = True
 
     def acknowledged(self, peer_id: str, index: int, term: int) -> None:
         """A peer certainly had the entry at `index`, which has `term`, on its disk."""
-        record = self._records.get(peer_id, NOTHING)
-        if (term, index) > (record.acked_term, record.acked_index):
-            self._update(peer_id, record, acked_index=index, acked_term=term)
+        if (term, index) > self._acked.get(peer_id, (0, 0)):
+            self._acked[peer_id] = (term, index)
+            self._dirty = True
 
     def forget(self, peer_id: str) -> None:
         """The peer is no member any more; one that joins under its name begins anew."""
+        self._settle()
+        self._sent.pop(peer_id, None)
+        self._acked.pop(peer_id, None)
         if self._records.pop(peer_id, None) is not None:
             self._dirty = True
 
@@ -109,9 +118,19 @@ class PeerMemory:
         self._records[peer_id] = msgspec.structs.replace(record, **changes)
         self._dirty = True
 
+    def _settle(self) -> None:
+        """Bring the records up to date."""
+        for peer_id in self._sent.keys() | self._acked.keys():
+            (sent_term, sent_index) = self._sent.get(peer_id, (0, 0))
+            (acked_term, acked_index) = self._acked.get(peer_id, (0, 0))
+            self._records[peer_id] = msgspec.structs.replace(
+                self._records.get(peer_id, NOTHING), sent_index=sent_index, sent_term=sent_term,
+                acked_index=acked_index, acked_term=acked_term)
+
     def flush(self) -> None:
         """Make everything durable now."""
         if self._dirty:
+            self._settle()
             self._disk.replace(self._path, encode_checked(
                 KIND, msgspec.msgpack.encode(self._records)))
             self._dirty = False

@@ -250,9 +250,12 @@ class PySyncObjEngine:
         if not self._active:
             return
         try:
+            # What the others wait for goes before the tick, which may apply entries.
             if not self._core.is_leading():
-                # Before the tick, which may apply entries: the leader waits for the answer.
                 self._start_sync()
+                self._links.flush()
+            elif self._journal.needs_sync:
+                self._replicate()
                 self._links.flush()
             self._elections.before_tick()
             self._core.tick()

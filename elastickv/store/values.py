@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elastickv.crypto.cipher import open_value, seal_value
+from elastickv.crypto.cipher import open_record_value, seal_value
 from elastickv.errors import IntegrityError
 from elastickv.store.header import HEADER_BYTES, EncryptionState, check_record, encode_header
 from elastickv.store.mvcc import encode_store_key
@@ -57,7 +57,7 @@ def open_record(keystore: Keystore | None, store_key: bytes, record: bytes) -> b
         if keystore is None:
             raise IntegrityError("a stored value is sealed and this node holds no keys",
                                  remedy="start the node with --kekFile and --encryption-enabled")
-        return open_value(keystore, record[:HEADER_BYTES], store_key, record[HEADER_BYTES:])
+        return open_record_value(keystore, store_key, record)
     if flags == _PLAINTEXT_FLAGS:
         return record[HEADER_BYTES:]
     raise IntegrityError("a tombstone holds no value")

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastickv.crypto import cipher
-from elastickv.crypto.cipher import open_raft, open_value, seal_raft, seal_value
+from elastickv.crypto.cipher import (
+    open_raft,
+    open_record_value,
+    open_value,
+    seal_raft,
+    seal_value,
+)
 from elastickv.crypto.envelope import (
     FLAG_SNAPPY,
     OVERHEAD_BYTES,
@@ -201,3 +207,27 @@ def test_a_failure_tells_nothing_of_value_or_key() -> None:
     assert "do-not-print-this" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+def outcome(open_it, *arguments: object) -> object:
+    """The plaintext, or why there is none."""
+    try:
+        return open_it(*arguments)
+    except EnvelopeError as error:
+        return error.reason, error.message
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_record_opens_exactly_as_its_parts_do(version, compress):
+    sealed = seal_value(HANDLE, NONCE, HEADER, STORE_KEY, COMPRESSIBLE[:64], version=version,
+                        compress=compress)
+    record = HEADER + sealed
+    candidates = [record, record + b"\x00", *flips(record),
+                  *(record[:length] for length in range(len(HEADER), len(record)))]
+    for candidate in candidates:
+        assert outcome(open_record_value, KEYSTORE, STORE_KEY, candidate) == outcome(
+            open_value, KEYSTORE, candidate[:9], STORE_KEY, candidate[9:])
+    assert open_record_value(KEYSTORE, STORE_KEY, record) == COMPRESSIBLE[:64]
+    assert outcome(open_record_value, KEYSTORE, STORE_KEY + b"x", record)[0] is Failure.TAG
+    assert outcome(open_record_value, Keystore(), STORE_KEY, record)[0] is Failure.KEY_ID
