@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from elastickv import __version__, allocator, data_directory, hygiene, logs, startup
+from elastickv import __version__, data_directory, hygiene, logs, startup
 from elastickv.audit import FILE_NAME, AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
@@ -345,7 +345,6 @@ def run_node(settings: NodeSettings) -> int:
     else:
         log.info("core dumps off")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    allocator.keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_run(settings))

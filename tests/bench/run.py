@@ -75,7 +75,7 @@ class Plan:
 
 QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=6,
              encryption_keys=100_000, points=[each for each in POINTS if each.quick])
-FULL = Plan(keys=1_000_000, turns=3, duration_s=8.0, extras=True, encryption_slices=16,
+FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=10,
             encryption_keys=1_000_000, points=POINTS, size_keys=(10_000, 1_000_000, 5_000_000))
 
 

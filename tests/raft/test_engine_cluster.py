@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -77,6 +78,54 @@ async def test_read_index_covers_a_finished_write_on_every_member(make_cluster):
             assert index >= written
             await node.engine.wait_applied(index, timeout_s=SECOND)
             assert node.machine.payloads()[-1] == b"w%d" % number
+
+
+@contextlib.asynccontextmanager
+async def cluster_without_heartbeats(make_cluster, until, **overrides):
+    """A started cluster and its leader. Nothing but what the overrides say is sent by a timer."""
+    cluster = make_cluster(**{"heartbeat_s": 100.0, "leader_fallback_s": 600.0,
+                              "election_min_s": 600.0, "election_max_s": 900.0, **overrides})
+    await cluster.start()
+    first = cluster.nodes[0].engine
+    await until(lambda: first.status().peers == len(first._connected))
+    first._core.elect_now()
+    leader = await cluster.leader()
+    try:
+        yield cluster, leader
+    finally:
+        # The followers first: the leader would wait an election timeout for one to take over.
+        for node in cluster.nodes:
+            if node is not leader:
+                await node.engine.stop()
+        await until(lambda: not leader.engine._connected)
+        await leader.engine.stop()
+
+
+async def test_commit_index_travels_with_the_next_entries(make_cluster, until):
+    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=600.0) as (
+            cluster, leader):
+        await leader.engine.propose(b"first", timeout_s=SECOND)
+        await leader.engine.propose(b"second", timeout_s=SECOND)
+        for node in await cluster.followers():
+            await until(lambda node=node: node.machine.payloads() == [b"first"])
+
+
+async def test_commit_index_is_announced_when_no_entries_follow(make_cluster, until):
+    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=0.001) as (
+            cluster, leader):
+        await leader.engine.propose(b"last", timeout_s=SECOND)
+        for node in await cluster.followers():
+            await until(lambda node=node: node.machine.payloads() == [b"last"])
+
+
+async def test_read_on_a_follower_does_not_wait_for_the_commit_index(make_cluster, until):
+    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=600.0) as (
+            cluster, leader):
+        await leader.engine.propose(b"last", timeout_s=SECOND)
+        for node in await cluster.followers():
+            index = await node.engine.read_index(timeout_s=SECOND)
+            await node.engine.wait_applied(index, timeout_s=SECOND)
+            assert node.machine.payloads() == [b"last"]
 
 
 async def test_follower_refuses_a_proposal_and_names_the_leader(make_cluster):
