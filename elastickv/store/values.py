@@ -51,13 +51,12 @@ def open_record(keystore: Keystore | None, store_key: bytes, record: bytes) -> b
     Raises `IntegrityError` when the header is illegal, the record is a tombstone, no key is at
     hand, or the envelope does not authenticate.
     """
-    check_record(record)
-    flags = record[0]
-    if flags == _ENVELOPE_FLAGS:
+    if len(record) >= HEADER_BYTES and record[0] == _ENVELOPE_FLAGS:
         if keystore is None:
             raise IntegrityError("a stored value is sealed and this node holds no keys",
                                  remedy="start the node with --kekFile and --encryption-enabled")
         return open_record_value(keystore, store_key, record)
-    if flags == _PLAINTEXT_FLAGS:
+    check_record(record)
+    if record[0] == _PLAINTEXT_FLAGS:
         return record[HEADER_BYTES:]
     raise IntegrityError("a tombstone holds no value")

@@ -1,7 +1,13 @@
-"""The Markdown page and its plots, from the document of a run. Written by `make bench` only."""
+"""The Markdown page and its plots, from the document of a run. Written by `make bench` only.
+
+As a program it writes both again from the benchmarks.json in the directory that it is given, for
+when this module changes.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,3 +226,7 @@ def plot_latency(section: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("latency, ms")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    write(json.loads((Path(sys.argv[1]) / "benchmarks.json").read_text()), Path(sys.argv[1]))

@@ -249,7 +249,8 @@ def environment() -> dict[str, str | int]:
     model = next((line.partition(":")[2].strip() for line in
                   Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.machine())
-    return {"cores": os.cpu_count() or 0, "processor": model, "kernel": platform.release(),
+    return {"cores": os.cpu_count() or 0, "processor": model,
+            "kernel": platform.release().partition("-")[0],
             "python": platform.python_version(), "etcd": words(["etcd", "--version"])[2],
             "h2load": words(["h2load", "--version"])[1],
             "date": time.strftime("%Y-%m-%d", time.gmtime())}

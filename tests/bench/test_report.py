@@ -101,3 +101,11 @@ def test_the_proxy_verifies_the_server_and_speaks_http2() -> None:
     assert "  bind 127.0.0.1:1\n" in text
     assert ("  server member 127.0.0.1:2 ssl crt /p.pem ca-file /ca.crt verify required alpn h2\n"
             in text)
+
+
+def test_published_page_is_that_of_the_published_figures() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    document = json.loads((docs / "benchmarks.json").read_text())
+    assert (docs / "benchmarks.md").read_text() == report.render(document)
+    for section in ("plain", "tls"):
+        assert (docs / "benchmarks" / f"{section}.png").read_bytes().startswith(b"\x89PNG")
