@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,6 @@ def test_the_proxy_verifies_the_server_and_speaks_http2() -> None:
 def test_published_page_is_that_of_the_published_figures() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     document = json.loads((docs / "benchmarks.json").read_text())
-    assert (docs / "benchmarks.md").read_text() == report.render(document)
+    assert (docs / "benchmarks.md").read_text() == render(document)
     for section in ("plain", "tls"):
         assert (docs / "benchmarks" / f"{section}.png").read_bytes().startswith(b"\x89PNG")
