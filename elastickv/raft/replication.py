@@ -72,10 +72,13 @@ class Replication:
         return is_unknown
 
     def announce_to(self, peer_id: str) -> None:
-        """Tell `peer_id` now what is committed, unless it knows."""
-        progress = self.progress(peer_id)
-        if not progress.probing and progress.sent_commit < self._core.commit_index():
-            self._send_append(peer_id, progress, self._core.next_index(peer_id), empty=True)
+        """Tell `peer_id` now what is committed, unless it knows, or is no member any more, or needs
+        a snapshot first."""
+        progress, next_index = self.progress(peer_id), self._core.next_index(peer_id)
+        if self._context.configuration.find(peer_id) is not None \
+                and next_index > self._journal.anchor_index \
+                and not progress.probing and progress.sent_commit < self._core.commit_index():
+            self._send_append(peer_id, progress, next_index, empty=True)
 
     def is_settled_with(self, peer_id: str) -> bool:
         """Whether nothing is left to commit or to send because of what `peer_id` acknowledged."""

@@ -280,3 +280,22 @@ def test_transfer_that_fails_leaves_the_leader_in_place():
             await follower.engine.transfer_leadership("", timeout_s=SECOND)
 
     run(scenario())
+
+
+def test_read_that_a_removed_member_had_asked_for_harms_nobody():
+    """Its leader knows no next index of it any more."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        gone = lab.others(leader)[0]
+        await leader.engine.propose(b"known to all", timeout_s=SECOND)
+        await lab.settle()
+        leader.engine._reads.on_read_request(gone.node_id, frames.ReadRequest(7))
+        await change(leader, ChangeKind.REMOVE, gone.node_id)
+        leader.engine._reads.on_read_request(gone.node_id, frames.ReadRequest(8))
+        assert await leader.engine.read_index(timeout_s=SECOND) > 0
+        await lab.settle()
+        assert leader.engine.is_leader()
+        assert await leader.engine.propose(b"goes on", timeout_s=SECOND)
+
+    run(scenario())
