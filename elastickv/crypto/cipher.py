@@ -74,6 +74,10 @@ def seal_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key: bytes,
     return b"".join((prefix, nonce, aead.encrypt(nonce, plaintext, prefix + header + store_key)))
 
 
+def _not_authentic(key_id: int) -> EnvelopeError:
+    return EnvelopeError(Failure.TAG, f"a value under key id {key_id} does not authenticate")
+
+
 def open_value(keystore: Keystore, header: bytes, store_key: bytes, envelope: bytes) -> bytes:
     """The plaintext of a value. Raises `EnvelopeError` when it does not authenticate under exactly
     this value header and store key, or its key is not held."""
@@ -83,8 +87,7 @@ def open_value(keystore: Keystore, header: bytes, store_key: bytes, envelope: by
         plaintext = aead.decrypt(envelope[PREFIX_BYTES:HEADER_BYTES], envelope[HEADER_BYTES:],
                                  envelope[:PREFIX_BYTES] + header + store_key)
     except InvalidTag:
-        raise EnvelopeError(
-            Failure.TAG, f"a value under key id {key_id} does not authenticate") from None
+        raise _not_authentic(key_id) from None
     return _decompress(plaintext, key_id) if flag & FLAG_SNAPPY else plaintext
 
 
@@ -101,8 +104,7 @@ def open_record_value(keystore: Keystore, store_key: bytes, record: bytes) -> by
         return aead.decrypt(record[_NONCE_IN_RECORD], record[_BODY_IN_RECORD],
                             prefix + record[:VALUE_HEADER_BYTES] + store_key)
     except InvalidTag:
-        raise EnvelopeError(Failure.TAG, f"a value under key id {int.from_bytes(prefix[2:], 'big')}"
-                                         " does not authenticate") from None
+        raise _not_authentic(int.from_bytes(prefix[2:], "big")) from None
 
 
 def seal_raft(handle: KeyHandle, nonce: bytes, payload: bytes, version: int = VERSION_GCM) -> bytes:

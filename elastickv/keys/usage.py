@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from elastickv.crypto.nonce import node_id16
@@ -30,6 +31,9 @@ MAX_COUNT: Final = 0xFFFF_FFFF_FFFF_FFFF
 ROTATE_AT_PERCENT: Final = 90
 MAX_BLOCK: Final = 65_536
 BLOCKS_PER_LIMIT: Final = 256
+
+# A writer looks at its own row several times for every entry, and the row changes rarely.
+_REMEMBERED_ROWS = 64
 
 _KEY_TAIL = struct.Struct(">IcH")
 _VALUE = struct.Struct(">QHQ")
@@ -48,6 +52,7 @@ class Usage(NamedTuple):
         return self.ended + self.reserved
 
 
+@lru_cache(_REMEMBERED_ROWS)
 def usage_key(dek_id: int, node_id: int) -> bytes:
     """The store key of a row; `node_id` is the 16-bit id."""
     return USAGE_PREFIX + _KEY_TAIL.pack(dek_id, b"|", node_id)
@@ -68,6 +73,7 @@ def encode_usage(usage: Usage) -> bytes:
     return _VALUE.pack(*usage)
 
 
+@lru_cache(_REMEMBERED_ROWS)
 def decode_usage(value: bytes) -> Usage:
     """The inverse of `encode_usage`. Raises `StoreCorrupt`."""
     if len(value) != _VALUE.size:

@@ -101,21 +101,18 @@ async def cluster_without_heartbeats(make_cluster, until, **overrides):
         await leader.engine.stop()
 
 
-async def test_commit_index_travels_with_the_next_entries(make_cluster, until):
-    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=600.0) as (
+@pytest.mark.parametrize(("commit_delay_s", "proposed", "applied"), [
+    pytest.param(600.0, [b"first", b"second"], [b"first"], id="with the next entries"),
+    pytest.param(0.001, [b"last"], [b"last"], id="alone when none follow"),
+])
+async def test_how_followers_learn_of_a_commit_index(make_cluster, until, commit_delay_s, proposed,
+                                                     applied):
+    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=commit_delay_s) as (
             cluster, leader):
-        await leader.engine.propose(b"first", timeout_s=SECOND)
-        await leader.engine.propose(b"second", timeout_s=SECOND)
+        for payload in proposed:
+            await leader.engine.propose(payload, timeout_s=SECOND)
         for node in await cluster.followers():
-            await until(lambda node=node: node.machine.payloads() == [b"first"])
-
-
-async def test_commit_index_is_announced_when_no_entries_follow(make_cluster, until):
-    async with cluster_without_heartbeats(make_cluster, until, commit_delay_s=0.001) as (
-            cluster, leader):
-        await leader.engine.propose(b"last", timeout_s=SECOND)
-        for node in await cluster.followers():
-            await until(lambda node=node: node.machine.payloads() == [b"last"])
+            await until(lambda node=node: node.machine.payloads() == applied)
 
 
 async def test_read_on_a_follower_does_not_wait_for_the_commit_index(make_cluster, until):
