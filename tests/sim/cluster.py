@@ -50,7 +50,8 @@ EPOCH_MS = 1_700_000_000_000
 HALT_LIMIT_S = 0.05
 """How long a node may take to stop itself after a failed fsync."""
 
-NEED_OPERATOR = ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed")
+NEED_OPERATOR = ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed",
+                 "RemovedFromCluster")
 """A node that refused to start with one of these does not get better by being started again."""
 
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
@@ -58,6 +59,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "disk-full": ("DiskFull", "GuardFailed"),
     "bit-flip": ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed"),
     "old-disk": ("GuardFailed", "LogDiverged"),
+    "removal": ("RemovedFromCluster",),
 }
 """Which errors an injected fault explains: the classes that a node may halt with."""
 
@@ -149,6 +151,7 @@ class SimNode:
         self.excuses: set[str] = set()
         self.stays_down = False
         self.needs_operator = False
+        self.is_removed = False
         self.core: Any = None
         self._engine: PySyncObjEngine | None = None
         self._closed_journal: Any = None
@@ -161,6 +164,11 @@ class SimNode:
     @property
     def is_up(self) -> bool:
         return self.life is not None and self.life.alive
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is a member that no operator has to mend first."""
+        return not self.needs_operator and not self.is_removed
 
     @property
     def has_booted(self) -> bool:

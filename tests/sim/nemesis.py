@@ -72,10 +72,10 @@ class Nemesis:
         self._tasks.clear()
         self.heal(mend_disks=False)
         nodes = self._cluster.nodes
-        await self._wait(lambda: all(node.serving or node.needs_operator for node in nodes))
+        await self._wait(lambda: all(node.serving or not node.is_usable for node in nodes))
         await _ACTIONS[kind](self)
         await self._wait(lambda: all(
-            node.needs_operator or (node.serving and not node.engine._trust.suspect)
+            not node.is_usable or (node.serving and not node.engine._trust.suspect)
             for node in nodes))
 
     async def _wait(self, condition: Callable[[], bool]) -> None:

@@ -24,7 +24,8 @@ ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 @dataclass(frozen=True)
 class Plan:
     """One run. Times are virtual seconds; `settings` are those of every engine. `size` counts the
-    voters that it begins with, `learners` those who only follow, until one is promoted."""
+    voters that it begins with, `learners` those who only follow, until one is promoted, or
+    removed if `leaves`."""
 
     seed: int
     size: int
@@ -39,6 +40,7 @@ class Plan:
     network_s: float
     rates: tuple[float, ...] = field(default=())
     learners: int = 0
+    leaves: bool = False
 
 
 def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS,
@@ -77,4 +79,4 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
         network_s=generator.choice((0.0005, 0.002, 0.008)),
         rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size + learners)),
-        learners=learners)
+        learners=learners, leaves=bool(learners) and generator.choice((False, True)))

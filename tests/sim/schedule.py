@@ -92,14 +92,15 @@ class Schedule:
         clients = [asyncio.ensure_future(workload.client(f"{number}"))
                    for number in range(plan.clients)]
         operator = asyncio.ensure_future(workload.operator(until=plan.encryption, repeat=True))
-        promotions = [asyncio.ensure_future(workload.promote(name))
-                      for name in self.cluster.names[plan.size:]]
+        change = workload.dismiss if plan.leaves else workload.promote
+        changes = [asyncio.ensure_future(change(learner))
+                   for learner in self.cluster.nodes[plan.size:]]
         if early:
             await self._until(self._is_cut_over, ELECTION_LIMIT_S, "the cutovers at the start")
         await self.nemesis.run()
         self.nemesis.heal()
         workload.is_over = True
-        await asyncio.gather(*clients, operator, *promotions)
+        await asyncio.gather(*clients, operator, *changes)
         await self._converge()
         await self._final_reads()
         self._examine()
@@ -141,8 +142,8 @@ class Schedule:
         await self._until(converged, CONVERGENCE_LIMIT_S, "convergence after the faults")
 
     def _usable(self) -> list[SimNode]:
-        """The nodes that an operator does not have to mend first: a majority, always."""
-        return [node for node in self.cluster.nodes if not node.needs_operator]
+        """The members that an operator does not have to mend first: a majority, always."""
+        return [node for node in self.cluster.nodes if node.is_usable]
 
     async def _final_reads(self) -> None:
         """Every key is read at every node, after all writes."""

@@ -24,6 +24,7 @@ from elastickv.raft.journal import Journal
 from elastickv.raft.pysyncobj_core import RaftCore
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.readindex import ReadRounds, Waiter
+from elastickv.raft.replication import Replication
 from elastickv.raft.storage import RaftStorage
 from tests.sim.schedule import run_seed
 
@@ -262,6 +263,17 @@ def conditions_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KvStateMachine, "_conditions_hold", lambda *arguments: True)
 
 
+def commit_announced_to_anybody(patch: pytest.MonkeyPatch) -> None:
+    """A leader tells a peer what is committed without asking whether it is a member still."""
+
+    def announce_to(self: Replication, peer_id: str) -> None:
+        progress, next_index = self.progress(peer_id), self._core.next_index(peer_id)
+        if not progress.probing and progress.sent_commit < self._core.commit_index():
+            self._send_append(peer_id, progress, next_index, empty=True)
+
+    patch.setattr(Replication, "announce_to", announce_to)
+
+
 MUTANTS: dict[str, Mutate] = {
     "ack before fsync": ack_before_fsync,
     "vote not persisted": vote_not_persisted,
@@ -289,6 +301,7 @@ MUTANTS: dict[str, Mutate] = {
     "values not sealed": values_not_sealed,
     "unknown outcome is retried": unknown_outcome_is_retried,
     "conditions ignored": conditions_ignored,
+    "commit announced to anybody": commit_announced_to_anybody,
 }
 
 

@@ -181,26 +181,6 @@ class Workload:
             await self._admin(name, generator)
             await asyncio.sleep(generator.uniform(0.02, 0.2))
 
-    async def promote(self, node_id: str) -> None:
-        """Make a voter of a learner, at some time in the run."""
-        generator = self.cluster.streams.stream("membership")
-        await asyncio.sleep(generator.uniform(0.1, 1.5))
-        change = MembershipChange(ChangeKind.PROMOTE, node_id)
-        while not self.is_over:
-            node = generator.choice(self.cluster.nodes)
-            try:
-                await self.cluster.request(
-                    node, lambda n: n.engine.change_members(change, timeout_s=CALL_TIMEOUT_S),
-                    CALL_TIMEOUT_S)
-            except (Refused, Lost, ElasticKVError) as error:
-                self.cluster.trace.add("promotion refused", error)
-                if "is a voter already" in str(error):
-                    return
-            else:
-                self.cluster.trace.count("promotions")
-                return
-            await asyncio.sleep(generator.uniform(0.01, 0.1))
-
     async def _admin(self, name: str, generator: random.Random) -> bool:
         node = generator.choice(self.cluster.nodes)
         try:
@@ -218,6 +198,55 @@ class Workload:
         # A leader that has not applied its own cutover yet may still log a plaintext value, which
         # apply refuses. Its answer to the operator ends that.
         self._is_cut_over |= name == "storage cutover"
+        return True
+
+    # --- membership -----------------------------------------------------------------------------
+
+    async def promote(self, learner: SimNode) -> None:
+        """Make a voter of a learner, at some time in the run."""
+        generator = self.cluster.streams.stream("membership")
+        await asyncio.sleep(generator.uniform(0.1, 1.5))
+        change = MembershipChange(ChangeKind.PROMOTE, learner.name)
+        while not self.is_over:
+            if await self._change(change, generator, done="is a voter already"):
+                return
+            await asyncio.sleep(generator.uniform(0.01, 0.1))
+
+    async def dismiss(self, learner: SimNode) -> None:
+        """Remove a learner, at some time in the run, while it is asked for reads. It may go on
+        running and come back: it is only not counted on any more."""
+        generator = self.cluster.streams.stream("membership")
+        await asyncio.sleep(generator.uniform(0.1, 1.5))
+        learner.excuses.add("removal")
+        readers = [asyncio.ensure_future(self._keep_reading(learner, number))
+                   for number in range(2)]
+        change = MembershipChange(ChangeKind.REMOVE, learner.name)
+        # To the end: a removal whose outcome is unknown leaves open who must agree at the end.
+        while not await self._change(change, generator, done="is not a member"):
+            await asyncio.sleep(generator.uniform(0.01, 0.1))
+        learner.is_removed = True
+        await asyncio.gather(*readers)
+
+    async def _keep_reading(self, node: SimNode, number: int) -> None:
+        generator = self.cluster.streams.stream(f"reader/{number}")
+        while not node.is_removed and not self.is_over:
+            if node.serving:
+                await self._get(node, generator)
+            await asyncio.sleep(generator.uniform(0.001, 0.02))
+
+    async def _change(self, change: MembershipChange, generator: random.Random, *,
+                      done: str) -> bool:
+        """Ask some node for the change; whether it is made. `done` is what a refusal says of one
+        that was made before."""
+        node = generator.choice(self.cluster.nodes)
+        try:
+            await self.cluster.request(
+                node, lambda n: n.engine.change_members(change, timeout_s=CALL_TIMEOUT_S),
+                CALL_TIMEOUT_S)
+        except (Refused, Lost, ElasticKVError) as error:
+            self.cluster.trace.add("change refused", change.kind.value, error)
+            return done in str(error)
+        self.cluster.trace.count("promotions" if change.kind is ChangeKind.PROMOTE else "removals")
         return True
 
 
