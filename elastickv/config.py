@@ -132,7 +132,7 @@ SETTINGS: tuple[Setting, ...] = (
             default=str(8 * MIB), minimum=1, maximum=64 * MIB),
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
             "and in memory before they go to the store.",
-            default="200", minimum=1, maximum=60_000),
+            default="5000", minimum=1, maximum=60_000),
     Setting("snapshot_entries", Kind.INT, "Entries in the log at which its beginning, which the "
             "store holds, is deleted in whole segments. A member that needs what was deleted is "
             "sent the store.", default="100000", minimum=1, maximum=1_000_000_000),

@@ -41,7 +41,7 @@ class EngineSettings:
     apply_group_bytes: int = 4 << 20
     apply_group_entries: int = 512
     max_pending: int = 4096
-    inline_sync_bytes: int = 8 << 10
+    inline_sync_bytes: int = 2 << 10
     compact_bytes: int = 256 << 20
     compact_entries: int = 1_000_000
     keep_entries: int = 10_000
