@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,8 @@ class Schedule:
         await self.nemesis.run()
         self.nemesis.heal()
         workload.is_over = True
-        await asyncio.gather(*clients, operator, *changes)
-        await self._converge()
+        await asyncio.gather(*clients, operator)
+        await self._converge(changes)
         await self._final_reads()
         self._examine()
 
@@ -127,19 +127,21 @@ class Schedule:
 
     # --- the end --------------------------------------------------------------------------------
 
-    async def _converge(self) -> None:
-        """Every node is up and has applied what is committed."""
+    async def _converge(self, changes: Sequence[asyncio.Future[None]] = ()) -> None:
+        """Membership is settled, every member is up and has applied what is committed."""
         def converged() -> bool:
             nodes = self._usable()
             for node in nodes:
                 if not node.is_up:
                     node.start()
-            return all(node.serving for node in nodes) \
+            return all(change.done() for change in changes) \
+                and all(node.serving for node in nodes) \
                 and any(node.engine.is_leader() for node in nodes) \
                 and len({node.store.applied_index for node in nodes}) == 1 \
                 and nodes[0].store.applied_index >= self.oracle.last_committed
 
         await self._until(converged, CONVERGENCE_LIMIT_S, "convergence after the faults")
+        await asyncio.gather(*changes)
 
     def _usable(self) -> list[SimNode]:
         """The members that an operator does not have to mend first: a majority, always."""

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.plan import draw_plan
+from tests.sim.random_streams import Streams
 from tests.sim.runner import FULL_RUN_SEEDS, Totals, explain, run_seeds
 from tests.sim.schedule import run_seed
+from tests.sim.workload import Workload
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +40,16 @@ def test_a_seed_replays_exactly_in_any_process(seed: int) -> None:
         digests |= {line.split()[1] for line in finished.stdout.splitlines()
                     if line.startswith("trace ")}
     assert len(digests) == 1
+
+
+def test_a_removal_that_is_never_settled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unanswered(*arguments: object, **options: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Workload, "_change", unanswered)
+    seed = next(seed for seed in range(1000)
+                if draw_plan(seed, Streams(seed).stream("plan")).leaves)
+    assert run_seed(seed).violation.startswith("the cluster makes progress: no convergence")
 
 
 def test_seeds_differ() -> None:
