@@ -131,7 +131,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_value_bytes", Kind.INT, "Largest value a write may carry.",
             default=str(8 * MIB), minimum=1, maximum=64 * MIB),
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
-            "and in memory before they go to the store.",
+            "and in memory before they go to the store; 8 MiB go at once. A flush competes with "
+            "the fsync of the log; what is not flushed is applied again after a crash.",
             default="5000", minimum=1, maximum=60_000),
     Setting("snapshot_entries", Kind.INT, "Entries in the log at which its beginning, which the "
             "store holds, is deleted in whole segments. A member that needs what was deleted is "

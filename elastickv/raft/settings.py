@@ -17,7 +17,8 @@ class EngineSettings:
     `joining` is no member yet: there `members` are those whom it asks for the configuration, and
     `raft_address` is its own. `path` is the directory for the journal and its records. `cluster_id`
     must be equal on all members. A new commit index waits up to `commit_delay_s` for entries to
-    travel with before it gets a message of its own.
+    travel with before it gets a message of its own. Up to `inline_sync_bytes` (a lone small write)
+    are synced in the loop, which is faster than a thread while nobody else waits for the loop.
     """
 
     node_id: str

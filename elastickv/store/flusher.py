@@ -19,7 +19,6 @@ from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import MapFull
 
 DEFAULT_FLUSH_BYTES = 8 << 20
-DEFAULT_INTERVAL_MS = 100
 DISK_FULL_RETRY_S = 0.5
 AUDIT_POLL_S = 0.2
 
@@ -37,11 +36,10 @@ class Flusher:
     """
 
     def __init__(self, store: Store, offload: Offload, *,
-                 on_fatal: Callable[[BaseException], None],
+                 on_fatal: Callable[[BaseException], None], interval_ms: int,
                  on_flushed: Callable[[int], None] | None = None,
                  compactor: Compactor | None = None,
-                 flush_bytes: int = DEFAULT_FLUSH_BYTES,
-                 interval_ms: int = DEFAULT_INTERVAL_MS) -> None:
+                 flush_bytes: int = DEFAULT_FLUSH_BYTES) -> None:
         """`on_flushed(durable_index)` is called after every successful flush."""
         self._store = store
         self._offload = offload
