@@ -2,10 +2,10 @@
 
 Theory of operation. A write enters a queue with a future. A *pump* takes what has gathered and
 makes one log entry of it, sealed and stamped at that moment, while at most `MAX_IN_FLIGHT` earlier
-entries are under way; the wait for a slot is what lets groups form, so there is no timer and a
-lone caller never waits for company. On a follower the same pump sends the group to the leader
-instead. Each request of a group has its own outcome and its own deadline: a caller that gives up
-delays nobody.
+entries are under way; the wait for a slot is what lets groups form. When the slot frees, the
+callers that were just answered get a moment to come back (`gathering`); a lone caller never waits
+for company. On a follower the same pump sends the group to the leader instead. Each request of a
+group has its own outcome and its own deadline: a caller that gives up delays nobody.
 
 A request ends in exactly one of: a position; a deterministic rejection; a typed error that says
 nothing was proposed; `OutcomeUnknown`. Requests that certainly were not proposed (no leader yet,
@@ -35,6 +35,7 @@ from elastickv.errors import (
 from elastickv.kv import forwarding
 from elastickv.kv.api import Condition, Op, OpKind, Pair, ReadResult, WriteResult
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
+from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
 from elastickv.kv.txn import Sealer, build_request, check_key, check_ops
 from elastickv.raft.engine import RaftEngine, Role
@@ -93,6 +94,8 @@ class Coordinator:
         self._groups_in_flight = 0
         self._forwards_in_flight = 0
         self._pump_scheduled = False
+        self._gathering = Gathering()
+        self._gathering_timer: asyncio.TimerHandle | None = None
         self._forward_tasks: set[asyncio.Task[None]] = set()
         engine.handle(forwarding.METHOD_WRITE, self._serve_forwarded)
         engine.on_role_change(self._role_changed)
@@ -205,7 +208,7 @@ class Coordinator:
     # --- the leader's side ----------------------------------------------------------------------
 
     def _propose_group(self) -> bool:
-        if self._groups_in_flight >= MAX_IN_FLIGHT:
+        if self._groups_in_flight >= MAX_IN_FLIGHT or self._is_gathering():
             return False
         refusal = self._writable()
         if refusal is not None:
@@ -235,8 +238,28 @@ class Coordinator:
             self._put_back(group)
             return False
         self._groups_in_flight += 1
+        self._gathering.group_started(asyncio.get_running_loop().time())
         future.add_done_callback(lambda done: self._group_ended(group, done))
         return True
+
+    def _is_gathering(self) -> bool:
+        """Whether what waits should wait for company; a timer wakes the pump at the end of it."""
+        loop = asyncio.get_running_loop()
+        waiting = len(self._queue)
+        fills_a_group = waiting >= MAX_GROUP_REQUESTS or self._queue_bytes >= MAX_GROUP_BYTES
+        wait_s = self._gathering.wait_s(loop.time(), waiting)
+        if wait_s > 0.0 and not fills_a_group:
+            if self._gathering_timer is None:
+                self._gathering_timer = loop.call_later(wait_s, self._gathered)
+            return True
+        if self._gathering_timer is not None:
+            self._gathering_timer.cancel()
+            self._gathering_timer = None
+        return False
+
+    def _gathered(self) -> None:
+        self._gathering_timer = None
+        self.wake()
 
     def _raise_ceiling(self) -> bool:
         """Keep the HLC's ceiling ahead. The raise precedes in the log whatever depends on it, so
@@ -264,6 +287,8 @@ class Coordinator:
                 _reject(group, error)
                 self.wake()
             return
+        self._gathering.group_ended(asyncio.get_running_loop().time(), len(group),
+                                    len(self._queue))
         self.wake()
         outcomes = done.result()
         if not isinstance(outcomes, list):

@@ -17,6 +17,7 @@ from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
 from elastickv.errors import ConditionFailed, DiskFull, InvalidArgument, NoLeader, OutcomeUnknown
 from elastickv.keys.applier import Applier
+from elastickv.kv import gathering
 from elastickv.kv.api import Condition, Op, OpKind, WriteResult
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
@@ -94,6 +95,35 @@ async def test_concurrent_writes_share_entries(node: OneNode, encrypted: bool) -
     assert len({result.commit_ts for result in results}) == 300
     for i in range(300):
         assert (await node.kv.get(b"key-%d" % i, timeout_s=TIMEOUT_S)).value == b"value-%d" % i
+
+
+async def put_all(node: OneNode, prefix: bytes, count: int) -> set[int]:
+    """Concurrent writes; the commit indexes of the entries that held them."""
+    results = await asyncio.gather(*(
+        node.kv.put(prefix + b"-%d" % i, b"v", timeout_s=TIMEOUT_S) for i in range(count)))
+    return {result.commit_index for result in results}
+
+
+async def test_callers_that_come_back_one_by_one_share_an_entry(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PATIENCE", 1e9)
+    monkeypatch.setattr(gathering, "LIMIT_S", TIMEOUT_S)
+    await node.kv.put(b"warm", b"up", timeout_s=TIMEOUT_S)
+    assert len(await put_all(node, b"together", 10)) == 1
+    parts = []
+    for part in range(5):
+        parts.append(asyncio.create_task(put_all(node, b"part-%d" % part, 2)))
+        for _ in range(20):  # time enough for the pump, were it not to wait
+            await asyncio.sleep(0)
+    assert len(set.union(*await asyncio.gather(*parts))) == 1
+
+
+async def test_a_caller_whose_company_stays_away_is_served(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PATIENCE", 1e9)
+    monkeypatch.setattr(gathering, "LIMIT_S", 0.1)
+    assert len(await put_all(node, b"together", 10)) == 1
+    assert len(await put_all(node, b"alone", 1)) == 1
 
 
 async def test_a_caller_that_gives_up_delays_and_breaks_nobody(node: OneNode) -> None:
