@@ -56,7 +56,8 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 
 def trailers(error: grpc.aio.AioRpcError) -> Mapping[str, Any]:
-    return dict(error.trailing_metadata())
+    # Metadata is a mapping to dict() in some versions of grpcio and pairs to all of them.
+    return dict(tuple(error.trailing_metadata()))
 
 
 # --- the services ----------------------------------------------------------------------------
