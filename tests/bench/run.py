@@ -73,9 +73,9 @@ class Plan:
     size_keys: Sequence[int] = ()
 
 
-QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=6,
+QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=12,
              encryption_keys=100_000, points=[each for each in POINTS if each.quick])
-FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=10,
+FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=24,
             encryption_keys=1_000_000, points=POINTS, size_keys=(10_000, 1_000_000, 5_000_000))
 
 
@@ -148,7 +148,7 @@ class Bench:
                 # the same side's burden.
                 for side, cluster in sides if number % 2 == 0 else reversed(sides):
                     found = measure(cluster, load, self.plan.encryption_keys, self.memory,
-                                    seed=number, duration_s=2.0, warm_up_s=0.5)
+                                    seed=number, duration_s=1.0, warm_up_s=0.3)
                     rates[load.name][side].append(dataclasses.asdict(found))
         for cluster in (encrypted, plain):
             cluster.stop()
