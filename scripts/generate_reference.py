@@ -121,7 +121,8 @@ def commands_page() -> str:
 
     def add(command: click.Command, path: str, parent: click.Context | None) -> None:
         context = click.Context(command, info_name=path.split()[-1], parent=parent,
-                                terminal_width=90, max_content_width=90)
+                                terminal_width=90, max_content_width=90,
+                                **command.context_settings)
         parts.append(f"\n## {path}\n\n```text\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):
             for name in command.list_commands(context):

@@ -11,8 +11,6 @@ import click
 from elastickv import config
 from elastickv.config import Kind, Setting
 
-GRPC_EXPERIMENTS = "GRPC_EXPERIMENTS"
-
 
 def metavar(setting: Setting) -> str:
     """How the value is shown in the usage text."""
@@ -61,9 +59,9 @@ def node(config_path: str, **options: str | None) -> int:
         from elastickv.certs import check_node_files
 
         check_node_files(settings.tls, settings.raft_id)
-    # grpc reads it when it is imported, which therefore comes after. A server of its event engine
-    # takes a fifth more processor time for a call (docs/adr/0005-two-grpc-fronts.md).
-    os.environ.setdefault(GRPC_EXPERIMENTS, "-event_engine_listener")
+    # Read when grpc is imported, hence before that. With this listener a call takes a fifth more
+    # processor time (docs/adr/0005-two-grpc-fronts.md).
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     from elastickv.node import run_node
 
     return run_node(settings)

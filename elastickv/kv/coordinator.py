@@ -208,7 +208,7 @@ class Coordinator:
     # --- the leader's side ----------------------------------------------------------------------
 
     def _propose_group(self) -> bool:
-        if self._groups_in_flight >= MAX_IN_FLIGHT or self._is_gathering():
+        if self._groups_in_flight >= MAX_IN_FLIGHT or self._wait_for_company():
             return False
         refusal = self._writable()
         if refusal is not None:
@@ -242,8 +242,8 @@ class Coordinator:
         future.add_done_callback(lambda done: self._group_ended(group, done))
         return True
 
-    def _is_gathering(self) -> bool:
-        """Whether what waits should wait for company; a timer wakes the pump at the end of it."""
+    def _wait_for_company(self) -> bool:
+        """Whether the queue is to wait; a timer then wakes the pump at the end of that."""
         loop = asyncio.get_running_loop()
         waiting = len(self._queue)
         fills_a_group = waiting >= MAX_GROUP_REQUESTS or self._queue_bytes >= MAX_GROUP_BYTES

@@ -10,10 +10,12 @@ The remedy is to remember, when a group ends, how many callers there were: those
 those who waited meanwhile. The next group goes as soon as `SHARE` of them wait, and in any case
 after `PATIENCE` times the time that the last group took, at most `LIMIT_S`. From this follows
 
-* that a lone caller never waits;
+* that a lone caller never waits, but once for those who were there before;
 * that after a pause nobody waits: the time counts from the end of the last group;
 * that a guess which was wrong (callers who do not come back) costs a known multiple of what a
-  group costs anyway, and costs it once: the next guess is made from what came;
+  group costs anyway, and that the next guess is made from what came;
+* that writers who come at times of their own, faster than groups end, wait for one another again
+  and again: at most those times, in exchange for fewer and larger groups;
 * that where groups are fast, on a machine at rest, waits are short, and that they are long only
   where there is most to gain.
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[NodeSettings]:
         return 0
 
     monkeypatch.setattr(elastickv.node, "run_node", record)
+    # The command sets it for its own process, which here is that of all tests.
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "")
     return seen
 
 
@@ -77,3 +82,32 @@ def test_help_names_every_flag_and_variable() -> None:
     for setting in config.SETTINGS:
         assert all(flag in text for flag in setting.flags)
         assert setting.variable in text
+
+
+# Runs `elastickv` and prints what the variable holds at the first import of grpc.
+PRINT_AT_IMPORT_OF_GRPC = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            print(os.environ.get("GRPC_EXPERIMENTS"), flush=True)
+sys.meta_path.insert(0, Finder())
+from elastickv.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "-event_engine_listener"), ("", ""),
+                                              ("other", "other")])
+def test_grpc_is_told_before_its_import_which_listener_to_use(
+        tmp_path: Path, given: str | None, found: str) -> None:
+    (tmp_path / "file").touch()
+    environment = {name: text for name, text in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    if given is not None:
+        environment["GRPC_EXPERIMENTS"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_AT_IMPORT_OF_GRPC, "node", "--raftId", "n1", "--insecure",
+         "--raftBootstrap", "--raftDataDir", str(tmp_path / "file")],
+        capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode != 0
+    assert done.stdout.split("\n") == [found, ""]
