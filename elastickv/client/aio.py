@@ -43,7 +43,7 @@ class Client:
 
     * reads are retried on other members; writes only where they certainly did not happen;
     * `OutcomeUnknown`: the write may have happened; read before you decide to write again;
-    * `Unreachable`, `NoLeader`: certainly nothing happened within the time.
+    * `Unreachable`, `NoLeader`, `DeadlineExceeded`: certainly nothing happened within the time.
 
     Belongs to the event loop in which it was created. `encryption` and `raft` operate the cluster.
     """

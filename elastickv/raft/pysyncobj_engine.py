@@ -8,6 +8,7 @@ that happened since. The fsync runs inline while little waits for it and in a th
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -71,6 +72,7 @@ log = get_logger("elastickv.raft")
 REGULAR_KIND = b"\x00"
 _ROLES = {FOLLOWER: Role.FOLLOWER, CANDIDATE: Role.CANDIDATE, LEADER: Role.LEADER}
 _HOUSEKEEPING_TICKS = 50
+_DISK_FULL_REPEAT_S = 60.0
 
 
 class PySyncObjEngine:
@@ -108,7 +110,7 @@ class PySyncObjEngine:
         self._sync_began = 0.0
         self._on_sync = on_sync
         self._freshness = Freshness()
-        self._disk_full = False
+        self._disk_full_logged_at = -math.inf
         self._proposals = Proposals()
         self._waiters = AppliedWaiters()
         self._calls = PeerCalls(self.node_id, self._send, settings.max_entry_bytes)
@@ -288,8 +290,9 @@ class PySyncObjEngine:
         self._schedule()
 
     def _note_full_disk(self, error: DiskFull) -> None:
-        if not self._disk_full:
-            self._disk_full = True
+        now = self._loop.time()
+        if now - self._disk_full_logged_at >= _DISK_FULL_REPEAT_S:
+            self._disk_full_logged_at = now
             log.error("disk full", node=self.node_id, error=str(error))
 
     # --- durability ---------------------------------------------------------------------------
@@ -312,7 +315,6 @@ class PySyncObjEngine:
             self._journal.finish_sync(ticket, error)
             if self._on_sync is not None:
                 self._on_sync(self._loop.time() - self._sync_began)
-            self._disk_full = False
             self._elections.release_votes()
             self._follower.acknowledge()
         except DiskFull as full:
@@ -417,6 +419,9 @@ class PySyncObjEngine:
                              remedy="retry later")
         try:
             index = self._core.append(command)
+        except DiskFull as error:
+            self._note_full_disk(error)
+            raise
         except ElasticKVError:
             raise
         except Exception as error:

@@ -63,8 +63,11 @@ class ServerProcess:
         """Raise `ClusterFailed` with the end of its log if it has ended."""
         code = self._process.poll()
         if code is not None:
-            tail = self.log.read_text(errors="replace")[-2000:]
-            raise ClusterFailed(f"{self.log} ended with exit code {code}:\n{tail}")
+            raise ClusterFailed(f"{self.log} ended with exit code {code}:\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The end of its output so far."""
+        return self.log.read_text(errors="replace")[-2000:]
 
     def kill(self) -> None:
         """kill -9, and reap."""
@@ -102,13 +105,17 @@ class ServerProcess:
 
 def wait_until(condition: Callable[[], bool], processes: Sequence[ServerProcess], *,
                timeout_s: float, what: str) -> float:
-    """Poll until `condition()`; the seconds it took. A dead process ends the wait at once."""
+    """Poll until `condition()`; the seconds it took. A dead process ends the wait at once.
+
+    Raises `ClusterFailed` with the ends of the logs.
+    """
     started = time.monotonic()
     while not condition():
         for process in processes:
             process.check()
         if time.monotonic() - started > timeout_s:
-            raise ClusterFailed(f"{what}: not within {timeout_s:g} s")
+            tails = "".join(f"\n{process.log}:\n{process.log_tail()}" for process in processes)
+            raise ClusterFailed(f"{what}: not within {timeout_s:g} s{tails}")
         time.sleep(0.02)
     return time.monotonic() - started
 

@@ -20,6 +20,8 @@ MEMBERS = tuple(f"n{node}" for node in range(NODES))
 PRELOAD_BATCH = 250
 PRELOAD_PARALLEL = 16
 CALL_TIMEOUT_S = 30.0
+# A member reads its whole store when it starts, several GB and perhaps not in the page cache.
+START_TIMEOUT_S = 600.0
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),
                    ("grpc.initial_reconnect_backoff_ms", 50),
                    ("grpc.min_reconnect_backoff_ms", 50),
@@ -91,7 +93,8 @@ class Cluster(ABC):
         if self._proxy is not None:
             self._proxy_process = ServerProcess(self._proxy.command(),
                                                 self.directory / "haproxy.log")
-        seconds = wait_until(self._serves, self.processes, timeout_s=120, what=f"{self.name} leads")
+        seconds = wait_until(self._serves, self.processes, timeout_s=START_TIMEOUT_S,
+                             what=f"{self.name} leads")
         if first:
             self.after_first_start()
             (self.directory / "started").touch()

@@ -15,7 +15,14 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
-from elastickv.errors import ConditionFailed, DiskFull, InvalidArgument, NoLeader, OutcomeUnknown
+from elastickv.errors import (
+    ConditionFailed,
+    DeadlineExceeded,
+    DiskFull,
+    InvalidArgument,
+    NoLeader,
+    OutcomeUnknown,
+)
 from elastickv.keys.applier import Applier
 from elastickv.kv import gathering
 from elastickv.kv.api import Condition, Op, OpKind, WriteResult
@@ -124,6 +131,17 @@ async def test_a_caller_whose_company_stays_away_is_served(
     monkeypatch.setattr(gathering, "LIMIT_S", 0.1)
     assert len(await put_all(node, b"together", 10)) == 1
     assert len(await put_all(node, b"alone", 1)) == 1
+
+
+async def test_a_write_that_its_leader_kept_waiting_is_told_so_and_not_written(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "PATIENCE", 1e9)
+    monkeypatch.setattr(gathering, "LIMIT_S", TIMEOUT_S)
+    await node.kv.put(b"warm", b"up", timeout_s=TIMEOUT_S)
+    assert len(await put_all(node, b"together", 10)) == 1
+    with pytest.raises(DeadlineExceeded, match=r"nothing was written.*longer timeout"):
+        await node.kv.put(b"impatient", b"v", timeout_s=0.02)
+    assert not (await node.kv.get(b"impatient", timeout_s=TIMEOUT_S)).exists
 
 
 async def test_a_caller_that_gives_up_delays_and_breaks_nobody(node: OneNode) -> None:

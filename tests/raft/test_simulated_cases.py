@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from raft_lab import Lab, LabNode, outcome, run
+from structlog.testing import capture_logs
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, OutcomeUnknown
@@ -115,6 +116,28 @@ def test_a_full_disk_behind_an_installed_state_stops_the_node() -> None:
         await lab.until(lambda: behind.status().role is Role.SHUTDOWN, timeout_s=10.0)
         await behind.restart()
         await lab.settle()
+
+    run(scenario())
+
+
+def test_a_leader_whose_disk_is_full_refuses_writes_and_logs_it_once_a_minute() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+
+        def full(index: int, term: int, command: bytes) -> None:
+            raise DiskFull("no space left")
+
+        real_append, leader.journal.append = leader.journal.append, full
+        with capture_logs() as logged:
+            for _ in range(3):
+                assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), DiskFull)
+            assert [line["event"] for line in logged] == ["disk full"]
+            await asyncio.sleep(60.0)
+            assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), DiskFull)
+        assert [line["event"] for line in logged] == ["disk full"] * 2
+        leader.journal.append = real_append
+        await leader.engine.propose(b"x", timeout_s=5)
 
     run(scenario())
 
