@@ -86,9 +86,10 @@ async def cluster_without_heartbeats(make_cluster, until, **overrides):
     cluster = make_cluster(**{"heartbeat_s": 100.0, "leader_fallback_s": 600.0,
                               "election_min_s": 600.0, "election_max_s": 900.0, **overrides})
     await cluster.start()
-    first = cluster.nodes[0].engine
-    await until(lambda: first.status().peers == len(first._connected))
-    first._core.elect_now()
+    # A member grants no vote before every voter has greeted it, and nobody would ask it again.
+    await until(lambda: all(node.engine.status().peers == len(node.engine._connected)
+                            for node in cluster.nodes))
+    cluster.nodes[0].engine._core.elect_now()
     leader = await cluster.leader()
     try:
         yield cluster, leader
