@@ -21,8 +21,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from jepsen.network.api import CLEAN, Link, LinkShape
+from jepsen.network.ports import HOST, free_ports
 
-HOST = "127.0.0.1"
 FIRST_HOST = 11
 """Nodes are 127.0.0.11 and up: all of 127.0.0.0/8 is this machine, without any set-up."""
 
@@ -241,15 +241,3 @@ async def _opened_before(ended: asyncio.Task[None], *links: _LinkState) -> bool:
         if ended.done():
             return False
     return True
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

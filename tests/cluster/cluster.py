@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,19 +14,9 @@ from pathlib import Path
 from elastickv.client import Client
 from elastickv.crypto.kek_file import write_kek_file
 from elastickv.errors import ElasticKVError
+from jepsen.network.ports import free_ports
 
 READY_TIMEOUT_S = 30.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @dataclass

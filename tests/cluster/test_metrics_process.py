@@ -14,7 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from elastickv.metrics import CATALOGUE, PREFIX, Kind
-from tests.cluster.cluster import Cluster, NodeProcess, free_ports
+from jepsen.network.ports import free_ports
+from tests.cluster.cluster import Cluster, NodeProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -27,17 +26,12 @@ from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import open_record, tombstone_record
+from jepsen.network.ports import free_address
 
 TIMEOUT_S = 20.0
 KEK_BYTES = bytes(range(32))
 DEFAULT = RotationSettings(Limits(1 << 32))
 
-
-def free_address() -> str:
-    """A loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import open_record, tombstone_record
+from jepsen.network.ports import free_address
 
 TIMEOUT_S = 10.0
 
@@ -45,11 +45,7 @@ class OneNode:
 
     def __init__(self, directory: Path, *, peers: int = 0) -> None:
         disk = OsDisk()
-        addresses = []
-        for _ in range(1 + peers):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                addresses.append(f"127.0.0.1:{probe.getsockname()[1]}")
+        addresses = [free_address() for _ in range(1 + peers)]
         self.store = Store.open(MemoryBackend(disk, directory / "store"))
         applier = Applier(disk=disk, read_row=self.store.row, kek=Kek(bytes(32)),
                           keystore=Keystore(), sidecar_path=directory / "keys.json")

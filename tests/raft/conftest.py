@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -17,17 +16,12 @@ from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsFiles, TlsLinks
+from jepsen.network.ports import free_address
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 TIMEOUT_S = 10.0
 
-
-def free_address() -> str:
-    """A loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 # Elections are quicker than by default; a leader bears the pauses of a busy machine.

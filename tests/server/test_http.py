@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from elastickv.errors import BindFailed, NoLeader
 from elastickv.metrics import Metrics, Sample
 from elastickv.server.http import HttpServer
+from jepsen.network.ports import free_ports
 
 
 class Quorum:
@@ -35,8 +35,7 @@ class Served:
         self.metrics = Metrics()
         self.quorum = Quorum()
         self.problem = ""
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_ports(1)[0]
         self.server = self.another()
 
     def another(self) -> HttpServer:

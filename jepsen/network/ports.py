@@ -1,0 +1,36 @@
+"""Ports of the loopback address for servers that are about to start.
+
+None is given twice in one process, and all are below the range from which Linux takes the ports of
+outgoing connections (ip(7), ip_local_port_range): a node that is down for a moment finds its own
+port free again.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+
+HOST = "127.0.0.1"
+_CANDIDATES = range(10_000, 32_000)
+
+
+def _unused() -> Iterator[int]:
+    # Not the seeded generator: processes that run at the same time must not agree.
+    for port in random.SystemRandom().sample(_CANDIDATES, len(_CANDIDATES)):
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)) != 0:
+                yield port
+
+
+_ports = _unused()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    return [next(_ports) for _ in range(count)]
+
+
+def free_address() -> str:
+    """`host:port` with one of them."""
+    return f"{HOST}:{free_ports(1)[0]}"
