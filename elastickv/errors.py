@@ -137,7 +137,7 @@ class Overloaded(PeerError):
 
 
 class DeadlineExceeded(PeerError):
-    """A read or a wait ran out of time; nothing was changed by it."""
+    """A read, a wait or a write not yet proposed ran out of time; nothing was changed by it."""
 
     grpc_status = "DEADLINE_EXCEEDED"
 

@@ -143,12 +143,14 @@ class Coordinator:
                 remedy="read the key to learn the outcome"))
             return
         self._queue_bytes -= pending.size
-        pending.future.set_exception(
-            DeadlineExceeded("the leader did not get to the write within the deadline; nothing was "
-                             "written", remedy="retry with a longer timeout")
-            if self._engine.is_leader() else
-            NoLeader("no leader took the write within the deadline; nothing was written",
-                     remedy="retry; check elastickv admin raft status if it persists"))
+        if self._engine.is_leader():
+            pending.future.set_exception(DeadlineExceeded(
+                "the leader did not get to the write within the deadline; nothing was written",
+                remedy="retry with a longer timeout"))
+            return
+        pending.future.set_exception(NoLeader(
+            "no leader took the write within the deadline; nothing was written",
+            remedy="retry; check elastickv admin raft status if it persists"))
 
     def _enqueue(self, pending: _Pending, *, front: bool = False) -> None:
         if front:

@@ -7,6 +7,7 @@ port free again.
 
 from __future__ import annotations
 
+import itertools
 import random
 import socket
 from collections.abc import Iterator
@@ -27,8 +28,11 @@ _ports = _unused()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    return [next(_ports) for _ in range(count)]
+    """Ports that nobody listens on now. Raises `RuntimeError` when all have been given."""
+    ports = list(itertools.islice(_ports, count))
+    if len(ports) < count:
+        raise RuntimeError("no free ports are left")
+    return ports
 
 
 def free_address() -> str:

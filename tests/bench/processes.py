@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-HOST = "127.0.0.1"
-_PORTS = range(15_000, 32_000)
+from jepsen.network.ports import HOST
+
 # The kernel kills the server when the benchmark dies. A preexec_fn could do the same, but would run
 # gRPC's fork handlers in the child, which abort it when channels are open.
 _WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
@@ -20,22 +19,6 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 class ClusterFailed(Exception):
     """A server did not start, or died."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now.
-
-    Below the range from which the kernel takes the ports of outgoing connections: a member that is
-    down for a moment must find its own port free again.
-    """
-    found: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)) != 0:
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise ClusterFailed("no free ports")
 
 
 def listens(port: int) -> bool:

@@ -42,9 +42,11 @@ from points import (  # noqa: E402
     measure,
     point,
 )
-from processes import ServerProcess, free_ports, listens, wait_until  # noqa: E402
+from processes import ServerProcess, listens, wait_until  # noqa: E402
 from ratios import neighbour_ratios, summarize  # noqa: E402
 from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
+
+from jepsen.network.ports import free_ports  # noqa: E402
 
 ENCRYPTION_TARGET = 0.97
 AIO_PUT_TARGET = 0.6

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import grpc
 from bodies import key_of
-from processes import HOST, ServerProcess, free_ports, wait_until
+from processes import ServerProcess, wait_until
 from tls import Pki, TlsProxy
+
+from jepsen.network.ports import HOST, free_ports
 
 NODES = 3
 MEMBERS = tuple(f"n{node}" for node in range(NODES))
 PRELOAD_BATCH = 250
 PRELOAD_PARALLEL = 16
 CALL_TIMEOUT_S = 30.0
-# A member reads its whole store when it starts, several GB and perhaps not in the page cache.
+# etcd reads its whole store when it starts, several GB and perhaps not in the page cache.
 START_TIMEOUT_S = 600.0
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),
                    ("grpc.initial_reconnect_backoff_ms", 50),

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from processes import HOST, free_ports
+
+from jepsen.network.ports import HOST, free_ports
 
 CLIENT = "bench"
 

@@ -33,7 +33,6 @@ KEK_BYTES = bytes(range(32))
 DEFAULT = RotationSettings(Limits(1 << 32))
 
 
-
 async def until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
     """Return when `condition()` holds; TimeoutError when it does not in time."""
     async with asyncio.timeout(timeout_s):

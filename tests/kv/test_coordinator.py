@@ -107,12 +107,17 @@ async def put_all(node: OneNode, prefix: bytes, count: int) -> set[int]:
     return {result.commit_index for result in results}
 
 
-async def test_callers_that_come_back_one_by_one_share_an_entry(
-        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+async def expect_company(node: OneNode, monkeypatch: pytest.MonkeyPatch, limit_s: float) -> None:
+    """Serve ten callers in one entry; the leader then waits up to `limit_s` for as many."""
     monkeypatch.setattr(gathering, "PATIENCE", 1e9)
-    monkeypatch.setattr(gathering, "LIMIT_S", TIMEOUT_S)
+    monkeypatch.setattr(gathering, "LIMIT_S", limit_s)
     await node.kv.put(b"warm", b"up", timeout_s=TIMEOUT_S)
     assert len(await put_all(node, b"together", 10)) == 1
+
+
+async def test_callers_that_come_back_one_by_one_share_an_entry(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await expect_company(node, monkeypatch, TIMEOUT_S)
     parts = []
     for part in range(5):
         parts.append(asyncio.create_task(put_all(node, b"part-%d" % part, 2)))
@@ -123,18 +128,13 @@ async def test_callers_that_come_back_one_by_one_share_an_entry(
 
 async def test_a_caller_whose_company_stays_away_is_served(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "PATIENCE", 1e9)
-    monkeypatch.setattr(gathering, "LIMIT_S", 0.1)
-    assert len(await put_all(node, b"together", 10)) == 1
+    await expect_company(node, monkeypatch, 0.1)
     assert len(await put_all(node, b"alone", 1)) == 1
 
 
 async def test_a_write_that_its_leader_kept_waiting_is_told_so_and_not_written(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "PATIENCE", 1e9)
-    monkeypatch.setattr(gathering, "LIMIT_S", TIMEOUT_S)
-    await node.kv.put(b"warm", b"up", timeout_s=TIMEOUT_S)
-    assert len(await put_all(node, b"together", 10)) == 1
+    await expect_company(node, monkeypatch, TIMEOUT_S)
     with pytest.raises(DeadlineExceeded, match=r"nothing was written.*longer timeout"):
         await node.kv.put(b"impatient", b"v", timeout_s=0.02)
     assert not (await node.kv.get(b"impatient", timeout_s=TIMEOUT_S)).exists

@@ -22,8 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 TIMEOUT_S = 10.0
 
-
-
 # Elections are quicker than by default; a leader bears the pauses of a busy machine.
 FAST = {"election_min_s": 0.4, "election_max_s": 0.8, "leader_fallback_s": 3.0,
         "heartbeat_s": 0.05}
