@@ -42,6 +42,7 @@ from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.membership import MembershipController
+from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.metrics import Metrics, NullRecorder, Recorder
@@ -131,7 +132,9 @@ class Node:
         applier = self._open_keys(disk, kek, store)
         hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
                                  ceiling=decode_number(store.meta(META_HLC_CEILING)))
-        machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed)
+        own_entries = OwnEntries()
+        machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed,
+                                 own_entries=own_entries)
         snapshots = state_snapshots(store, applier, hlc, on_keys_changed=self._keys_changed)
         self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)
         self._engine.on_fatal(self._fail)
@@ -140,7 +143,8 @@ class Node:
             self._engine, store, applier, full_node_id=full_node_id(settings.raft_id), kek=kek,
             gate=settings.encryption_enabled, build_sha=__version__, on_fatal=self._fail,
             rotation=RotationSettings(Limits(settings.dek_max_writes), settings.dek_max_age,
-                                      settings.encryption_rotate_on_startup))
+                                      settings.encryption_rotate_on_startup),
+            own_entries=own_entries)
         self._membership = MembershipController(
             self._engine, store, applier, self._encryption.operations,
             raft_address=str(settings.raft_address))

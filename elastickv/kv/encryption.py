@@ -44,6 +44,7 @@ from elastickv.kv.api import (
 from elastickv.kv.forwarding import AdminCall, RegisterReply, RegisterSelf
 from elastickv.kv.leader_ops import LeaderOperations
 from elastickv.kv.members import Members
+from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.proposer import Proposer
 from elastickv.kv.rotation import (
     AutomaticRotation,
@@ -72,7 +73,8 @@ class EncryptionController:
     def __init__(self, engine: RaftEngine, store: Store, applier: Applier, *, full_node_id: int,
                  kek: Kek | None, gate: bool, build_sha: str,
                  on_fatal: Callable[[BaseException], None],
-                 rotation: RotationSettings | None = None, clock: Clock | None = None) -> None:
+                 rotation: RotationSettings | None = None, clock: Clock | None = None,
+                 own_entries: OwnEntries | None = None) -> None:
         self._engine = engine
         self._store = store
         self._applier = applier
@@ -91,7 +93,7 @@ class EncryptionController:
             propose=lambda payload: self.proposer.submit_clear(payload,
                                                                timeout_s=RESERVE_TIMEOUT_S),
             on_change=self._changed)
-        self.sealing = Sealing(applier, self.budgets)
+        self.sealing = Sealing(applier, self.budgets, own_entries)
         self.proposer = Proposer(engine, self.sealing)
         self.members = Members(engine, store, applier, self.writers, self.budgets,
                                 full_node_id=full_node_id, kek=kek, gate=self._gate,

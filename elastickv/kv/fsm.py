@@ -28,6 +28,7 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.sidecar import Sidecar
 from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
+from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import Store, encode_number
 from elastickv.wire import (
@@ -61,8 +62,9 @@ WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
 
 
-def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore) -> bytes:
-    """The clear entry behind a log payload.
+def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore,
+                 own_entries: OwnEntries | None = None) -> bytes:
+    """The clear entry behind a log payload; from `own_entries` where it is known.
 
     Entries above the raft cutover are raft envelopes, with two exceptions: writer registrations
     and nonce reservations (opcodes 0x03 and 0x07, ids and counters only) may stay in the clear,
@@ -72,21 +74,25 @@ def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keyst
     """
     if cutover_index == 0 or index <= cutover_index or payload[0] in CLEAR_OPCODES:
         return payload
-    return open_raft(keystore, payload)
+    clear = own_entries.take(payload) if own_entries is not None else None
+    return clear if clear is not None else open_raft(keystore, payload)
 
 
 class KvStateMachine:
     """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
 
     `on_keys_changed(entry_index)` is called after an encryption entry changed keys or registry.
+    `own_entries` knows what this process sealed itself.
     """
 
     def __init__(self, store: Store, applier: Applier, hlc: HybridLogicalClock, *,
-                 on_keys_changed: Callable[[int], None]) -> None:
+                 on_keys_changed: Callable[[int], None],
+                 own_entries: OwnEntries | None = None) -> None:
         self._store = store
         self._applier = applier
         self._hlc = hlc
         self._on_keys_changed = on_keys_changed
+        self._own_entries = own_entries
 
     @property
     def applied_index(self) -> int:
@@ -108,8 +114,8 @@ class KvStateMachine:
         try:
             sidecar = self._applier.sidecar
             cutover = sidecar.raft_envelope_cutover_index if sidecar else 0
-            decoded = decode_entry(
-                open_payload(entry.payload, index, cutover, self._applier.keystore))
+            decoded = decode_entry(open_payload(entry.payload, index, cutover,
+                                                self._applier.keystore, self._own_entries))
             match decoded:
                 case Writes():
                     return self._apply_writes(index, decoded.requests, sidecar)

@@ -10,17 +10,20 @@ from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.errors import DekExhausted, IntegrityError
 from elastickv.keys.applier import Applier
+from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.txn import Sealer
 from elastickv.kv.usage import NonceBudgets
 from elastickv.store.values import plain_record, seal_record
 
 
 class Sealing:
-    """Seals for one process."""
+    """Seals for one process. `own_entries` is told of every log entry that was sealed."""
 
-    def __init__(self, applier: Applier, budgets: NonceBudgets) -> None:
+    def __init__(self, applier: Applier, budgets: NonceBudgets,
+                 own_entries: OwnEntries | None = None) -> None:
         self._applier = applier
         self._budgets = budgets
+        self._own_entries = own_entries if own_entries is not None else OwnEntries()
 
     def active_deks(self) -> dict[Purpose, int]:
         """The DEKs that something is sealed under now; empty before the storage cutover."""
@@ -67,7 +70,9 @@ class Sealing:
         if nonces is None:
             return None
         handle = _require_handle(self._applier.keystore, sidecar.active_raft)
-        return seal_raft(handle, nonces.next(), payload)
+        sealed = seal_raft(handle, nonces.next(), payload)
+        self._own_entries.add(sealed, payload)
+        return sealed
 
     def prepare(self) -> None:
         """Begin whatever the first seal would have to wait for, as on becoming leader."""

@@ -84,7 +84,6 @@ class EngineStatus:
     last_contact_ns: int
     configuration_index: int
     pending_configuration: bool
-    ready: bool
     log_bytes: int = 0
     snapshot_sent_bytes: int = 0
     snapshot_received_bytes: int = 0

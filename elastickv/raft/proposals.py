@@ -71,6 +71,9 @@ class AppliedWaiters:
         self._heap: list[tuple[int, int, asyncio.Future[None], float]] = []
         self._sequence = 0
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def add(self, index: int, future: asyncio.Future[None], deadline: float) -> None:
         """Complete `future` once `index` is applied."""
         self._sequence += 1

@@ -225,6 +225,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         finally:
             self._SyncObj__raftCommitIndex = self._settled_commit
 
+    def commit(self) -> None:
+        """Count acknowledgements and apply what they commit: of a tick, that alone."""
+        self._SyncObj__applyLogEntries()
+
     def append(self, command: bytes) -> int:
         """Append to this leader's log; the index."""
         index = self._journal.last_index + 1

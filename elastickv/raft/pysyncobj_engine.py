@@ -27,7 +27,7 @@ from elastickv.errors import (
     WireError,
 )
 from elastickv.logs import get_logger
-from elastickv.raft import frames
+from elastickv.raft import frames, rules
 from elastickv.raft.calls import PeerCalls
 from elastickv.raft.compaction import LogSize, compaction_target
 from elastickv.raft.core import CANDIDATE, FOLLOWER, LEADER, Context
@@ -102,6 +102,7 @@ class PySyncObjEngine:
         self._fatal_error: BaseException | None = None
         self._running = False
         self._pump_scheduled = False
+        self._round_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._commit_timer: asyncio.TimerHandle | None = None
         self._commit_due = False
@@ -218,6 +219,12 @@ class PySyncObjEngine:
         return self._running and self._fatal_error is None
 
     def _schedule(self) -> None:
+        """Ask for a whole round: whatever is due."""
+        self._round_due = True
+        self._schedule_entries()
+
+    def _schedule_entries(self) -> None:
+        """Ask for what new entries need and no more: to be sent, made durable, acknowledged."""
         if not self._pump_scheduled and self._active:
             self._pump_scheduled = True
             self._loop.call_soon(self._pump)
@@ -253,23 +260,10 @@ class PySyncObjEngine:
             return
         try:
             # What the others wait for goes before the tick, which may apply entries.
-            if not self._core.is_leading():
-                self._start_sync()
-                self._links.flush()
-            elif self._journal.needs_sync:
-                self._replicate()
-                self._links.flush()
-            self._elections.before_tick()
-            self._core.tick()
-            self._elections.after_tick()
-            if self._core.is_leading():
-                self._replicate()
-                self._transfer.advance()
-            self._reads.advance()
-            self._links.flush()
-            self._start_sync()
-            self._links.flush()
-            self._announce_role()
+            self._move_entries()
+            if self._round_due:
+                self._round_due = False
+                self._run_round()
         except DiskFull as error:
             # A leader without its first entry cannot lead; anything else is tried again.
             self._note_full_disk(error)
@@ -278,9 +272,37 @@ class PySyncObjEngine:
         except Exception as error:
             self._fail(error)
 
+    def _move_entries(self) -> None:
+        """Send and sync what is new. In a whole round a leader's own fsync comes at its end: in the
+        loop, it would keep clients from the answers that the tick has for them."""
+        leads = self._core.is_leading()
+        if leads and self._journal.needs_sync:
+            self._replicate()
+            self._links.flush()
+        if not (leads and self._round_due):
+            self._start_sync()
+            self._links.flush()
+
+    def _run_round(self) -> None:
+        self._elections.before_tick()
+        self._core.tick()
+        self._elections.after_tick()
+        if self._core.is_leading():
+            self._replicate()
+            self._transfer.advance()
+        self._reads.advance()
+        self._links.flush()
+        self._start_sync()
+        self._links.flush()
+        self._announce_role()
+
     def _replicate(self) -> None:
         announce, self._commit_due = self._commit_due, False
-        if self._replication.replicate(announce=announce) and self._commit_timer is None:
+        if self._replication.replicate(announce=announce):
+            self._announce_commit_later()
+
+    def _announce_commit_later(self) -> None:
+        if self._commit_timer is None:
             self._commit_timer = self._loop.call_later(self._settings.commit_delay_s,
                                                        self._on_commit_timer)
 
@@ -325,18 +347,26 @@ class PySyncObjEngine:
             return
         if self._has_work_after_sync():
             self._schedule()
+        elif self._journal.needs_sync:
+            self._schedule_entries()
 
     def _has_work_after_sync(self) -> bool:
-        """Whether more waits for an fsync, or what is durable now can be committed or applied."""
+        """Whether what is durable now is to be committed or applied at once."""
         core, journal = self._core, self._journal
-        if journal.needs_sync or min(core.commit_index(), journal.durable_index) \
-                > core.applied_index():
+        if min(core.commit_index(), journal.durable_index) > core.applied_index() \
+                and not self._may_apply_later():
             return True
         if not core.is_leading() or journal.durable_index <= core.commit_index():
             return False
         others = [voter for voter in core.voters() if voter != self.node_id]
         return not others or any(core.match_index(voter) > core.commit_index()
                                  for voter in others)
+
+    def _may_apply_later(self) -> bool:
+        core = self._core
+        return rules.may_apply_later(
+            core.commit_index() - core.applied_index(), leads=core.is_leading(),
+            awaited=bool(self._waiters), most_entries=self._settings.apply_lag_entries)
 
     # --- hooks of the core --------------------------------------------------------------------
 
@@ -391,12 +421,14 @@ class PySyncObjEngine:
             self._announce(_ROLES[self._core.role()])
 
     def _announce(self, role: Role) -> None:
-        term = self._core.term()
-        announcement = (role, term, self._core.leader_id())
+        announcement = self._announcement(role)
         if announcement != self._announced:
             self._announced = announcement
             for callback in self._role_callbacks:
-                callback(role, term)
+                callback(role, announcement[1])
+
+    def _announcement(self, role: Role) -> tuple[Role, int, str]:
+        return role, self._core.term(), self._core.leader_id()
 
     # --- proposals and reads ------------------------------------------------------------------
 
@@ -429,7 +461,7 @@ class PySyncObjEngine:
             self._fail(error)
             raise OutcomeUnknown("this node halted during the proposal") from error
         self._proposals.add(index, self._core.term(), future, self._loop.time() + timeout_s)
-        self._schedule()
+        self._schedule_entries()
         return index
 
     def _require_active(self) -> None:
@@ -459,6 +491,7 @@ class PySyncObjEngine:
         self._require_active()
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters.add(index, future, self._loop.time() + timeout_s)
+        self._schedule()
         await future
 
     # --- leadership and membership ------------------------------------------------------------
@@ -566,8 +599,13 @@ class PySyncObjEngine:
             if handler is None:
                 raise WireError(f"an unexpected {type(message).__name__} from {peer_id}")
             handler(peer_id, message)
-            if type(message) is frames.Ack and not self._has_work_after_ack(peer_id):
-                return
+            match message:
+                case frames.Ack() if not self._has_work_after_ack(peer_id) \
+                        or self._commit_at_once(peer_id):
+                    return
+                case frames.AppendEntries() if not self._has_work_after_append():
+                    self._schedule_entries()
+                    return
         except WireError as error:
             log.warning("link dropped", peer=peer_id, error=str(error))
             self._links.drop(peer_id)
@@ -580,6 +618,23 @@ class PySyncObjEngine:
     def _has_work_after_ack(self, peer_id: str) -> bool:
         """Whether there is something to commit, to send, or to hand over."""
         return self._transfer.active or not self._replication.is_settled_with(peer_id)
+
+    def _commit_at_once(self, peer_id: str) -> bool:
+        """Commit and apply what an acknowledgement completes, sparing its clients a whole round;
+        True when nothing is left for one."""
+        if self._announced[0] is not Role.LEADER or not self._core.is_leading() \
+                or self._transfer.active or self._journal.needs_sync:
+            return False
+        self._core.commit()
+        self._announce_commit_later()
+        return self._replication.is_settled_with(peer_id) \
+            and self._core.applied_index() == self._core.commit_index()
+
+    def _has_work_after_append(self) -> bool:
+        """Whether there is something to announce, or to apply at once."""
+        core = self._core
+        return self._announced != self._announcement(_ROLES[core.role()]) or (
+            core.commit_index() > core.applied_index() and not self._may_apply_later())
 
     def _message_table(self) -> dict[type, Callable[..., None]]:
         """Who handles what. Whether the sender is a member is each handler's question: a leader or
@@ -675,8 +730,6 @@ class PySyncObjEngine:
             else int(contact_s * 1e9) if contact_s != float("inf") else -1,
             configuration_index=configuration.index,
             pending_configuration=configuration.index > core.commit_index(),
-            ready=self._active and bool(leader_id) and core.applied_index() >= min(
-                core.commit_index(), journal.durable_index),
             log_bytes=journal.total_bytes,
             snapshot_sent_bytes=self._sender.sent_bytes,
             snapshot_received_bytes=self._receiver.received_bytes,

@@ -121,6 +121,16 @@ def committed_index(previous: int, proposed: int, durable_index: int, matches: I
     return limit
 
 
+def may_apply_later(waiting_entries: int, *, leads: bool, awaited: bool,
+                    most_entries: int) -> bool:
+    """Whether committed entries may wait here for the next tick, to be applied several at once.
+
+    Only a follower's: clients wait for the leader to apply. `awaited` says that a read here waits
+    for an index as well.
+    """
+    return not leads and not awaited and waiting_entries <= most_entries
+
+
 def next_index_after_ack(before: int, after: int, match_index: int, *, accepted: bool) -> int:
     """Where to send from next.
 

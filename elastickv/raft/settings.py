@@ -18,7 +18,9 @@ class EngineSettings:
     `raft_address` is its own. `path` is the directory for the journal and its records. `cluster_id`
     must be equal on all members. A new commit index waits up to `commit_delay_s` for entries to
     travel with before it gets a message of its own. Up to `inline_sync_bytes` (a lone small write)
-    are synced in the loop, which is faster than a thread while nobody else waits for the loop.
+    are synced in the loop, which is faster than a thread while nobody else waits for the loop. A
+    follower leaves up to `apply_lag_entries` committed entries until its next tick, unless somebody
+    waits for them there.
     """
 
     node_id: str
@@ -41,6 +43,7 @@ class EngineSettings:
     window_bytes: int = 4 << 20
     apply_group_bytes: int = 4 << 20
     apply_group_entries: int = 512
+    apply_lag_entries: int = 64
     max_pending: int = 4096
     inline_sync_bytes: int = 2 << 10
     compact_bytes: int = 256 << 20

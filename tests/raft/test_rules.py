@@ -154,6 +154,17 @@ def test_commit(previous, proposed, durable, matches, votes, term, expected):
                                  term) == expected
 
 
+@pytest.mark.parametrize(("waiting", "leads", "awaited", "later"), [
+    pytest.param(1, False, False, True, id="a follower collects"),
+    pytest.param(8, False, False, True, id="up to the limit"),
+    pytest.param(9, False, False, False, id="not more"),
+    pytest.param(1, False, True, False, id="not while a read here waits"),
+    pytest.param(1, True, False, False, id="a leader's clients wait"),
+])
+def test_what_may_be_applied_later(waiting, leads, awaited, later):
+    assert rules.may_apply_later(waiting, leads=leads, awaited=awaited, most_entries=8) is later
+
+
 @pytest.mark.parametrize(("before", "after", "match", "accepted", "expected"), [
     (9, 6, 5, True, 9), (6, 9, 8, True, 9), (9, 4, 5, False, 6), (9, 7, 5, False, 7)])
 def test_next_index_is_not_rewound_by_an_acknowledgement(before, after, match, accepted, expected):

@@ -24,6 +24,7 @@ from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
+from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft.engine import Entry, Member, Suffrage
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -241,13 +242,16 @@ class SimNode:
         self.applier = self._open_keys(disk, gathered.kek)
         hlc = HybridLogicalClock(self.clock, last=store.max_commit_ts,
                                  ceiling=decode_number(store.meta(META_HLC_CEILING)))
-        machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed)
+        own_entries = OwnEntries()
+        machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed,
+                                 own_entries=own_entries)
         snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._keys_changed)
         offload = LateOffload(cluster.loop, generator, plan.sync_delay_s)
         self.engine = self._build_engine(disk, machine, snapshots, offload, generator)
         self.encryption = EncryptionController(
             self.engine, store, self.applier, full_node_id=full_node_id(self.name),
-            kek=gathered.kek, gate=True, build_sha="simulated", on_fatal=self.halt)
+            kek=gathered.kek, gate=True, build_sha="simulated", on_fatal=self.halt,
+            own_entries=own_entries)
         self.flusher = Flusher(store, LateOffload(cluster.loop, generator, plan.sync_delay_s),
                                on_fatal=self.halt, on_flushed=self._flushed,
                                interval_ms=plan.flush_interval_ms)

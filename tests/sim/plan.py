@@ -62,6 +62,7 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         "batch_bytes": generator.choice((300, 1 << 16)),
         "window_bytes": generator.choice((600, 1 << 18)),
         "apply_group_entries": generator.choice((1, 7, 512)),
+        "apply_lag_entries": generator.choice((0, 3, 64)),
         "inline_sync_bytes": generator.choice((0, 0, 1 << 20)),
         "compact_entries": compact_entries,
         "keep_entries": generator.choice((2, 8)) if compact_entries < 1000 else 1000,

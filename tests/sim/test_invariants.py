@@ -164,6 +164,7 @@ async def other_effect(schedule: Schedule, node: SimNode) -> None:
 
 @breach("state is the sum of the log")
 async def lost_record(schedule: Schedule, node: SimNode) -> None:
+    await schedule._until(lambda: node.store.applied_index > 0, 1.0, "an applied entry")
     schedule.oracle._effects[node.store.applied_index].writes[b"lost"] = b"x"
     schedule.oracle.check_whole_state(node)
 
@@ -229,6 +230,7 @@ async def stands_at_once(schedule: Schedule, node: SimNode) -> None:
     as_node(schedule, node)
     node.core.elect_now()
     node.engine._elections._cleared = True
+    node.engine._schedule()
     node.engine._pump()
 
 
