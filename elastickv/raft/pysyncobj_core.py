@@ -312,11 +312,32 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     # --- messages -----------------------------------------------------------------------------
 
     def receive_append(self, peer_id: str, message: AppendEntries, plan: AppendPlan) -> None:
-        """An `append_entries` of the current or a higher term, as `plan` trimmed it.
+        """An `append_entries` of the current or a higher term, as `plan` trimmed it."""
+        if plan.accepted and not plan.truncates and self._follows(peer_id, message.term):
+            self._extend(plan)
+        else:
+            self._receive_append(peer_id, message, plan)
 
-        A rejected one names an entry that cannot exist, which is how PySyncObj learns of the leader
-        without touching the log.
-        """
+    def _follows(self, peer_id: str, term: int) -> bool:
+        """Whether this node knows `peer_id` as the leader of its term already."""
+        return (term == self._SyncObj__raftCurrentTerm
+                and self._SyncObj__raftState == FOLLOWER
+                and self.leader_id() == peer_id
+                and not self._SyncObj__transferInProgress)
+
+    def _extend(self, plan: AppendPlan) -> None:
+        """What PySyncObj would do when nothing changes but the end of the log and the commit
+        index, without its search for where the logs meet, which `plan` knows."""
+        self.postpone_election()
+        self._SyncObj__leaderCommitIndex = plan.commit_index
+        for record in plan.entries:
+            self._journal.append(record.index, record.term, record.command)
+        self._settled_commit = max(self._settled_commit, plan.commit_index)
+        self._SyncObj__raftCommitIndex = self._settled_commit
+
+    def _receive_append(self, peer_id: str, message: AppendEntries, plan: AppendPlan) -> None:
+        """Through PySyncObj. A rejected message names an entry that cannot exist, which is how it
+        learns of the leader without touching the log."""
         use_clock(self._now)
         self._SyncObj__onMessageReceived(peer_node(peer_id), {
             "type": "append_entries",

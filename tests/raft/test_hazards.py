@@ -238,12 +238,14 @@ async def nothing_from_the_wire_or_the_log_is_unpickled():
     leader = await lab.start()
     await lab.settle()
     follower = lab.others(leader)[0]
-    for kind in (b"\x02", b"\x03", b"\x00"):
-        last_index = follower.journal.last_index
-        entry = records.encode(last_index + 1, leader.status().term,
-                               kind + pickle.dumps(_Bomb()), 0)
+    term, last_index = leader.status().term, follower.journal.last_index
+    kinds = (b"\x02", b"\x03", b"\x00")
+    # The library sees only what changes more than the end of the log, as a new leader's does.
+    for new_term, kind in ((term, kinds[0]), (term, kinds[1]), (term, kinds[2]),
+                           (term + 1, kinds[0]), (term + 2, kinds[1]), (term + 3, kinds[2])):
+        entry = records.encode(last_index + 1, new_term, kind + pickle.dumps(_Bomb()), 0)
         lab.hub.inject(leader.node_id, follower.node_id, AppendEntries(
-            leader.status().term, 10_000, 1, last_index, follower.journal.last_term, entry))
+            new_term, 10_000, 1, last_index, follower.journal.last_term, entry))
     follower.links.events.received(leader.node_id, pickle.dumps(_Bomb()))
     await asyncio.sleep(0.1)
     assert not _Bomb.exploded

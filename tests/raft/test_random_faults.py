@@ -17,6 +17,8 @@ from raft_lab import Lab, LabNode, run
 from elastickv.errors import ElasticKVError, PeerError
 from elastickv.raft.engine import Entry, Role
 from elastickv.raft.frames import AnyMessage, Request, Response
+from elastickv.raft.pysyncobj_core import RaftCore
+from elastickv.raft.rules import AppendPlan
 
 SMALL = {"segment_bytes": 600, "compact_bytes": 2000, "keep_entries": 5,
          "snapshot_chunk_bytes": 400, "batch_bytes": 600, "window_bytes": 3000}
@@ -199,6 +201,33 @@ class Chaos:
 def test_promises_hold_under_random_faults(seed):
     chaos = Chaos(seed)
     run(chaos.main())
+
+
+@pytest.mark.parametrize("seed", range(200, 204))
+def test_appends_past_the_library_end_as_those_through_it(seed, monkeypatch):
+    """The runs are functions of their seeds: whatever differed would change all that follows."""
+    def run_of(seed: int) -> tuple[object, ...]:
+        chaos = Chaos(seed)
+        run(chaos.main())
+        nodes = chaos.lab.nodes.values()
+        return (chaos.leaders, chaos.acknowledged, chaos.installed,
+                [(node.state.payloads(), node.status(), node.core.election_deadline(),
+                  node.core._SyncObj__leaderCommitIndex) for node in nodes])
+
+    extended = []
+    extend = RaftCore._extend
+
+    def counted(core: RaftCore, plan: AppendPlan) -> None:
+        extended.append(plan)
+        extend(core, plan)
+
+    monkeypatch.setattr(RaftCore, "_extend", counted)
+    short = run_of(seed)
+    assert sum(len(plan.entries) for plan in extended) > 100
+    monkeypatch.setattr(RaftCore, "_follows", lambda core, peer_id, term: False)
+    extended.clear()
+    assert run_of(seed) == short
+    assert extended == []
 
 
 def test_the_runs_reach_what_they_are_about():

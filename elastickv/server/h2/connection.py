@@ -145,7 +145,7 @@ class H2Connection(asyncio.Protocol):
     # --- sending --------------------------------------------------------------------------------
 
     def _send(self, content: bytes) -> None:
-        """Everything of one pass of the loop goes out in one write."""
+        """Everything of one pass of the loop goes out in one write, unless `_flush` comes first."""
         self._out.append(content)
         if not self._flush_scheduled:
             self._flush_scheduled = True
@@ -154,7 +154,7 @@ class H2Connection(asyncio.Protocol):
     def _flush(self) -> None:
         self._flush_scheduled = False
         out, self._out = self._out, []
-        if self._transport is not None and not self._transport.is_closing():
+        if out and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
 
     def _pump(self) -> None:
@@ -368,6 +368,9 @@ class H2Connection(asyncio.Protocol):
             windows.connection -= size
             self._send(wire.whole_response(stream_id, message))
             self._finish(call)
+            if not self._calls:
+                # There is no other response that could share the write.
+                self._flush()
             return
         self._send(wire.response_head(stream_id))
         call.began = True
