@@ -81,6 +81,8 @@ class Sealing:
 
     def refusal(self) -> DekExhausted | None:
         """Why user writes cannot be sealed until a DEK is rotated; None while they can."""
+        if not self._budgets.any_spent:
+            return None
         for purpose, dek_id in self.active_deks().items():
             if self._budgets.is_spent(dek_id):
                 return DekExhausted(

@@ -75,6 +75,11 @@ class NonceBudgets:
         if dek_id not in self._pending:
             self._reserve(dek_id, epoch, self.limits.block)
 
+    @property
+    def any_spent(self) -> bool:
+        """Whether `is_spent` holds for any DEK."""
+        return bool(self._spent)
+
     def is_spent(self, dek_id: int) -> bool:
         """Whether the limit keeps user writes from taking another nonce."""
         return dek_id in self._spent

@@ -93,6 +93,8 @@ class Follower:
             return
         journal = self._context.journal
         index = rules.acknowledged_index(self._match_index, journal.durable_index)
+        if index <= self._acked_index and not always and not 0 < self._required_index <= index:
+            return
         if index >= journal.anchor_index:
             # Only what is durable here: a floor that no voter's log reached would keep its node
             # from every election.

@@ -604,7 +604,7 @@ class PySyncObjEngine:
                         or self._commit_at_once(peer_id):
                     return
                 case frames.AppendEntries() if not self._has_work_after_append():
-                    self._schedule_entries()
+                    self._move_entries()
                     return
         except WireError as error:
             log.warning("link dropped", peer=peer_id, error=str(error))
