@@ -265,10 +265,7 @@ class PySyncObjEngine:
                 self._round_due = False
                 self._run_round()
         except DiskFull as error:
-            # A leader without its first entry cannot lead; anything else is tried again.
             self._note_full_disk(error)
-            if self._core.is_leading() and self._journal.last_term < self._core.term():
-                self._core.follow_nobody()
         except Exception as error:
             self._fail(error)
 
@@ -312,6 +309,10 @@ class PySyncObjEngine:
         self._schedule()
 
     def _note_full_disk(self, error: DiskFull) -> None:
+        """A leader without its first entry cannot lead: it does not know what was committed before
+        it. Anything else is tried again."""
+        if self._core.is_leading() and self._journal.last_term < self._core.term():
+            self._core.follow_nobody()
         now = self._loop.time()
         if now - self._disk_full_logged_at >= _DISK_FULL_REPEAT_S:
             self._disk_full_logged_at = now

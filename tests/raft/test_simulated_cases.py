@@ -238,3 +238,32 @@ def test_read_index_for_a_process_that_is_gone_does_not_reach_the_next() -> None
         await reading
 
     run(scenario())
+
+
+def test_a_leader_that_cannot_write_its_first_entry_serves_no_read() -> None:
+    """Without an entry of its own term it does not know what was committed before."""
+    async def scenario() -> None:
+        lab = Lab(commit_delay_s=60.0)
+        old = await lab.start()
+        await lab.settle()
+        candidate, voter = lab.others(old)
+
+        def full(index: int, term: int, command: bytes) -> None:
+            raise DiskFull("no space left")
+
+        await old.engine.propose(b"committed", timeout_s=5)
+        written = old.status().applied_index
+        await lab.until(lambda: candidate.journal.last_index == voter.journal.last_index == written)
+        assert candidate.status().commit_index < written
+        old.kill()
+        candidate.journal.append = full
+        voter.core.postpone_election = lambda: None
+        voter.core._SyncObj__raftElectionDeadline = asyncio.get_running_loop().time() + 1000
+        candidate.core.elect_now()
+        await lab.until(lambda: candidate.status().term > old.status().term)
+        for _ in range(20):
+            read = await outcome(candidate.engine.read_index(timeout_s=0.5))
+            assert isinstance(read, Exception) or read >= written
+        assert not candidate.engine.is_leader()
+
+    run(scenario())
