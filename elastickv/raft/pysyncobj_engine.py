@@ -626,10 +626,13 @@ class PySyncObjEngine:
         if self._announced[0] is not Role.LEADER or not self._core.is_leading() \
                 or self._transfer.active or self._journal.needs_sync:
             return False
-        self._core.commit()
-        self._announce_commit_later()
-        return self._replication.is_settled_with(peer_id) \
-            and self._core.applied_index() == self._core.commit_index()
+        core = self._core
+        committed = core.commit_index()
+        core.commit()
+        if core.commit_index() > committed:
+            self._announce_commit_later()
+        return core.next_index(peer_id) > self._journal.last_index \
+            and core.applied_index() == core.commit_index()
 
     def _has_work_after_append(self) -> bool:
         """Whether there is something to announce, or to apply at once."""
