@@ -93,15 +93,17 @@ class Follower:
             return
         journal = self._context.journal
         index = rules.acknowledged_index(self._match_index, journal.durable_index)
-        if index <= self._acked_index and not always and not 0 < self._required_index <= index:
+        is_news = always or index > self._acked_index
+        completes = 0 < self._required_index <= index
+        if not is_news and not completes:
             return
         if index >= journal.anchor_index:
             # Only what is durable here: a floor that no voter's log reached would keep its node
             # from every election.
             self._memory.sent(self._leader_id, index, journal.term_at(index))
-        if 0 < self._required_index <= index:
+        if completes:
             self._caught_up()
-        if always or index > self._acked_index:
+        if is_news:
             self._acked_index = max(index, self._acked_index)
             self._context.send(self._leader_id, frames.Ack(
                 self._term, self._sequence, index + 1, True, self._context.trusted()))

@@ -622,7 +622,8 @@ class PySyncObjEngine:
 
     def _commit_at_once(self, peer_id: str) -> bool:
         """Commit and apply what an acknowledgement completes, sparing its clients a whole round;
-        True when nothing is left for one."""
+        True when nothing is left for one. Until this node is announced as leader it is a round that
+        looks whether it may be."""
         if self._announced[0] is not Role.LEADER or not self._core.is_leading() \
                 or self._transfer.active or self._journal.needs_sync:
             return False

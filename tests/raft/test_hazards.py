@@ -241,8 +241,7 @@ async def nothing_from_the_wire_or_the_log_is_unpickled():
     term, last_index = leader.status().term, follower.journal.last_index
     kinds = (b"\x02", b"\x03", b"\x00")
     # The library sees only what changes more than the end of the log, as a new leader's does.
-    for new_term, kind in ((term, kinds[0]), (term, kinds[1]), (term, kinds[2]),
-                           (term + 1, kinds[0]), (term + 2, kinds[1]), (term + 3, kinds[2])):
+    for new_term, kind in [*((term, kind) for kind in kinds), *enumerate(kinds, term + 1)]:
         entry = records.encode(last_index + 1, new_term, kind + pickle.dumps(_Bomb()), 0)
         lab.hub.inject(leader.node_id, follower.node_id, AppendEntries(
             new_term, 10_000, 1, last_index, follower.journal.last_term, entry))

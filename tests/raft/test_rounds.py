@@ -34,9 +34,9 @@ def watch_groups(node: LabNode) -> list[int]:
     return groups
 
 
-async def started(**overrides: Any) -> tuple[Lab, LabNode, LabNode]:
+async def started() -> tuple[Lab, LabNode, LabNode]:
     """A cluster just behind a tick; its leader and a follower that has applied everything."""
-    lab = Lab(**{**SLOW_TICKS, **overrides})
+    lab = Lab(**SLOW_TICKS)
     leader = await lab.start()
     await leader.engine.propose(b"first", timeout_s=60)
     follower = lab.others(leader)[0]
