@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -69,7 +69,10 @@ class Disk(Protocol):
     """A directory tree that can lose power."""
 
     def open_append(self, path: Path, *, create: bool) -> DiskFile:
-        """Open for reading and appending; `create` makes the file owner-only if absent."""
+        """Open for reading and appending; `create` makes the file owner-only if absent.
+
+        Raises `DiskFull` without effect.
+        """
         ...
 
     def read(self, path: Path) -> bytes:
@@ -92,11 +95,14 @@ class Disk(Protocol):
         ...
 
     def replace(self, path: Path, data: bytes) -> None:
-        """Durably make `data` the content of `path` (tmp, fsync, rename, directory fsync)."""
+        """Durably make `data` the content of `path` (tmp, fsync, rename, directory fsync).
+
+        Raises `DiskFull` with the old content in place.
+        """
         ...
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename and fsync the target's directory."""
+        """Rename and fsync the target's directory. Raises `DiskFull` without effect."""
         ...
 
     def remove(self, path: Path) -> None:
@@ -106,6 +112,16 @@ class Disk(Protocol):
     def sync_directory(self, path: Path) -> None:
         """fsync a directory."""
         ...
+
+
+@contextlib.contextmanager
+def _typed_if_full(path: Path) -> Iterator[None]:
+    """Without effect on `path`: what is under way there can be done again."""
+    try:
+        yield
+    except OSError as error:
+        _raise_if_full(error, path)
+        raise
 
 
 def _raise_if_full(error: OSError, path: Path) -> None:
@@ -172,7 +188,8 @@ class OsDisk:
     def open_append(self, path: Path, *, create: bool) -> DiskFile:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         created = create and not path.exists()
-        descriptor = os.open(path, flags, OWNER_ONLY_FILE)
+        with _typed_if_full(path):
+            descriptor = os.open(path, flags, OWNER_ONLY_FILE)
         if created:
             self.sync_directory(path.parent)
         return OsFile(path, descriptor)
@@ -206,22 +223,22 @@ class OsDisk:
 
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
-                             OWNER_ONLY_FILE)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view):]
-            os.fsync(descriptor)
-        except OSError as error:
-            _raise_if_full(error, path)
-            raise
-        finally:
-            os.close(descriptor)
+        with _typed_if_full(path):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
+                                 OWNER_ONLY_FILE)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view):]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         self.rename(temporary, path)
 
     def rename(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
+        with _typed_if_full(target):
+            os.replace(source, target)
+        # Not typed: the name may be on the disk or not, and a failed fsync is never repeated.
         self.sync_directory(target.parent)
 
     def remove(self, path: Path) -> None:

@@ -316,6 +316,33 @@ def test_which_errors_mean_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monke
     assert type(caught.value) is expected
 
 
+@pytest.mark.parametrize("refused", ["open", "replace"])
+def test_a_disk_without_room_for_a_name_is_full(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """A new file needs an inode, and its name may need another block of the directory."""
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, refused, _no_space)
+        with pytest.raises(DiskFull, match=str(path)):
+            OsDisk().replace(path, NEW)
+        if refused == "open":
+            with pytest.raises(DiskFull, match="segment"):
+                OsDisk().open_append(tmp_path / "segment", create=True)
+    assert path.read_bytes() == OLD
+    OsDisk().replace(path, NEW)
+    assert path.read_bytes() == NEW
+
+
+def test_a_directory_that_cannot_be_synced_is_no_full_disk(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the new name is on the disk is not known then, so it must not look repeatable."""
+    monkeypatch.setattr(durable, "os", RecordingOs(fail_at=5, error=errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left") as caught:
+        OsDisk().replace(tmp_path / "file", b"ab")
+    assert not isinstance(caught.value, DiskFull)
+
+
 # --- the file-system probe -------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ this node's identity, so every replica takes the same one. Three things can happ
   after the storage cutover): no effect, deterministic, reported to the proposer as a value;
 * it cannot be applied (does not open, does not parse, is refused by the encryption rules): `apply`
   raises `ApplyHalted`, nothing of it takes effect, and the node stops.
+
+A full disk is none of these, since it is this node's own affair: the entry is not applied *yet*.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from elastickv.errors import (
     ApplyHalted,
     ConditionFailed,
     CorruptionError,
+    DiskFull,
     ElasticKVError,
     StorageEnvelopeRequired,
 )
@@ -104,7 +107,15 @@ class KvStateMachine:
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         """Apply in order. An error leaves every entry before the failing one applied."""
-        return [self._apply_one(entry) for entry in entries]
+        results: list[object] = []
+        for entry in entries:
+            try:
+                results.append(self._apply_one(entry))
+            except DiskFull:
+                if not results:
+                    raise
+                break
+        return results
 
     def _apply_one(self, entry: Entry) -> object:
         index = entry.index

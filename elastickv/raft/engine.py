@@ -10,8 +10,10 @@ Contract, which `pysyncobj_engine.py` keeps and every user may rely on:
   `OutcomeUnknown`. It never hangs past its deadline.
 * An entry is passed to `StateMachine.apply` in index order, once per process, only when it is
   committed; nothing at or below `StateMachine.applied_index` is passed after a restart.
-* If `apply` raises, nothing later is applied, the applied index stays, and the engine reports
-  the error through `on_fatal`.
+* A full disk is waited out: what does not fit is passed to `apply` again, in the same order, until
+  it does, and a leader hands its office to another voter meanwhile.
+* If `apply` raises anything else, nothing later is applied, the applied index stays, and the engine
+  reports the error through `on_fatal`.
 """
 
 from __future__ import annotations
@@ -107,8 +109,10 @@ class StateMachine(Protocol):
         """Apply committed entries as one group; one result per entry, in order.
 
         A result that is an `ElasticKVError` instance is a deterministic rejection of that entry and
-        is raised to its proposer. Raising halts the node (fail-stop) with no entry of the group
-        counted as applied.
+        is raised to its proposer. An entry whose effects find the disk full ends the group: it and
+        what follows it have no effect and no result, and are passed again later; if it is the first
+        one, `DiskFull` is raised. Raising anything else halts the node (fail-stop) with no entry of
+        the group counted as applied.
         """
         ...
 

@@ -382,19 +382,29 @@ class PySyncObjEngine:
         group = [_entry(*entry) for entry in stored]
         try:
             results = self._machine.apply(group)
+        except DiskFull as error:
+            self._wait_for_space(error)
+            return
         except ApplyHalted:
             raise
         except Exception as error:
             raise ApplyHalted(f"entries {low} to {group[-1].index} cannot be applied: {error}",
                               remedy="see the log of this node") from error
-        self._core.advance_applied(group[-1].index)
-        self._proposals.applied(group, results)
-        self._waiters.advance(group[-1].index)
-        for command, index, _ in stored:
+        applied = group[:len(results)]
+        self._core.advance_applied(applied[-1].index)
+        self._proposals.applied(applied, results)
+        self._waiters.advance(applied[-1].index)
+        for command, index, _ in stored[:len(results)]:
             if command[:1] == CONFIGURATION_KIND:
                 self._members.committed(index)
-        if group[-1].index < limit:
+        if applied[-1].index < limit:
             self._schedule()
+
+    def _wait_for_space(self, error: DiskFull) -> None:
+        """The next tick tries again. A leader that applies nothing serves nobody."""
+        self._note_full_disk(error)
+        if self._core.is_leading() and len(self._core.voters()) > 1:
+            self._core.follow_nobody()
 
     def heartbeat(self) -> None:
         self._replication.replicate(heartbeat=True)

@@ -10,6 +10,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.crypto.nonce import NonceFactory
 from elastickv.durable import OsDisk
+from elastickv.errors import DiskFull
 from elastickv.keys.applier import Applier
 from elastickv.kv.api import OpKind
 from elastickv.kv.fsm import KvStateMachine
@@ -33,6 +34,17 @@ STORAGE_DEK, RAFT_DEK, NODE = 11, 22, 0x1234
 NOW_MS = 1_000_000
 
 
+class SmallDisk(OsDisk):
+    """A disk that can be full: it refuses to replace files then, the sidecar among them."""
+
+    is_full = False
+
+    def replace(self, path: Path, data: bytes) -> None:
+        if self.is_full:
+            raise DiskFull(f"no space left to write {path}")
+        super().replace(path, data)
+
+
 @dataclass
 class Machine:
     """One replica and the shortcuts that the tests speak in."""
@@ -41,7 +53,7 @@ class Machine:
     changed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        disk = OsDisk()
+        disk = self.disk = SmallDisk()
         self.backend = MemoryBackend(disk, self.directory / "store")
         self.store = Store.open(self.backend)
         self.applier = Applier(disk=disk, read_row=self.store.row, kek=KEK, keystore=Keystore(),

@@ -9,9 +9,16 @@ import pytest
 
 from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
-from elastickv.errors import ApplyHalted, ConditionFailed, IntegrityError, StorageEnvelopeRequired
+from elastickv.errors import (
+    ApplyHalted,
+    ConditionFailed,
+    DiskFull,
+    IntegrityError,
+    StorageEnvelopeRequired,
+)
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, open_payload
+from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import decode_number
 from elastickv.store.values import seal_record, tombstone_record
 from elastickv.wire import (
@@ -122,6 +129,31 @@ def test_an_entry_that_cannot_be_applied_halts_without_a_trace(machine: Machine,
     with pytest.raises(ApplyHalted):
         machine.apply(payload)
     assert machine.fingerprint() == before
+
+
+def test_a_full_disk_ends_a_group_and_the_rest_applies_later(tmp_path: Path) -> None:
+    untroubled, full = Machine(tmp_path / "untroubled"), Machine(tmp_path / "full")
+    bootstrap = Bootstrap(STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK,
+                          KEK.generate_wrapped_dek(), (RegistryRow(RAFT_DEK, NODE, 0),))
+    group = [Entry(index, 1, payload) for index, payload in enumerate((
+        encode_writes([plain(b"k", ts(1), b"one")]), encode_entry(bootstrap),
+        encode_writes([plain(b"k", ts(2), b"two")])), start=1)]
+    expected = untroubled.fsm.apply(group)
+
+    full.disk.is_full = True
+    assert full.fsm.apply(group) == expected[:1]
+    before = full.fingerprint()
+    with pytest.raises(DiskFull):
+        full.fsm.apply(group[1:])
+    assert full.fingerprint() == before
+    assert full.fsm.applied_index == 1
+    assert full.changed == []
+    full.disk.is_full = False
+    assert full.fsm.apply(group[1:]) == expected[1:]
+    assert full.changed == [2]
+    assert full.store.rows() == untroubled.store.rows()
+    assert full.value(b"k") == untroubled.value(b"k") == b"two"
+    assert full.applier.keystore.ids() == untroubled.applier.keystore.ids()
 
 
 def test_above_the_raft_cutover_entries_are_opened(machine: Machine) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from elastickv.durable import DiskFile
+from elastickv.errors import DiskFull
 from elastickv.raft.engine import Entry, Member, Role, SnapshotExport, SnapshotImport
 from elastickv.raft.frames import AnyMessage, decode_message, encode_message
 from elastickv.raft.links import LinkEvents
@@ -288,6 +289,7 @@ class ListState:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.fail_on: bytes | None = None
+        self.full_on: bytes | None = None
         self.apply_calls = 0
 
     @property
@@ -302,11 +304,17 @@ class ListState:
         self.apply_calls += 1
         if any(entry.payload == self.fail_on for entry in entries):
             raise ValueError("cannot apply")
+        results = []
         for entry in entries:
+            if entry.payload == self.full_on:
+                if not results:
+                    raise DiskFull("no space left")
+                break
             if self.entries and entry.index != self.applied_index + 1:
                 raise AssertionError(f"{entry.index} applied after {self.applied_index}")
             self.entries.append(entry)
-        return [entry.payload for entry in entries]
+            results.append(entry.payload)
+        return results
 
     def payloads(self) -> list[bytes]:
         return [entry.payload for entry in self.entries if entry.payload]

@@ -36,6 +36,64 @@ def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path
     assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
 
 
+def test_a_follower_with_a_full_disk_applies_later() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        follower, other = lab.others(leader)
+        follower.state.full_on = b"key change"
+        for payload in (b"before", b"key change", b"after"):
+            await leader.engine.propose(payload, timeout_s=5)
+        await lab.until(lambda: other.state.payloads()[-1:] == [b"after"])
+        await lab.until(lambda: follower.state.payloads()[-1:] == [b"before"])
+        assert leader.engine.is_leader()
+        await asyncio.sleep(5.0)
+        assert follower.status().role is Role.FOLLOWER
+        follower.state.full_on = None
+        await lab.settle()
+        assert follower.state.payloads() == [b"before", b"key change", b"after"]
+        assert not follower.fatal
+
+    run(scenario())
+
+
+def test_what_fits_of_a_group_is_applied_and_answered() -> None:
+    async def scenario() -> None:
+        lab = Lab(1)
+        node = await lab.start()
+        node.state.full_on = b"key change"
+        answers = [node.engine.propose(payload, timeout_s=5)
+                   for payload in (b"before", b"key change", b"after")]
+        assert await answers[0] == b"before"
+        await asyncio.sleep(1.0)
+        assert node.engine.is_leader()  # nobody else could apply it
+        assert node.state.payloads() == [b"before"]
+        node.state.full_on = None
+        assert await asyncio.gather(*answers[1:]) == [b"key change", b"after"]
+        assert not node.fatal
+
+    run(scenario())
+
+
+def test_a_leader_whose_disk_is_full_hands_over_what_it_cannot_apply() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        leader.state.full_on = b"key change"
+        assert isinstance(await outcome(leader.engine.propose(b"key change", timeout_s=5)),
+                          OutcomeUnknown)
+        successor = await lab.leader(lab.others(leader))
+        await successor.engine.propose(b"after", timeout_s=5)
+        assert successor.state.payloads() == [b"key change", b"after"]
+        assert leader.state.payloads() == []
+        leader.state.full_on = None
+        await lab.settle()
+        assert leader.state.payloads() == [b"key change", b"after"]
+        assert not leader.fatal
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("propose", [
     lambda engine: engine.propose(b"x", timeout_s=5),
     lambda engine: engine.change_members(MembershipChange(ChangeKind.REMOVE, "n9"), timeout_s=5),
