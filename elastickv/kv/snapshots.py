@@ -2,21 +2,23 @@
 
 The store's meta table holds a copy of the sidecar (wrapped keys only), so the stream that brings a
 lagging follower its data brings it the keys for that data too. Order of an installation: verify the
-stream, adopt the sidecar durably, swap the store, derive clock and writers again. A crash after the
-second step leaves the sidecar ahead of the store, which replay and a repeated installation accept.
+stream, adopt the sidecar and this node's epochs in the registry durably, swap the store, derive
+clock and writers again. A crash or a full disk after the second step leaves the sidecar ahead of
+the store, which replay and a repeated installation accept; were the store ahead, the guard against
+old sidecars would refuse the next start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from elastickv.clock import HybridLogicalClock
 from elastickv.keys.applier import Applier
-from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import parse
 from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR
 from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.snapshot import SnapshotHeader, StoreSnapshots
+from elastickv.store.tables import Item
 
 
 def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
@@ -27,7 +29,7 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
     nothing has changed and the node must stop.
     """
 
-    def adopt_keys(header: SnapshotHeader) -> None:
+    def adopt_keys(header: SnapshotHeader, rows: Sequence[Item]) -> None:
         encoded = header.meta.get(META_SIDECAR)
         if encoded is None:
             return
@@ -35,9 +37,9 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
         own = applier.sidecar
         if own is None or own.raft_applied_index < foreign.raft_applied_index:
             applier.adopt(foreign)
+        applier.note_registry(rows)
 
     def installed(applied_index: int) -> None:
-        applier.note_registry(store.rows(WRITERS_PREFIX))
         hlc.observe(store.max_commit_ts)
         hlc.observe_ceiling(decode_number(store.meta(META_HLC_CEILING)))
         on_keys_changed(applied_index)

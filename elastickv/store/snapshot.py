@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -197,10 +197,13 @@ class StoreExport:
         self._view.close()
 
 
+BeforeInstall = Callable[[SnapshotHeader, Sequence[Item]], None]
+
+
 class StoreImport:
     """A `raft.engine.SnapshotImport`. After any error it is aborted and refuses more."""
 
-    def __init__(self, store: Store, before_install: Callable[[SnapshotHeader], None] | None,
+    def __init__(self, store: Store, before_install: BeforeInstall | None,
                  on_installed: Callable[[int], None] | None) -> None:
         self._store = store
         self._before_install = before_install
@@ -212,6 +215,7 @@ class StoreImport:
         self._started = False
         self._count = 0
         self._complete = False
+        self._rows: list[Item] = []
         self.header: SnapshotHeader | None = None
 
     def write(self, chunk: bytes) -> None:
@@ -279,6 +283,7 @@ class StoreImport:
             self._count += 1
         for table, items in pending.items():
             sink.append(table, items)
+        self._rows += pending.get(Table.ROWS, [])
 
     def finish(self) -> int:
         """Make the snapshot the store's content, durably; its applied index.
@@ -301,7 +306,7 @@ class StoreImport:
                 facts[HORIZON_TS] = encode_number(header.horizon_ts)
             sink.append(Table.META, sorted({**header.meta, **facts}.items()))
             if self._before_install is not None:
-                self._before_install(header)
+                self._before_install(header, self._rows)
             self._store.install(sink)
         except BaseException:
             self.abort()
@@ -322,14 +327,15 @@ class StoreImport:
 class StoreSnapshots:
     """A `raft.engine.SnapshotSource` over a store. Loop thread only.
 
-    `before_install(header)` is called with a complete and verified stream, before its content
-    replaces the store's: what has to be durable first (the sidecar) is made so there, and an error
-    from it leaves the store as it was. `on_installed(applied_index)` is called afterwards: what was
-    derived from the old content has to be derived again.
+    `before_install(header, rows)` is called with a complete and verified stream and its registry
+    rows, before its content replaces the store's: what has to be durable first (the sidecar) is
+    made so there, and an error from it leaves the store as it was. `on_installed(applied_index)` is
+    called afterwards: what was derived from the old content has to be derived again, in memory,
+    because nothing may fail any more.
     """
 
     def __init__(self, store: Store, *,
-                 before_install: Callable[[SnapshotHeader], None] | None = None,
+                 before_install: BeforeInstall | None = None,
                  on_installed: Callable[[int], None] | None = None) -> None:
         self._store = store
         self._before_install = before_install

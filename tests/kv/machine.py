@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,13 +36,15 @@ NOW_MS = 1_000_000
 
 
 class SmallDisk(OsDisk):
-    """A disk that can be full: it refuses to replace files then, the sidecar among them."""
+    """A disk for the sidecar that can be full."""
 
-    is_full = False
+    room: float = math.inf
+    """How often the file can be replaced before the disk is full."""
 
     def replace(self, path: Path, data: bytes) -> None:
-        if self.is_full:
+        if not self.room:
             raise DiskFull(f"no space left to write {path}")
+        self.room -= 1
         super().replace(path, data)
 
 
@@ -50,14 +53,16 @@ class Machine:
     """One replica and the shortcuts that the tests speak in."""
 
     directory: Path
+    full_node_id: int = 0
     changed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         disk = self.disk = SmallDisk()
-        self.backend = MemoryBackend(disk, self.directory / "store")
+        self.backend = MemoryBackend(OsDisk(), self.directory / "store")
         self.store = Store.open(self.backend)
         self.applier = Applier(disk=disk, read_row=self.store.row, kek=KEK, keystore=Keystore(),
-                               sidecar_path=self.directory / "keys.json")
+                               sidecar_path=self.directory / "keys.json",
+                               full_node_id=self.full_node_id)
         self.applier.load()
         self.hlc = HybridLogicalClock(FakeClock(wall_ms=NOW_MS))
         self.fsm = KvStateMachine(self.store, self.applier, self.hlc,

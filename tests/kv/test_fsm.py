@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def test_a_full_disk_ends_a_group_and_the_rest_applies_later(tmp_path: Path) -> 
         encode_writes([plain(b"k", ts(2), b"two")])), start=1)]
     expected = untroubled.fsm.apply(group)
 
-    full.disk.is_full = True
+    full.disk.room = 0
     assert full.fsm.apply(group) == expected[:1]
     before = full.fingerprint()
     with pytest.raises(DiskFull):
@@ -148,7 +149,7 @@ def test_a_full_disk_ends_a_group_and_the_rest_applies_later(tmp_path: Path) -> 
     assert full.fingerprint() == before
     assert full.fsm.applied_index == 1
     assert full.changed == []
-    full.disk.is_full = False
+    full.disk.room = math.inf
     assert full.fsm.apply(group[1:]) == expected[1:]
     assert full.changed == [2]
     assert full.store.rows() == untroubled.store.rows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ import pytest
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.durable import OsDisk
-from elastickv.errors import KekError
+from elastickv.errors import DiskFull, KekError
 from elastickv.keys.applier import Applier
 from elastickv.kv.snapshots import state_snapshots
-from elastickv.wire import RegistryRow, Rotation, RotationTag, encode_entry
+from elastickv.wire import Registration, RegistryRow, Rotation, RotationTag, encode_entry
 from tests.kv.machine import KEK, NODE, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
 
 
@@ -77,6 +78,26 @@ def test_epochs_of_the_receiver_are_its_own(tmp_path: Path) -> None:
     install(follower, stream(leader))
     assert follower.applier.sidecar is not None
     assert follower.applier.sidecar.keys[STORAGE_DEK].local_epoch == 0
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_full_disk_refuses_the_snapshot_and_takes_the_next(tmp_path: Path, room: int) -> None:
+    """Whatever the sidecar has to know, this node's epochs too, is durable before the state is
+    another one: a start would take a sidecar that lacks it for an old copy."""
+    leader = populated(tmp_path / "leader")
+    leader.apply(encode_entry(Registration(RegistryRow(STORAGE_DEK, NODE, 5))))
+    data = stream(leader)
+    follower = Machine(tmp_path / "follower", full_node_id=NODE)
+    follower.disk.room = room
+    with pytest.raises(DiskFull):
+        install(follower, data)
+    assert follower.store.applied_index == 0
+    assert follower.changed == []
+    follower.disk.room = math.inf
+    assert install(follower, data) == leader.store.applied_index
+    assert follower.value(b"s") == b"hidden"
+    assert follower.applier.sidecar is not None
+    assert follower.applier.sidecar.keys[STORAGE_DEK].local_epoch == 5
 
 
 def test_another_kek_refuses_the_snapshot_and_changes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from elastickv.store.snapshot import (
     decode_header,
     encode_header,
 )
-from elastickv.store.tables import Table
+from elastickv.store.tables import Item, Table
 from elastickv.store.values import plain_record, tombstone_record
 from tests.store.conftest import LATEST, OpenStore
 
@@ -251,14 +252,14 @@ def test_a_half_received_import_is_gone_after_a_restart(open_store: OpenStore,
 
 def test_hooks_around_the_installation(open_store: OpenStore, stream: bytes) -> None:
     store = open_store()
-    calls: list[tuple[str, int, int]] = []
+    calls: list[tuple[object, ...]] = []
 
     def receive(snapshots: StoreSnapshots) -> None:
         receiver = snapshots.open_import()
         receiver.write(stream)
         receiver.finish()
 
-    def refuse(header: SnapshotHeader) -> None:
+    def refuse(header: SnapshotHeader, rows: Sequence[Item]) -> None:
         raise WireError("not this one")
 
     with pytest.raises(WireError, match="not this one"):
@@ -266,10 +267,11 @@ def test_hooks_around_the_installation(open_store: OpenStore, stream: bytes) -> 
     assert store.applied_index == 0
     receive(StoreSnapshots(
         store,
-        before_install=lambda header: calls.append(
-            ("before", header.applied_index, store.applied_index)),
+        before_install=lambda header, rows: calls.append(
+            ("before", header.applied_index, store.applied_index, rows)),
         on_installed=lambda index: calls.append(("after", index, store.applied_index))))
-    assert calls == [("before", 2, 0), ("after", 2, 2)]
+    assert calls == [("before", 2, 0, store.rows()), ("after", 2, 2)]
+    assert store.rows()
 
 
 headers = st.builds(
