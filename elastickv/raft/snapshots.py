@@ -24,10 +24,10 @@ import msgspec
 
 from elastickv.durable import Disk
 from elastickv.errors import (
-    ApplyHalted,
     CorruptionError,
     DiskFull,
     ElasticKVError,
+    InstallationCutShort,
     StoreCorrupt,
 )
 from elastickv.logs import get_logger
@@ -265,8 +265,9 @@ class SnapshotReceiver:
             self._install(pending)
         except DiskFull as error:
             # State and log disagree now; a start completes what the marker announces.
-            raise ApplyHalted(f"the log cannot begin anew behind the snapshot: {error.message}",
-                              remedy=error.remedy) from error
+            raise InstallationCutShort(
+                f"the log cannot begin anew behind the snapshot: {error.message}",
+                remedy=error.remedy) from error
         self.installed_count += 1
         log.info("snapshot installed", index=pending.index)
         self._acknowledge(done=True)

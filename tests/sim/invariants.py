@@ -26,9 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from elastickv.errors import DiskFull
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_key, decode_row_value
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv.fsm import META_SIDECAR
@@ -332,10 +334,11 @@ class Oracle:
 
     def halted(self, node: SimNode, error: BaseException, allowed: dict[str, tuple[str, ...]]
                ) -> None:
-        """A node stopped itself or refused to start."""
+        """A node stopped itself or refused to start. That a full disk is behind another error
+        explains nothing: a node that runs has to wait for space."""
         name = type(error).__name__
         chain: list[Any] = [error]
-        while chain[-1].__cause__ is not None:
+        while not isinstance(chain[-1].__cause__, DiskFull | NoneType):
             chain.append(chain[-1].__cause__)
         names = {base.__name__ for link in chain for base in type(link).__mro__}
         self._trace.add("halted", node.name, name, error)
