@@ -93,6 +93,18 @@ class Core(Protocol):
         """Adopt `term` with this node's vote spent, without standing for election."""
         ...
 
+    def tick(self) -> None:
+        """Elections, commit counting, apply, heartbeats: whatever is due."""
+        ...
+
+    def commit(self) -> None:
+        """Count acknowledgements and apply what they commit: of a tick, that alone."""
+        ...
+
+    def advance_applied(self, index: int) -> None:
+        """Entries up to `index` have been applied."""
+        ...
+
     def append(self, command: bytes) -> int:
         """Append to this leader's log; the index."""
         ...

@@ -1,8 +1,6 @@
-"""`RaftEngine` on PySyncObj: the event-driven shell around the core and its helpers.
+"""`RaftEngine` on PySyncObj: puts the parts together and hands each event to the part it concerns.
 
-Everything runs in one event loop. Whatever happens (a message, a proposal, a finished fsync, the
-20 ms timer) asks for one `_pump`, which runs the core's tick, sends, syncs and flushes once for all
-that happened since. The fsync runs inline while little waits for it and in a thread otherwise.
+Everything runs in one event loop. What an event leads to is up to the pump (`pump.py`).
 """
 
 from __future__ import annotations
@@ -11,11 +9,9 @@ import asyncio
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 
 from elastickv.durable import Disk
 from elastickv.errors import (
-    ApplyHalted,
     DiskFull,
     ElasticKVError,
     InvalidArgument,
@@ -27,14 +23,14 @@ from elastickv.errors import (
     WireError,
 )
 from elastickv.logs import get_logger
-from elastickv.raft import frames, rules
+from elastickv.raft import frames
+from elastickv.raft.applying import REGULAR_KIND, Applying
 from elastickv.raft.calls import PeerCalls
 from elastickv.raft.compaction import LogSize, compaction_target
-from elastickv.raft.core import CANDIDATE, FOLLOWER, LEADER, Context
+from elastickv.raft.core import LEADER, Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.engine import (
     EngineStatus,
-    Entry,
     Member,
     PeerHandler,
     Role,
@@ -45,7 +41,6 @@ from elastickv.raft.engine import (
 from elastickv.raft.follower import Follower
 from elastickv.raft.frames import encode_message
 from elastickv.raft.freshness import Freshness, quorum_contact
-from elastickv.raft.journal import Ticket
 from elastickv.raft.links import Links
 from elastickv.raft.members import Members
 from elastickv.raft.membership import (
@@ -57,10 +52,12 @@ from elastickv.raft.membership import (
 )
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.proposals import AppliedWaiters, Proposals
+from elastickv.raft.pump import Pump
 from elastickv.raft.pysyncobj_core import RaftCore
-from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND, JournalAdapter
+from elastickv.raft.pysyncobj_journal import JournalAdapter
 from elastickv.raft.reads import Reads
 from elastickv.raft.replication import Replication
+from elastickv.raft.roles import Roles, may_serve, role_of
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import InstallMarker, SnapshotReceiver, SnapshotSender
 from elastickv.raft.storage import RaftStorage
@@ -69,8 +66,6 @@ from elastickv.raft.trust import Trust
 
 log = get_logger("elastickv.raft")
 
-REGULAR_KIND = b"\x00"
-_ROLES = {FOLLOWER: Role.FOLLOWER, CANDIDATE: Role.CANDIDATE, LEADER: Role.LEADER}
 _HOUSEKEEPING_TICKS = 50
 _DISK_FULL_REPEAT_S = 60.0
 
@@ -96,19 +91,12 @@ class PySyncObjEngine:
         self._snapshots = snapshots
         self._client_addresses: dict[str, str] = {settings.node_id: settings.client_address}
         self._connected: set[str] = set()
-        self._role_callbacks: list[Callable[[Role, int], None]] = []
+        self._roles = Roles()
         self._fatal_callbacks: list[Callable[[BaseException], None]] = []
-        self._announced: tuple[Role, int, str] = (Role.UNKNOWN, 0, "")
         self._fatal_error: BaseException | None = None
         self._running = False
-        self._pump_scheduled = False
-        self._round_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._commit_timer: asyncio.TimerHandle | None = None
-        self._commit_due = False
         self._ticks = 0
-        self._sync_running = False
-        self._sync_began = 0.0
         self._on_sync = on_sync
         self._freshness = Freshness()
         self._disk_full_logged_at = -math.inf
@@ -170,6 +158,13 @@ class PySyncObjEngine:
                                           self._install_snapshot)
         self._replication = Replication(self._context, self._sender.begin, storage.memory)
         self._reads = Reads(self._context, self._replication.announce_to)
+        self._applying = Applying(self._context, self._machine, self._proposals, self._waiters,
+                                  self._members.committed, self._note_full_disk)
+        self._pump = Pump(
+            self._context, self._roles, self._elections, self._follower, self._replication,
+            self._reads, self._transfer, self._waiters, offload=self._offload,
+            flush_links=self._links.flush, is_active=lambda: self._active,
+            note_full_disk=self._note_full_disk, fail=self._fail, on_sync=self._on_sync)
         self._dispatch = self._message_table()
 
     async def stop(self) -> None:
@@ -181,16 +176,16 @@ class PySyncObjEngine:
             except ElasticKVError as error:  # whatever the reason, the node stops all the same
                 log.info("stopping while leading", node=self.node_id, reason=str(error))
         self._running = False
-        for timer in (self._timer, self._commit_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pump.close()
         self._members.close()
         self._end_waits("this node is stopping")
         await self._calls.close()
         await self._links.stop()
         self._offload.close()
         self._storage.close(sync=self._fatal_error is None)
-        self._announce(Role.SHUTDOWN)
+        self._roles.announce_shutdown(self._core)
 
     def _end_waits(self, message: str) -> None:
         self._proposals.fail_all(message)
@@ -212,22 +207,14 @@ class PySyncObjEngine:
         for callback in self._fatal_callbacks:
             callback(error)
 
-    # --- the pump -----------------------------------------------------------------------------
+    # --- what comes by itself -----------------------------------------------------------------
 
     @property
     def _active(self) -> bool:
         return self._running and self._fatal_error is None
 
     def _schedule(self) -> None:
-        """Ask for a whole round: whatever is due."""
-        self._round_due = True
-        self._schedule_entries()
-
-    def _schedule_entries(self) -> None:
-        """Ask for what new entries need and no more: to be sent, made durable, acknowledged."""
-        if not self._pump_scheduled and self._active:
-            self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+        self._pump.schedule()
 
     def _on_timer(self) -> None:
         if not self._active:
@@ -254,60 +241,6 @@ class PySyncObjEngine:
             self._fail(error)
         self._members.ask()
 
-    def _pump(self) -> None:
-        self._pump_scheduled = False
-        if not self._active:
-            return
-        try:
-            # What the others wait for goes before the tick, which may apply entries.
-            self._move_entries()
-            if self._round_due:
-                self._round_due = False
-                self._run_round()
-        except DiskFull as error:
-            self._note_full_disk(error)
-        except Exception as error:
-            self._fail(error)
-
-    def _move_entries(self) -> None:
-        """Send and sync what is new. In a whole round a leader's own fsync comes at its end: in the
-        loop, it would keep clients from the answers that the tick has for them."""
-        leads = self._core.is_leading()
-        if leads and self._journal.needs_sync:
-            self._replicate()
-            self._links.flush()
-        if not (leads and self._round_due):
-            self._start_sync()
-            self._links.flush()
-
-    def _run_round(self) -> None:
-        self._elections.before_tick()
-        self._core.tick()
-        self._elections.after_tick()
-        if self._core.is_leading():
-            self._replicate()
-            self._transfer.advance()
-        self._reads.advance()
-        self._links.flush()
-        self._start_sync()
-        self._links.flush()
-        self._announce_role()
-
-    def _replicate(self) -> None:
-        announce, self._commit_due = self._commit_due, False
-        if self._replication.replicate(announce=announce):
-            self._announce_commit_later()
-
-    def _announce_commit_later(self) -> None:
-        if self._commit_timer is None:
-            self._commit_timer = self._loop.call_later(self._settings.commit_delay_s,
-                                                       self._on_commit_timer)
-
-    def _on_commit_timer(self) -> None:
-        self._commit_timer = None
-        self._commit_due = True
-        self._schedule()
-
     def _note_full_disk(self, error: DiskFull) -> None:
         """A leader without its first entry cannot lead: it does not know what was committed before
         it. Anything else is tried again."""
@@ -318,93 +251,10 @@ class PySyncObjEngine:
             self._disk_full_logged_at = now
             log.error("disk full", node=self.node_id, error=str(error))
 
-    # --- durability ---------------------------------------------------------------------------
-
-    def _start_sync(self) -> None:
-        if self._sync_running or not self._journal.needs_sync:
-            return
-        self._sync_running = True
-        self._sync_began = self._loop.time()
-        job, ticket = self._journal.begin_sync()
-        little = self._journal.unsynced_bytes <= self._settings.inline_sync_bytes
-        offload = InlineOffload() if little else self._offload
-        offload.submit(job, partial(self._synced, ticket))
-
-    def _synced(self, ticket: Ticket, error: BaseException | None) -> None:
-        self._sync_running = False
-        if not self._active:
-            return
-        try:
-            self._journal.finish_sync(ticket, error)
-            if self._on_sync is not None:
-                self._on_sync(self._loop.time() - self._sync_began)
-            self._elections.release_votes()
-            self._follower.acknowledge()
-        except DiskFull as full:
-            self._note_full_disk(full)
-        except Exception as failure:
-            # After a failed fsync the kernel may have dropped the pages: never retried.
-            self._fail(failure)
-            return
-        if self._has_work_after_sync():
-            self._schedule()
-        elif self._journal.needs_sync:
-            self._schedule_entries()
-
-    def _has_work_after_sync(self) -> bool:
-        """Whether what is durable now is to be committed or applied at once."""
-        core, journal = self._core, self._journal
-        if min(core.commit_index(), journal.durable_index) > core.applied_index() \
-                and not self._may_apply_later():
-            return True
-        if not core.is_leading() or journal.durable_index <= core.commit_index():
-            return False
-        others = [voter for voter in core.voters() if voter != self.node_id]
-        return not others or any(core.match_index(voter) > core.commit_index()
-                                 for voter in others)
-
-    def _may_apply_later(self) -> bool:
-        core = self._core
-        return rules.may_apply_later(
-            core.commit_index() - core.applied_index(), leads=core.is_leading(),
-            awaited=bool(self._waiters), most_entries=self._settings.apply_lag_entries)
-
     # --- hooks of the core --------------------------------------------------------------------
 
     def apply_committed(self) -> None:
-        """Pass committed, durable entries to the state machine, one bounded group at a time."""
-        low = self._core.applied_index() + 1
-        limit = min(self._core.commit_index(), self._journal.durable_index)
-        high = min(limit, low + self._settings.apply_group_entries - 1)
-        if high < low:
-            return
-        stored = self._journal.entries(low, high, self._settings.apply_group_bytes)
-        group = [_entry(*entry) for entry in stored]
-        try:
-            results = self._machine.apply(group)
-        except DiskFull as error:
-            self._wait_for_space(error)
-            return
-        except ApplyHalted:
-            raise
-        except Exception as error:
-            raise ApplyHalted(f"entries {low} to {group[-1].index} cannot be applied: {error}",
-                              remedy="see the log of this node") from error
-        applied = group[:len(results)]
-        self._core.advance_applied(applied[-1].index)
-        self._proposals.applied(applied, results)
-        self._waiters.advance(applied[-1].index)
-        for command, index, _ in stored[:len(results)]:
-            if command[:1] == CONFIGURATION_KIND:
-                self._members.committed(index)
-        if applied[-1].index < limit:
-            self._schedule()
-
-    def _wait_for_space(self, error: DiskFull) -> None:
-        """The next tick tries again. A leader that applies nothing serves nobody."""
-        self._note_full_disk(error)
-        if self._core.is_leading() and len(self._core.voters()) > 1:
-            self._core.follow_nobody()
+        self._applying.apply_group()
 
     def heartbeat(self) -> None:
         self._replication.replicate(heartbeat=True)
@@ -425,21 +275,6 @@ class PySyncObjEngine:
 
     def give_vote(self, peer_id: str, term: int) -> None:
         self._elections.give_vote(peer_id, term)
-
-    def _announce_role(self) -> None:
-        """Tell the owner of a change; LEADER only once it is safe to serve."""
-        if self.is_leader() or not self._core.is_leading():
-            self._announce(_ROLES[self._core.role()])
-
-    def _announce(self, role: Role) -> None:
-        announcement = self._announcement(role)
-        if announcement != self._announced:
-            self._announced = announcement
-            for callback in self._role_callbacks:
-                callback(role, announcement[1])
-
-    def _announcement(self, role: Role) -> tuple[Role, int, str]:
-        return role, self._core.term(), self._core.leader_id()
 
     # --- proposals and reads ------------------------------------------------------------------
 
@@ -472,7 +307,7 @@ class PySyncObjEngine:
             self._fail(error)
             raise OutcomeUnknown("this node halted during the proposal") from error
         self._proposals.add(index, self._core.term(), future, self._loop.time() + timeout_s)
-        self._schedule_entries()
+        self._pump.schedule_entries()
         return index
 
     def _require_active(self) -> None:
@@ -611,11 +446,9 @@ class PySyncObjEngine:
                 raise WireError(f"an unexpected {type(message).__name__} from {peer_id}")
             handler(peer_id, message)
             match message:
-                case frames.Ack() if not self._has_work_after_ack(peer_id) \
-                        or self._commit_at_once(peer_id):
+                case frames.Ack() if self._pump.settle_ack(peer_id):
                     return
-                case frames.AppendEntries() if not self._has_work_after_append():
-                    self._move_entries()
+                case frames.AppendEntries() if self._pump.settle_append():
                     return
         except WireError as error:
             log.warning("link dropped", peer=peer_id, error=str(error))
@@ -625,31 +458,6 @@ class PySyncObjEngine:
         except Exception as error:
             self._fail(error)
         self._schedule()
-
-    def _has_work_after_ack(self, peer_id: str) -> bool:
-        """Whether there is something to commit, to send, or to hand over."""
-        return self._transfer.active or not self._replication.is_settled_with(peer_id)
-
-    def _commit_at_once(self, peer_id: str) -> bool:
-        """Commit and apply what an acknowledgement completes, sparing its clients a whole round;
-        True when nothing is left for one. Until this node is announced as leader it is a round that
-        looks whether it may be."""
-        if self._announced[0] is not Role.LEADER or not self._core.is_leading() \
-                or self._transfer.active or self._journal.needs_sync:
-            return False
-        core = self._core
-        committed = core.commit_index()
-        core.commit()
-        if core.commit_index() > committed:
-            self._announce_commit_later()
-        return core.next_index(peer_id) > self._journal.last_index \
-            and core.applied_index() == core.commit_index()
-
-    def _has_work_after_append(self) -> bool:
-        """Whether there is something to announce, or to apply at once."""
-        core = self._core
-        return self._announced != self._announcement(_ROLES[core.role()]) or (
-            core.commit_index() > core.applied_index() and not self._may_apply_later())
 
     def _message_table(self) -> dict[type, Callable[..., None]]:
         """Who handles what. Whether the sender is a member is each handler's question: a leader or
@@ -702,8 +510,7 @@ class PySyncObjEngine:
         self._calls.handle(method, handler)
 
     def is_leader(self) -> bool:
-        return (self._active and self._core.is_leading()
-                and self._core.applied_index() >= self._core.noop_index())
+        return self._active and may_serve(self._core)
 
     def members(self) -> Sequence[Member]:
         return [Member(m.node_id, m.address, m.suffrage,
@@ -711,7 +518,7 @@ class PySyncObjEngine:
                 for m in sorted(self._context.configuration.members, key=lambda m: m.node_id)]
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
-        self._role_callbacks.append(callback)
+        self._roles.subscribe(callback)
 
     def on_fatal(self, callback: Callable[[BaseException], None]) -> None:
         self._fatal_callbacks.append(callback)
@@ -729,7 +536,7 @@ class PySyncObjEngine:
         contact_s = self._loop.time() - self._elections.leader_contact
         return EngineStatus(
             node_id=self.node_id,
-            role=_ROLES[core.role()] if self._active else Role.SHUTDOWN,
+            role=role_of(core) if self._active else Role.SHUTDOWN,
             term=core.term(),
             leader_id=leader_id,
             leader_address=self._client_addresses.get(leader_id, ""),
@@ -750,14 +557,3 @@ class PySyncObjEngine:
             snapshot_received_bytes=self._receiver.received_bytes,
             snapshots_installed=self._receiver.installed_count,
         )
-
-
-def _entry(command: bytes, index: int, term: int) -> Entry:
-    """A log entry as the state machine sees it. Raises `ApplyHalted` on an unknown kind."""
-    kind = command[:1]
-    if kind == REGULAR_KIND:
-        return Entry(index, term, command[1:])
-    if kind in (NO_OP_COMMAND, CONFIGURATION_KIND):
-        return Entry(index, term, b"")
-    raise ApplyHalted(f"entry {index} is of the unknown kind 0x{kind.hex()}",
-                      remedy="run a version that knows it")

@@ -556,7 +556,7 @@ async def nothing_is_applied_that_the_journal_could_lose():
 
 
 @hazard(lambda patch: patch.setattr(
-    "elastickv.raft.pysyncobj_engine._entry",
+    "elastickv.raft.applying._entry",
     lambda command, index, term: Entry(index, term, command[1:])))
 async def entry_of_an_unknown_kind_is_not_skipped():
     lab = Lab(1)

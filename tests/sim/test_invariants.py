@@ -231,7 +231,7 @@ async def stands_at_once(schedule: Schedule, node: SimNode) -> None:
     node.core.elect_now()
     node.engine._elections._cleared = True
     node.engine._schedule()
-    node.engine._pump()
+    node.engine._pump.run()
 
 
 @breach("reads see what was committed")

@@ -1,0 +1,81 @@
+"""The way of committed entries into the state machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from elastickv.errors import ApplyHalted, DiskFull
+from elastickv.raft.core import Context
+from elastickv.raft.engine import Entry, StateMachine
+from elastickv.raft.membership import CONFIGURATION_KIND
+from elastickv.raft.proposals import AppliedWaiters, Proposals
+from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND
+
+REGULAR_KIND = b"\x00"
+
+
+class Applying:
+    """Passes committed, durable entries on and tells those who wait for them."""
+
+    def __init__(self, context: Context, machine: StateMachine, proposals: Proposals,
+                 waiters: AppliedWaiters, configuration_committed: Callable[[int], None],
+                 note_full_disk: Callable[[DiskFull], None]) -> None:
+        """`configuration_committed` is told the index of every applied configuration."""
+        self._context = context
+        self._machine = machine
+        self._proposals = proposals
+        self._waiters = waiters
+        self._configuration_committed = configuration_committed
+        self._note_full_disk = note_full_disk
+
+    def apply_group(self) -> None:
+        """Apply one bounded group; a round is asked for when more is left.
+
+        Raises `ApplyHalted` when an entry cannot be applied, for whatever reason but a full disk.
+        """
+        context, core, settings = self._context, self._context.core, self._context.settings
+        low = core.applied_index() + 1
+        limit = min(core.commit_index(), context.journal.durable_index)
+        high = min(limit, low + settings.apply_group_entries - 1)
+        if high < low:
+            return
+        stored = context.journal.entries(low, high, settings.apply_group_bytes)
+        group = [_entry(*entry) for entry in stored]
+        try:
+            results = self._machine.apply(group)
+        except DiskFull as error:
+            self._wait_for_space(error)
+            return
+        except ApplyHalted:
+            raise
+        except Exception as error:
+            raise ApplyHalted(f"entries {low} to {group[-1].index} cannot be applied: {error}",
+                              remedy="see the log of this node") from error
+        applied = group[:len(results)]
+        last_index = applied[-1].index
+        core.advance_applied(last_index)
+        self._proposals.applied(applied, results)
+        self._waiters.advance(last_index)
+        for command, index, _ in stored[:len(results)]:
+            if command[:1] == CONFIGURATION_KIND:
+                self._configuration_committed(index)
+        if last_index < limit:
+            context.schedule()
+
+    def _wait_for_space(self, error: DiskFull) -> None:
+        """The next tick tries again. A leader that applies nothing serves nobody."""
+        self._note_full_disk(error)
+        core = self._context.core
+        if core.is_leading() and len(core.voters()) > 1:
+            core.follow_nobody()
+
+
+def _entry(command: bytes, index: int, term: int) -> Entry:
+    """A log entry as the state machine sees it. Raises `ApplyHalted` on an unknown kind."""
+    kind = command[:1]
+    if kind == REGULAR_KIND:
+        return Entry(index, term, command[1:])
+    if kind in (NO_OP_COMMAND, CONFIGURATION_KIND):
+        return Entry(index, term, b"")
+    raise ApplyHalted(f"entry {index} is of the unknown kind 0x{kind.hex()}",
+                      remedy="run a version that knows it")
