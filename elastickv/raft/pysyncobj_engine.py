@@ -419,7 +419,9 @@ class PySyncObjEngine:
                 if self._core.is_leading():
                     self._replication.connected(peer_id)
         except DiskFull as error:
+            # It has to greet again, on another link.
             self._note_full_disk(error)
+            self._links.drop(peer_id)
         except Exception as error:
             self._fail(error)
         self._schedule()

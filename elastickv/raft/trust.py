@@ -52,8 +52,10 @@ class Trust:
                      state.term, state.suspect, self._storage.memory.of(peer_id))
 
     def greeted(self, peer_id: str, hello: Hello) -> None:
-        """A peer greeted: learn what it remembers of us, remember it."""
-        self._greeted.add(peer_id)
+        """A peer greeted: learn what it remembers of us, remember it.
+
+        Raises `DiskFull` when that cannot be made durable; then it has not greeted.
+        """
         if hello.remembered is not None:
             reason = what_was_lost(hello.remembered, self._storage.position())
             if reason:
@@ -71,6 +73,7 @@ class Trust:
         elif hello.boot_id != known.boot_id:
             log.error("peer came back with an older disk", peer=peer_id,
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
+        self._greeted.add(peer_id)
 
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
         log.error("this node has lost data: it neither votes nor counts until it has caught up "

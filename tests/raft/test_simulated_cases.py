@@ -36,6 +36,30 @@ def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path
     assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
 
 
+def test_a_node_that_was_greeted_while_its_disk_was_full_can_lead_later() -> None:
+    """What a greeting tells has to be durable; until it is, the peer greets again."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        full, other = lab.others(leader)
+        full.disk.fail["replace"] = DiskFull("no space left")
+        for node in (leader, other):
+            await node.restart()
+        await asyncio.sleep(2.0)
+        del full.disk.fail["replace"]
+        await asyncio.sleep(2.0)
+        for node in (leader, other):
+            node.core.elect_now = lambda: None
+            if node.core.is_leading():
+                node.core.follow_nobody()
+        await lab.until(full.engine.is_leader)
+        await full.engine.propose(b"x", timeout_s=5)
+        await lab.settle()
+
+    run(scenario())
+
+
 def test_a_follower_with_a_full_disk_applies_later() -> None:
     async def scenario() -> None:
         lab = Lab()
