@@ -230,8 +230,8 @@ class Node:
             settings.raft_id, str(settings.raft_listen), max_entry_bytes=max_entry_bytes,
             dial_from=settings.raft_dial_from,
             tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
-        offload = ThreadOffload()
-        self._closers.append(offload.close)
+        offload, cleanup = ThreadOffload(), ThreadOffload("raft-cleanup")
+        self._closers += [offload.close, cleanup.close]
         engine_settings = EngineSettings(
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
@@ -243,7 +243,8 @@ class Node:
             segment_bytes=min(SEGMENT_BYTES, settings.snapshot_log_bytes // 4))
         metrics = self._metrics
         return PySyncObjEngine(
-            engine_settings, machine, disk, links, offload=offload, snapshots=snapshots,
+            engine_settings, machine, disk, links, offload=offload, cleanup=cleanup,
+            snapshots=snapshots,
             on_sync=partial(metrics.observe, "raft_fsync_seconds") if metrics else None)
 
     async def _start_http(self, store: Store, applier: Applier) -> None:

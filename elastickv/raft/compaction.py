@@ -16,6 +16,19 @@ class LogSize(NamedTuple):
     durable_state_index: int
 
 
+FEW_SEGMENTS = 8
+MOST_AT_ONCE = 4
+
+
+def segments_to_drop(droppable: int) -> int:
+    """How many of `droppable` segments go now; asked for again a second later.
+
+    One, so that deleting them is spread: a file system may tell the disk of every freed extent, and
+    the disk then lets fsyncs wait. More when they come faster than one a second.
+    """
+    return min(droppable, 1 if droppable < FEW_SEGMENTS else MOST_AT_ONCE)
+
+
 def compaction_target(size: LogSize, settings: EngineSettings) -> int:
     """The index up to which the log may be dropped now; 0 = leave it.
 

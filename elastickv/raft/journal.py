@@ -10,19 +10,24 @@ Invariants:
   `JournalCorrupt`.
 * The entry at `anchor_index`, just before the first record, is known by its term only; everything
   up to it is in the state machine.
+* The files in the directory follow one another without a gap, at every moment: what compaction has
+  dropped is deleted oldest first, one file after the other. A crash may bring some of it back.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from elastickv.durable import Disk
 from elastickv.errors import JournalCorrupt
 from elastickv.raft import records
+from elastickv.raft.compaction import segments_to_drop
+from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.segment import (
     HEADER_SIZE,
     Segment,
@@ -33,8 +38,6 @@ from elastickv.raft.segment import (
 LogEntry = tuple[bytes, int, int]
 """(command, index, term): the order in which PySyncObj keeps an entry."""
 
-COMPACT_SEGMENTS = 4
-"""How many segments one call deletes at most: unlinking a large file takes milliseconds."""
 FIRST_ANCHOR_INDEX = 1
 """A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
@@ -52,9 +55,12 @@ class Journal:
 
     def __init__(self, disk: Disk, directory: Path, *, segment_bytes: int = 64 << 20,
                  max_command_bytes: int = 16 << 20, cache_bytes: int = 16 << 20,
-                 marked_kind: bytes = b"\x02") -> None:
+                 marked_kind: bytes = b"\x02", cleanup: Offload | None = None,
+                 cleanup_failed: Callable[[BaseException], None] | None = None) -> None:
         """Open or create. `marked_kind` is the first command byte of entries to find again at a
-        start (`marked_indexes`). Raises `JournalCorrupt`."""
+        start (`marked_indexes`). `cleanup` deletes what compaction drops (default: inline): a large
+        file takes the file system tens of milliseconds. `cleanup_failed` is told why that could not
+        be done (default: the next `compact_to` raises it). Raises `JournalCorrupt`."""
         self._disk = disk
         self._directory = directory
         self._segment_bytes = segment_bytes
@@ -67,6 +73,12 @@ class Journal:
         self._starts: list[int] = []
         self._generation = 0
         self._syncing: Segment | None = None
+        self._cleanup = cleanup or InlineOffload()
+        self._dropped: deque[Segment] = deque()
+        self._deleting = False
+        self._cleanup_failed = cleanup_failed or self._keep_cleanup_error
+        self._cleanup_error: BaseException | None = None
+        self._closed = False
         self.anchor_index = FIRST_ANCHOR_INDEX
         self.anchor_term = 0
         self.last_index = FIRST_ANCHOR_INDEX
@@ -254,18 +266,46 @@ class Journal:
         self._segments[-1].truncate_from(index)
 
     def compact_to(self, index: int) -> bool:
-        """Delete whole segments that hold nothing above `index`, oldest first, a few at a time;
-        True when any was deleted."""
-        deleted = 0
-        while deleted < COMPACT_SEGMENTS and len(self._segments) > 1 \
-                and self._segments[1].first_index <= index + 1 \
-                and self._segments[0] is not self._syncing:
+        """Drop whole segments that hold nothing above `index`, oldest first, a few at a time; True
+        when any was dropped. What could not be deleted before is tried again."""
+        droppable = sum(start <= index + 1 for start in self._starts[1:])
+        dropped = 0
+        for _ in range(segments_to_drop(droppable)):
+            if self._segments[0] is self._syncing:
+                break
             segment = self._segments.pop(0)
             self._starts.pop(0)
             self._set_anchor()
-            segment.remove()
-            deleted += 1
-        return deleted > 0
+            segment.close()
+            self._dropped.append(segment)
+            dropped += 1
+        if self._dropped and not self._deleting:
+            self._delete_oldest()
+        error, self._cleanup_error = self._cleanup_error, None
+        if error is not None:
+            raise error
+        return dropped > 0
+
+    def _delete_oldest(self) -> None:
+        segment = self._dropped[0]
+        self._deleting = True
+        self._cleanup.submit(segment.delete_files, partial(self._deleted, segment))
+
+    def _deleted(self, segment: Segment, error: BaseException | None) -> None:
+        self._deleting = False
+        if self._closed:
+            return
+        if self._dropped and self._dropped[0] is segment:  # else a reset was quicker
+            if error is not None:
+                # What follows it stays, too: a gap would look like damage.
+                self._cleanup_failed(error)
+                return
+            self._dropped.popleft()
+        if self._dropped:
+            self._delete_oldest()
+
+    def _keep_cleanup_error(self, error: BaseException) -> None:
+        self._cleanup_error = error
 
     def reset(self, index: int, term: int) -> None:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
@@ -281,6 +321,9 @@ class Journal:
         while self._segments:
             self._starts.pop()
             self._segments.pop().remove()
+        while self._dropped:
+            # Perhaps under way elsewhere: deleting twice is no harm, and nothing is left behind.
+            self._dropped.pop().delete_files()
         self._cache.clear()
         self._cached_bytes = 0
         self._add(Segment.create_whole(self._disk, self._directory, index + 1, term))
@@ -290,6 +333,7 @@ class Journal:
 
     def close(self) -> None:
         """Close all files. Idempotent."""
+        self._closed = True
         for segment in self._segments:
             segment.close()
 

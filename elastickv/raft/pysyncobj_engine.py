@@ -75,18 +75,21 @@ class PySyncObjEngine:
 
     def __init__(self, settings: EngineSettings, state_machine: StateMachine, disk: Disk,
                  links: Links, *, offload: Offload | None = None,
+                 cleanup: Offload | None = None,
                  generator: random.Random | None = None,
                  snapshots: SnapshotSource | None = None,
                  on_sync: Callable[[float], None] | None = None) -> None:
-        """`offload` runs fsyncs under load (default: inline), `generator` draws timeouts. Without
-        `snapshots` the log is never compacted. `on_sync` is told the seconds that each fsync took,
-        from its order to the moment when the loop learned of its end."""
+        """`offload` runs fsyncs under load, `cleanup` deletes old segments of the log (default:
+        inline, both), `generator` draws timeouts. Without `snapshots` the log is never compacted.
+        `on_sync` is told the seconds that each fsync took, from its order to the moment when the
+        loop learned of its end."""
         self.node_id = settings.node_id
         self._settings = settings
         self._machine = state_machine
         self._disk = disk
         self._links = links
         self._offload = offload or InlineOffload()
+        self._cleanup = cleanup or InlineOffload()
         self._generator = generator or random.Random()
         self._snapshots = snapshots
         self._client_addresses: dict[str, str] = {settings.node_id: settings.client_address}
@@ -109,7 +112,7 @@ class PySyncObjEngine:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._storage = RaftStorage(self._settings, self._disk, self._machine.applied_index,
-                                    self._generator)
+                                    self._generator, self._cleanup, self._cleanup_failed)
         self._journal = self._storage.journal
         self._refuse_if_removed()
         self._build()
@@ -184,6 +187,7 @@ class PySyncObjEngine:
         await self._calls.close()
         await self._links.stop()
         self._offload.close()
+        self._cleanup.close()
         self._storage.close(sync=self._fatal_error is None)
         self._roles.announce_shutdown(self._core)
 
@@ -250,6 +254,12 @@ class PySyncObjEngine:
         if now - self._disk_full_logged_at >= _DISK_FULL_REPEAT_S:
             self._disk_full_logged_at = now
             log.error("disk full", node=self.node_id, error=str(error))
+
+    def _cleanup_failed(self, error: BaseException) -> None:
+        if isinstance(error, DiskFull):
+            self._note_full_disk(error)
+        elif self._active:
+            self._fail(error)
 
     # --- hooks of the core --------------------------------------------------------------------
 

@@ -244,7 +244,11 @@ class Segment:
         self.file.close()
 
     def remove(self) -> None:
-        """Close and delete the segment, its index first."""
+        """Close and delete the segment."""
         self.close()
+        self.delete_files()
+
+    def delete_files(self) -> None:
+        """Delete a closed segment, its index first. In any thread; idempotent."""
         self._disk.remove(self.index_path)
         self._disk.remove(self.path)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from elastickv.durable import Disk
 from elastickv.errors import JournalCorrupt
@@ -17,6 +18,7 @@ from elastickv.raft.configuration import ConfigurationFile, replay_membership
 from elastickv.raft.hardstate import HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.membership import Configuration
+from elastickv.raft.offload import Offload
 from elastickv.raft.peer_memory import PeerMemory, Position
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import InstallMarker, MarkerFile
@@ -28,8 +30,10 @@ class RaftStorage:
     """The files of one member."""
 
     def __init__(self, settings: EngineSettings, disk: Disk, state_index: int,
-                 generator: random.Random) -> None:
-        """Open. `state_index` is the state machine's applied index. Raises `JournalCorrupt`."""
+                 generator: random.Random, cleanup: Offload,
+                 cleanup_failed: Callable[[BaseException], None]) -> None:
+        """Open. `state_index` is the state machine's applied index; `cleanup` deletes what the log
+        no longer needs, and `cleanup_failed` is told why it could not. Raises `JournalCorrupt`."""
         self._node_id = settings.node_id
         disk.make_directory(settings.path)
         self.marker = MarkerFile(disk, settings.path / "install")
@@ -37,7 +41,8 @@ class RaftStorage:
         self.memory = PeerMemory(disk, settings.path / "peers")
         self.journal = Journal(disk, settings.path / "log", segment_bytes=settings.segment_bytes,
                                max_command_bytes=settings.max_command_bytes,
-                               cache_bytes=settings.cache_bytes)
+                               cache_bytes=settings.cache_bytes, cleanup=cleanup,
+                               cleanup_failed=cleanup_failed)
         if not self.hard_state.existed and self.journal.last_index > FIRST_ANCHOR_INDEX:
             raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
                                  remedy=_REBUILD)

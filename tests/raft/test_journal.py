@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, InvalidArgument, JournalCorrupt
+from elastickv.raft.compaction import segments_to_drop
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
+from elastickv.raft.offload import Done
 from elastickv.raft.records import HEADER_BYTES
-from elastickv.raft.segment import HEADER_SIZE
+from elastickv.raft.segment import HEADER_SIZE, segment_name
 
 SMALL_SEGMENT = 400
 FIRST = FIRST_ANCHOR_INDEX + 1
@@ -48,6 +51,30 @@ def contents(journal: Journal) -> list[tuple[bytes, int, int]]:
 
 def segments(path: Path) -> list[Path]:
     return sorted(path.glob("*.log"))
+
+
+def compact(journal: Journal, index: int) -> None:
+    while journal.compact_to(index):
+        pass
+
+
+class Stepwise:
+    """An `Offload` that runs one piece of work at a time, when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Callable[[], None], Done]] = []
+
+    def submit(self, work: Callable[[], None], done: Done) -> None:
+        self.jobs.append((work, done))
+
+    def step(self, error: Exception | None = None) -> None:
+        work, done = self.jobs.pop(0)
+        if error is None:
+            work()
+        done(error)
+
+    def close(self) -> None:
+        pass
 
 
 def test_new_journal_begins_behind_the_anchor(tmp_path):
@@ -189,8 +216,7 @@ def test_compaction_deletes_whole_segments_and_keeps_the_anchor_term(tmp_path):
     journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, term=4)
     names = segments(tmp_path)
     assert journal.compact_to(25)
-    while journal.compact_to(25):
-        pass
+    compact(journal, 25)
     assert 15 < journal.anchor_index <= 25
     assert journal.anchor_term == 4
     assert segments(tmp_path) == names[-len(segments(tmp_path)):]
@@ -200,6 +226,75 @@ def test_compaction_deletes_whole_segments_and_keeps_the_anchor_term(tmp_path):
     assert again.entry(again.anchor_index + 1)[1] == again.anchor_index + 1
     with pytest.raises(IndexError):
         again.entry(again.anchor_index)
+
+
+def test_what_was_dropped_is_deleted_oldest_first_one_after_the_other(tmp_path):
+    cleanup = Stepwise()
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, cleanup=cleanup)
+    before, names = contents(journal), segments(tmp_path)
+    compact(journal, 40)
+    kept = contents(journal)
+    assert kept == before[len(before) - len(kept):]
+    assert 20 < journal.anchor_index <= 40
+    assert segments(tmp_path) == names
+    # Whatever a crash leaves is the old log or a part of it that ends as it does.
+    while cleanup.jobs:
+        assert len(cleanup.jobs) == 1
+        again = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+        found = contents(again)
+        again.close()
+        assert found == before[len(before) - len(found):]
+        names.pop(0)
+        cleanup.step()
+        assert segments(tmp_path) == names
+    assert segments(tmp_path)[0].name == segment_name(journal.anchor_index + 1)
+    assert {path.stem for path in tmp_path.glob("*.index")} <= {path.stem for path in names}
+
+
+def test_nothing_is_deleted_behind_what_could_not_be(tmp_path):
+    cleanup = Stepwise()
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, cleanup=cleanup)
+    names = segments(tmp_path)
+    compact(journal, 40)
+    cleanup.step(OSError(5, "Input/output error"))
+    assert not cleanup.jobs
+    with pytest.raises(OSError, match="Input/output error"):
+        journal.compact_to(40)
+    assert segments(tmp_path) == names
+    while cleanup.jobs:  # it was tried again
+        cleanup.step()
+    assert segments(tmp_path)[0].name == segment_name(journal.anchor_index + 1)
+
+
+def test_a_reset_takes_along_what_is_still_to_be_deleted(tmp_path):
+    cleanup = Stepwise()
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, cleanup=cleanup)
+    compact(journal, 40)
+    journal.reset(1000, 12)
+    assert [path.name for path in segments(tmp_path)] == [segment_name(1001)]
+    for index in range(1001, 1060):
+        journal.append(index, 12, command_of(index))
+    journal.sync()
+    journal.compact_to(1040)
+    names = segments(tmp_path)
+    cleanup.step()  # it was under way when the log began anew
+    cleanup.step()
+    assert segments(tmp_path) == names[1:]
+    assert contents(open_journal(tmp_path, segment_bytes=SMALL_SEGMENT))[-1][1] == 1059
+
+
+def test_a_closed_journal_deletes_nothing_more(tmp_path):
+    cleanup = Stepwise()
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, cleanup=cleanup)
+    compact(journal, 40)
+    journal.close()
+    cleanup.step()
+    assert not cleanup.jobs
+
+
+@pytest.mark.parametrize(("droppable", "expected"), [(0, 0), (1, 1), (7, 1), (8, 4), (100, 4)])
+def test_how_many_segments_go_at_once(droppable, expected):
+    assert segments_to_drop(droppable) == expected
 
 
 def test_reset_begins_anew_behind_a_snapshot(tmp_path):
@@ -214,7 +309,7 @@ def test_reset_begins_anew_behind_a_snapshot(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "kept"), [
-    pytest.param(lambda journal: journal.compact_to(40), range(FIRST, 52), id="compaction"),
+    pytest.param(lambda journal: compact(journal, 40), range(FIRST, 52), id="compaction"),
     pytest.param(lambda journal: journal.truncate_from(20), range(FIRST, 20), id="truncation"),
     pytest.param(lambda journal: journal.reset(1000, 12), range(0), id="reset"),
 ])

@@ -282,6 +282,7 @@ class SimNode:
                          max_entry_bytes=settings.max_entry_bytes, generator=generator)
         engine = PySyncObjEngine(
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
+            cleanup=LateOffload(cluster.loop, generator, cluster.plan.sync_delay_s),
             generator=generator, snapshots=snapshots)
         engine.on_fatal(self.halt)
         cluster.oracle.promises.watch(self, links, engine)
