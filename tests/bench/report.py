@@ -52,9 +52,13 @@ def render(document: Document) -> str:
     if "tls" in document:
         parts += ["## Side by side over mutual TLS\n",
                   "Both through the same TLS proxy in front of the generator.\n",
-                  table(document["tls"]), "![Ratio to etcd](benchmarks/tls.png)\n"]
+                  _apart(document, "tls"), table(document["tls"]),
+                  "![Ratio to etcd](benchmarks/tls.png)\n"]
     if "encryption" in document:
-        parts += ["## Encryption on against off\n", _encryption(document["encryption"])]
+        parts += ["## Encryption on against off\n",
+                  "Two clusters up at once, with few enough keys for both to stay in memory, in "
+                  "alternating slices of one second.\n", _apart(document, "encryption"),
+                  _encryption(document["encryption"])]
     parts += [_rotation(document), _pauses(document), _fail_over(document), _footprint(document),
               _sizes(document)]
     return "\n".join(part for part in parts if part)
@@ -95,17 +99,26 @@ def table(section: Mapping[str, Any]) -> str:
 
 
 def _environment(document: Document) -> str:
-    found = document["environment"]
     plan = document["plan"]
-    text = (f"{found['date']}: {found['cores']} cores ({found['processor']}), Linux "
-            f"{found['kernel']}, Python {found['python']}, etcd {found['etcd']}, h2load "
-            f"{found['h2load']}. {plan['keys']:,} keys, {plan['turns']} turns each, "
-            f"{plan['duration_s']:g} s a point.\n")
+    text = (f"{_machine(document['environment'])}. {plan['keys']:,} keys, {plan['turns']} turns "
+            f"each, {plan['duration_s']:g} s a point.\n")
     if "generator" in document:
         text += (f"\nThe generator alone, against a server that only answers: "
                  f"{document['generator']['rate']:,.0f} calls/s, "
                  f"{document['generator']['generator_us']:.0f} us of its own CPU a call.\n")
     return text
+
+
+def _apart(document: Document, part: str) -> str:
+    """When and where a part was measured that is not of the same run as the rest."""
+    found = document.get("apart", {}).get(part)
+    return f"Measured by itself: {_machine(found)}.\n" if found else ""
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return (f"{found['date']}: {found['cores']} cores ({found['processor']}), Linux "
+            f"{found['kernel']}, Python {found['python']}, etcd {found['etcd']}, h2load "
+            f"{found['h2load']}")
 
 
 def _encryption(section: Mapping[str, Any]) -> str:
@@ -184,8 +197,10 @@ def _sizes(document: Document) -> str:
         return ""
     rows = [[f"{int(keys):,}", f"{found['put-16x8']['rate']:,.0f}",
              f"{found['get-16x8']['rate']:,.0f}"] for keys, found in document["sizes"].items()]
-    return ("## Throughput by number of keys\n\nelastickv, 128 outstanding on 16 connections, "
-            "calls/s.\n\n" + markdown_table(["keys", "put", "get"], rows))
+    parts = ["## Throughput by number of keys\n",
+             "elastickv, 128 outstanding on 16 connections, calls/s.\n",
+             _apart(document, "sizes"), markdown_table(["keys", "put", "get"], rows)]
+    return "\n".join(part for part in parts if part)
 
 
 def plot_ratios(section: Mapping[str, Any], path: Path) -> None:

@@ -3,8 +3,9 @@
 Servers of both systems run on loopback with fsync on; elastickv with storage and Raft encrypted.
 Turns alternate (etcd, elastickv, etcd, elastickv ...) and ratios are taken between neighbours, so
 that the machine's drift does not decide. Writes docs/benchmarks.json and docs/benchmarks.md with
-its plots; a quick run writes under runs/ instead. The last line names every ratio with a target and
-every figure with a limit; the exit code is 1 where one falls short.
+its plots; a quick run writes under runs/ instead. `make bench PART=encryption` (or tls, or sizes)
+measures that part again and leaves the rest of the published run as it is. The last line names
+every ratio with a target and every figure with a limit; the exit code is 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -70,15 +71,19 @@ class Plan:
     duration_s: float
     points: Sequence[Point]
     encryption_slices: int
-    encryption_keys: int
     extras: bool
+    parts: Sequence[str]
     size_keys: Sequence[int] = ()
 
 
+ENCRYPTION_KEYS = 100_000
+"""Two clusters are up at once for this comparison. Both have to fit into the page cache, or it is
+reads from the disk that are compared."""
 QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=12,
-             encryption_keys=100_000, points=[each for each in POINTS if each.quick])
+             points=[each for each in POINTS if each.quick], parts=("main", "encryption"))
 FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=24,
-            encryption_keys=1_000_000, points=POINTS, size_keys=(10_000, 1_000_000, 5_000_000))
+            points=POINTS, parts=("main", "encryption", "tls", "sizes"),
+            size_keys=(10_000, 1_000_000, 5_000_000))
 
 
 class Bench:
@@ -149,7 +154,7 @@ class Bench:
                 # Who goes first changes: what a slice leaves to be written back is not always
                 # the same side's burden.
                 for side, cluster in sides if number % 2 == 0 else reversed(sides):
-                    found = measure(cluster, load, self.plan.encryption_keys, self.memory,
+                    found = measure(cluster, load, ENCRYPTION_KEYS, self.memory,
                                     seed=number, duration_s=1.0, warm_up_s=0.3)
                     rates[load.name][side].append(dataclasses.asdict(found))
         for cluster in (encrypted, plain):
@@ -204,9 +209,9 @@ class Bench:
         }
         cluster.stop()
         found["cutover"] = disturbances.cutover_under_load(
-            self.work / "cutover", self.memory, self.plan.encryption_keys)
+            self.work / "cutover", self.memory, self.plan.keys)
         found["compaction"] = disturbances.compaction_under_load(
-            self.work / "compaction", self.memory, self.plan.encryption_keys, turns=3, turn_s=8.0)
+            self.work / "compaction", self.memory, self.plan.keys, turns=3, turn_s=8.0)
         cluster.start()
         for name, effect in found.items():
             self.document[name] = dataclasses.asdict(effect)
@@ -300,28 +305,29 @@ def last_line(found: Sequence[tuple[str, float, float]],
     return line
 
 
-def perform(plan: Plan, work: Path, memory: Path) -> dict[str, Any]:
-    """The whole run; the document."""
+def perform(plan: Plan, parts: Sequence[str], work: Path, memory: Path) -> dict[str, Any]:
+    """The named parts of a run; the document."""
     bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
     bench.generator()
-    etcd = EtcdCluster(work / "etcd")
-    ours = ElasticKVCluster(work / "elastickv")
+    for part in parts:
+        PARTS[part](bench)
+    return bench.document
+
+
+def _main(bench: Bench) -> None:
+    etcd = EtcdCluster(bench.work / "etcd")
+    ours = ElasticKVCluster(bench.work / "elastickv")
     try:
         for cluster in (etcd, ours):
             cluster.start()
-            bench.preload(cluster, plan.keys, big=plan.extras)
+            bench.preload(cluster, bench.plan.keys, big=bench.plan.extras)
             cluster.stop()
         bench.side_by_side("plain", etcd, ours)
-        if plan.extras:
+        if bench.plan.extras:
             bench.rest(etcd, ours)
     finally:
         etcd.remove()
         ours.remove()
-    _encryption(bench)
-    if plan.extras:
-        _tls(bench)
-        bench.sizes()
-    return bench.document
 
 
 def _encryption(bench: Bench) -> None:
@@ -330,7 +336,7 @@ def _encryption(bench: Bench) -> None:
     try:
         for cluster in (on, off):
             cluster.start()
-            bench.preload(cluster, bench.plan.encryption_keys, big=False)
+            bench.preload(cluster, ENCRYPTION_KEYS, big=False)
             cluster.stop()
         bench.encryption(on, off)
     finally:
@@ -352,26 +358,45 @@ def _tls(bench: Bench) -> None:
         ours.remove()
 
 
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "main": _main, "encryption": _encryption, "tls": _tls, "sizes": Bench.sizes}
+
+
+def with_part(published: dict[str, Any], found: dict[str, Any], part: str) -> dict[str, Any]:
+    """A published document with one part from another run."""
+    shared = ("environment", "plan", "generator")
+    return {**published, **{name: value for name, value in found.items() if name not in shared},
+            "apart": {**published.get("apart", {}), part: found["environment"]}}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the main points, under six minutes")
+    parser.add_argument("--part", choices=[part for part in PARTS if part != "main"],
+                        help="measure one part of the published run again")
     parser.add_argument("--front", choices=("grpc", "h2"), default="h2",
                         help="the gRPC front of elastickv: grpc.aio or our own HTTP/2 (default)")
     parser.add_argument("--directory", type=Path, default=None,
                         help="where servers keep their data (default: a temporary directory)")
     arguments = parser.parse_args()
+    if arguments.part and arguments.quick:
+        parser.error("--part measures a part of the whole run, not of a quick one")
     ElasticKVCluster.front = arguments.front
+    plan = QUICK if arguments.quick else FULL
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
     output = ROOT / ("runs/bench" if arguments.quick else "docs")
     try:
-        document = perform(QUICK if arguments.quick else FULL, work, memory)
+        document = perform(plan, [arguments.part] if arguments.part else plan.parts, work, memory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
-    report.write(document, output)
+    page = output / "benchmarks.json"
+    published = document if not arguments.part else \
+        with_part(json.loads(page.read_text()), document, arguments.part)
+    page.write_text(json.dumps(published, indent=2) + "\n")
+    report.write(published, output)
     found, bounded = verdicts(document), limited(document)
     print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
     print(last_line(found, bounded))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from report import markdown_table, median_of, render, write
-from run import LIMITS, last_line, limited, verdicts
+from run import LIMITS, last_line, limited, verdicts, with_part
 from tls import proxy_configuration
 
 
@@ -56,6 +56,20 @@ def test_the_page_leaves_out_what_was_not_measured() -> None:
                    if key in ("environment", "plan", "plain")})
     assert "Fail-over" not in page
     assert "mutual TLS" not in page
+
+
+def test_a_part_that_was_measured_by_itself_says_so() -> None:
+    published = document()
+    found = {"environment": {**published["environment"], "date": "2026-02-02"},
+             "plan": {"keys": 7}, "generator": {"rate": 1.0},
+             "encryption": {"get-16x8": published["encryption"]["put-16x8"]}}
+    merged = with_part(published, found, "encryption")
+    assert merged["encryption"] == found["encryption"]
+    assert {**merged, "encryption": 0, "apart": 0} == {**published, "encryption": 0, "apart": 0}
+    page = render(merged)
+    assert "Measured by itself: 2026-02-02: 2 cores (P)" in page
+    assert page.count("Measured by itself") == 1
+    assert "Measured by itself" not in render(published)
 
 
 def test_page_and_plots_are_written(tmp_path: Path) -> None:
