@@ -31,12 +31,10 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
 
     def adopt_keys(header: SnapshotHeader, rows: Sequence[Item]) -> None:
         encoded = header.meta.get(META_SIDECAR)
-        if encoded is None:
-            return
-        foreign = parse(encoded)
-        own = applier.sidecar
-        if own is None or own.raft_applied_index < foreign.raft_applied_index:
-            applier.adopt(foreign)
+        if encoded is not None:
+            foreign, own = parse(encoded), applier.sidecar
+            if own is None or own.raft_applied_index < foreign.raft_applied_index:
+                applier.adopt(foreign)
         applier.note_registry(rows)
 
     def installed(applied_index: int) -> None:

@@ -43,6 +43,10 @@ FIRST_ANCHOR_INDEX = 1
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 class Ticket(NamedTuple):
     """What an fsync that is under way will make durable."""
 
@@ -60,7 +64,7 @@ class Journal:
         """Open or create. `marked_kind` is the first command byte of entries to find again at a
         start (`marked_indexes`). `cleanup` deletes what compaction drops (default: inline): a large
         file takes the file system tens of milliseconds. `cleanup_failed` is told why that could not
-        be done (default: the next `compact_to` raises it). Raises `JournalCorrupt`."""
+        be done (default: it is raised there). Raises `JournalCorrupt`."""
         self._disk = disk
         self._directory = directory
         self._segment_bytes = segment_bytes
@@ -76,8 +80,7 @@ class Journal:
         self._cleanup = cleanup or InlineOffload()
         self._dropped: deque[Segment] = deque()
         self._deleting = False
-        self._cleanup_failed = cleanup_failed or self._keep_cleanup_error
-        self._cleanup_error: BaseException | None = None
+        self._cleanup_failed = cleanup_failed or _raise
         self._closed = False
         self.anchor_index = FIRST_ANCHOR_INDEX
         self.anchor_term = 0
@@ -281,9 +284,6 @@ class Journal:
             dropped += 1
         if self._dropped and not self._deleting:
             self._delete_oldest()
-        error, self._cleanup_error = self._cleanup_error, None
-        if error is not None:
-            raise error
         return dropped > 0
 
     def _delete_oldest(self) -> None:
@@ -303,9 +303,6 @@ class Journal:
             self._dropped.popleft()
         if self._dropped:
             self._delete_oldest()
-
-    def _keep_cleanup_error(self, error: BaseException) -> None:
-        self._cleanup_error = error
 
     def reset(self, index: int, term: int) -> None:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.

@@ -135,7 +135,7 @@ class Pump:
         self._flush_links()
         self._start_sync()
         self._flush_links()
-        if self._is_active():
+        if self._is_active():  # unless this very round has stopped the node
             self._roles.announce(self._core)
 
     def _commit_at_once(self, peer_id: str) -> bool:

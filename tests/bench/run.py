@@ -383,20 +383,20 @@ def main() -> int:
         parser.error("--part measures a part of the whole run, not of a quick one")
     ElasticKVCluster.front = arguments.front
     plan = QUICK if arguments.quick else FULL
+    output = ROOT / ("runs/bench" if arguments.quick else "docs")
+    page = output / "benchmarks.json"
+    published = json.loads(page.read_text()) if arguments.part else {}
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
-    output = ROOT / ("runs/bench" if arguments.quick else "docs")
     try:
         document = perform(plan, [arguments.part] if arguments.part else plan.parts, work, memory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    page = output / "benchmarks.json"
-    published = document if not arguments.part else \
-        with_part(json.loads(page.read_text()), document, arguments.part)
-    page.write_text(json.dumps(published, indent=2) + "\n")
-    report.write(published, output)
+    merged = with_part(published, document, arguments.part) if arguments.part else document
+    page.write_text(json.dumps(merged, indent=2) + "\n")
+    report.write(merged, output)
     found, bounded = verdicts(document), limited(document)
     print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
     print(last_line(found, bounded))

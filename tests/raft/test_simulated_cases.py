@@ -23,6 +23,11 @@ COMPACTING: dict[str, Any] = {"segment_bytes": 2000, "compact_bytes": 6000, "kee
                               "snapshot_chunk_bytes": 500}
 
 
+def no_room(index: int, term: int, command: bytes) -> None:
+    """`Journal.append` on a full disk."""
+    raise DiskFull("no space left")
+
+
 def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path) -> None:
     """Pages reach the disk in any order: a record may be there before its segment's header."""
     journal = Journal(OsDisk(), tmp_path, segment_bytes=200)
@@ -207,10 +212,7 @@ def test_a_leader_whose_disk_is_full_refuses_writes_and_logs_it_once_a_minute() 
         lab = Lab()
         leader = await lab.start()
 
-        def full(index: int, term: int, command: bytes) -> None:
-            raise DiskFull("no space left")
-
-        real_append, leader.journal.append = leader.journal.append, full
+        real_append, leader.journal.append = leader.journal.append, no_room
         with capture_logs() as logged:
             for _ in range(3):
                 assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=5)), DiskFull)
@@ -330,15 +332,12 @@ def test_a_leader_that_cannot_write_its_first_entry_serves_no_read() -> None:
         await lab.settle()
         candidate, voter = lab.others(old)
 
-        def full(index: int, term: int, command: bytes) -> None:
-            raise DiskFull("no space left")
-
         await old.engine.propose(b"committed", timeout_s=5)
         written = old.status().applied_index
         await lab.until(lambda: candidate.journal.last_index == voter.journal.last_index == written)
         assert candidate.status().commit_index < written
         old.kill()
-        candidate.journal.append = full
+        candidate.journal.append = no_room
         voter.core.postpone_election = lambda: None
         voter.core._SyncObj__raftElectionDeadline = asyncio.get_running_loop().time() + 1000
         candidate.core.elect_now()
