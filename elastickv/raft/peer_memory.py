@@ -82,17 +82,19 @@ class PeerMemory:
         return self._records.get(peer_id)
 
     def booted(self, peer_id: str, boot_epoch: int, boot_id: int, term: int) -> None:
-        """A peer greeted and is not suspect."""
+        """A peer greeted with a boot that is new here. Durable on return; raises `DiskFull` with
+        nothing of it remembered, so that it is as new when the peer greets again."""
+        self._settle()
         record = self._records.get(peer_id, NOTHING)
-        if (record.boot_epoch, record.boot_id) != (boot_epoch, boot_id) or term > record.term:
-            self._update(peer_id, record, boot_epoch=boot_epoch, boot_id=boot_id,
-                         term=max(term, record.term))
+        self._write({**self._records, peer_id: msgspec.structs.replace(
+            record, boot_epoch=boot_epoch, boot_id=boot_id, term=max(term, record.term))})
 
     def spoke(self, peer_id: str, term: int) -> None:
         """A peer voted or acknowledged in `term`."""
         record = self._records.get(peer_id, NOTHING)
         if term > record.term:
-            self._update(peer_id, record, term=term)
+            self._records[peer_id] = msgspec.structs.replace(record, term=term)
+            self._dirty = True
 
     def sent(self, peer_id: str, index: int, term: int) -> None:
         """A leader sent the entry at `index`, which has `term` and is durable here."""
@@ -114,10 +116,6 @@ class PeerMemory:
         if self._records.pop(peer_id, None) is not None:
             self._dirty = True
 
-    def _update(self, peer_id: str, record: PeerRecord, **changes: int) -> None:
-        self._records[peer_id] = msgspec.structs.replace(record, **changes)
-        self._dirty = True
-
     def _settle(self) -> None:
         """Bring the records up to date."""
         for peer_id in self._sent.keys() | self._acked.keys():
@@ -131,6 +129,9 @@ class PeerMemory:
         """Make everything durable now."""
         if self._dirty:
             self._settle()
-            self._disk.replace(self._path, encode_checked(
-                KIND, msgspec.msgpack.encode(self._records)))
-            self._dirty = False
+            self._write(self._records)
+
+    def _write(self, records: dict[str, PeerRecord]) -> None:
+        self._disk.replace(self._path, encode_checked(KIND, msgspec.msgpack.encode(records)))
+        self._records = records
+        self._dirty = False

@@ -69,7 +69,6 @@ class Trust:
         if known is None or hello.boot_epoch > known.boot_epoch:
             memory.booted(peer_id, hello.boot_epoch, hello.boot_id,
                           0 if hello.suspect else hello.term)
-            memory.flush()
         elif hello.boot_id != known.boot_id:
             log.error("peer came back with an older disk", peer=peer_id,
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)

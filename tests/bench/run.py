@@ -385,6 +385,8 @@ def main() -> int:
     plan = QUICK if arguments.quick else FULL
     output = ROOT / ("runs/bench" if arguments.quick else "docs")
     page = output / "benchmarks.json"
+    if arguments.part and not page.exists():
+        parser.error(f"there is no {page} to put the part into; run the whole benchmark first")
     published = json.loads(page.read_text()) if arguments.part else {}
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elastickv.durable import OsDisk
-from elastickv.errors import JournalCorrupt
+from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.frames import PeerRecord
@@ -87,6 +87,26 @@ def test_peer_memory_keeps_the_highest_of_each(tmp_path):
     again.forget("n2")
     again.flush()
     assert PeerMemory(DISK, path).of("n2") is None
+
+
+def test_a_boot_that_could_not_be_written_is_not_remembered(tmp_path, monkeypatch):
+    """The peer greets again then, and its boot has to look as new as the first time."""
+    path = tmp_path / "peers"
+    memory = PeerMemory(DISK, path)
+    memory.booted("n2", 3, 99, 5)
+    memory.acknowledged("n2", 7, 5)
+
+    def full(self, path, data):
+        raise DiskFull("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OsDisk, "replace", full)
+        with pytest.raises(DiskFull):
+            memory.booted("n2", 4, 100, 6)
+    assert (memory.of("n2").boot_epoch, memory.of("n2").boot_id) == (3, 99)
+    memory.booted("n2", 4, 100, 6)
+    found = PeerMemory(DISK, path).of("n2")
+    assert (found.boot_epoch, found.boot_id, found.term, found.acked_index) == (4, 100, 6, 7)
 
 
 NOW = Position(boot_epoch=4, boot_id=44, term=7, last_index=40, last_term=6)
