@@ -6,6 +6,8 @@ rules are kept here once:
 * A whole-file write is tmp, write, fsync, rename, fsync of the directory, in that order
   (`Disk.replace`); after it returns, either the old or the new content survives a power cut, and
   after its last step only the new.
+* A file that takes the place of another, over the other's bytes, has its new beginning on the disk
+  before it has its new name (`Disk.reuse`).
 * A failed fsync is never retried: the kernel may have dropped the dirty pages (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020). The caller must stop the node.
 """
@@ -75,6 +77,16 @@ class Disk(Protocol):
         """
         ...
 
+    def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
+        """Durably make the file `source`, no shorter than `head`, the file `target`, in the same
+        directory, with the content `head`. What else it held is room behind the end (`Reservable`):
+        appending writes over it, and a reader after a crash may find what is left of it.
+
+        A crash leaves one of both names; under the new one the file begins with `head`. Raises
+        `FileNotFoundError` if `source` is absent, `DiskFull` with both names as they were.
+        """
+        ...
+
     def read(self, path: Path) -> bytes:
         """The whole file; `FileNotFoundError` if absent."""
         ...
@@ -133,11 +145,12 @@ def _raise_if_full(error: OSError, path: Path) -> None:
 class OsFile:
     """A `DiskFile` on the machine's file system."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, size: int | None = None) -> None:
+        """`size`: where the content ends, if that is not where the file does."""
         self._path = path
         self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
-        self._reserved_end = self._size
+        self._reserved_end = os.fstat(descriptor).st_size
+        self._size = self._reserved_end if size is None else size
 
     def pread(self, size: int, offset: int) -> bytes:
         return os.pread(self._descriptor, size, offset)
@@ -193,6 +206,20 @@ class OsDisk:
         if created:
             self.sync_directory(path.parent)
         return OsFile(path, descriptor)
+
+    def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
+        descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with _typed_if_full(source):
+                written = 0
+                while written < len(head):
+                    written += os.pwrite(descriptor, head[written:], written)
+            os.fdatasync(descriptor)
+            self.rename(source, target)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return OsFile(target, descriptor, len(head))
 
     def read(self, path: Path) -> bytes:
         return path.read_bytes()

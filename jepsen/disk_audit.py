@@ -22,7 +22,7 @@ from elastickv.errors import ElasticKVError
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.raft import records
-from elastickv.raft.segment import HEADER_SIZE
+from elastickv.raft.segment import HEADER_SIZE, SegmentHeader
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
 from elastickv.store.tables import Table
@@ -95,8 +95,13 @@ class NodeDisk:
 def read_records(path: Path) -> Iterator[records.Record]:
     """The records of a journal segment, or of a spool, up to the first that is not whole."""
     data = path.read_bytes()
-    offset = HEADER_SIZE if path.suffix == ".log" else 0
-    while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES)) is not None:
+    offset, salt = 0, 0
+    if path.suffix == ".log":
+        header = SegmentHeader.decode(data[:HEADER_SIZE])
+        if header is None:
+            return
+        offset, salt = header.size, header.salt
+    while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES, salt)) is not None:
         record, offset = found
         yield record
 

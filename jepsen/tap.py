@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elastickv.raft import records
-from elastickv.raft.segment import HEADER_SIZE
+from elastickv.raft.segment import HEADER_SIZE, SegmentHeader
 from jepsen.disk_audit import MAX_COMMAND_BYTES
 
 POLL_S = 0.2
@@ -110,6 +110,9 @@ class JournalTap:
         position = spool.positions.setdefault(path.name, _Position())
         try:
             with path.open("rb") as file:
+                header = SegmentHeader.decode(file.read(HEADER_SIZE))
+                if header is None:
+                    return []
                 file.seek(position.last_start)
                 if file.read(len(position.last_header)) != position.last_header:
                     spool.positions[path.name] = position = _Position()
@@ -119,15 +122,16 @@ class JournalTap:
             return []
         taken: list[bytes] = []
         offset = 0
-        while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES)) is not None:
+        while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES,
+                                          header.salt)) is not None:
             record, following = found
-            raw = data[offset:following]
             identity = (record.index, record.term, records.crc32c(record.command))
             if identity not in spool.seen:
                 spool.seen.add(identity)
-                taken.append(raw)
+                taken.append(records.encode(record.index, record.term, record.command,
+                                            record.synced))
             position.last_start = position.end + offset
-            position.last_header = raw[:records.HEADER_BYTES]
+            position.last_header = data[offset:offset + records.HEADER_BYTES]
             offset = following
         position.end += offset
         return taken

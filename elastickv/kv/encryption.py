@@ -83,6 +83,7 @@ class EncryptionController:
         self._full_node_id = full_node_id
         self._clock = clock or SystemClock()
         self._running: set[asyncio.Task[object]] = set()
+        self._known_cutover_index = 0
         settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
         self.writers = WriterRegistrar(
             node_id16(full_node_id), local_epoch=lambda dek_id: self.members.local_epoch(dek_id),
@@ -109,6 +110,7 @@ class EncryptionController:
 
     def start(self) -> None:
         """The engine runs: become a writer, and watch for DEKs that are due."""
+        self._keep_clear_entries_apart()
         self.ensure_writers()
         if self._gate:
             self.rotation.start()
@@ -140,8 +142,18 @@ class EncryptionController:
 
     def keys_changed(self, index: int) -> None:
         """After an encryption entry: become a writer of what is active now."""
+        self._keep_clear_entries_apart()
         self.ensure_writers()
         self._changed()
+
+    def _keep_clear_entries_apart(self) -> None:
+        """From the raft cutover on, entries in the clear go with their own segments. The sidecar
+        may know of the cutover before its entry is applied here."""
+        sidecar = self._applier.sidecar
+        cutover_index = sidecar.raft_envelope_cutover_index if sidecar else 0
+        if cutover_index != self._known_cutover_index:
+            self._known_cutover_index = cutover_index
+            self._engine.forbid_log_reuse(cutover_index)
 
     def ensure_writers(self) -> None:
         """Start confirming this node for the active DEKs."""

@@ -236,6 +236,11 @@ class RaftEngine(Protocol):
         """Hand leadership to `target_id` ("" = the most complete voter); returns when it leads."""
         ...
 
+    def forbid_log_reuse(self, index: int) -> None:
+        """Entries up to `index` are in the clear and the later ones are not: no file that has held
+        one of the former, or anything that is in the log now, is used for later entries."""
+        ...
+
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         """`callback(role, term)` after every change of role, term or known leader: what waits for
         any of them looks again. LEADER is announced once `is_leader()`."""

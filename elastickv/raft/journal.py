@@ -10,12 +10,17 @@ Invariants:
   `JournalCorrupt`.
 * The entry at `anchor_index`, just before the first record, is known by its term only; everything
   up to it is in the state machine.
-* The files in the directory follow one another without a gap, at every moment: what compaction has
-  dropped is deleted oldest first, one file after the other. A crash may bring some of it back.
+* The segments in the directory follow one another without a gap, at every moment: what compaction
+  has dropped goes oldest first, one file after the other. A crash may bring some of it back.
+* A dropped segment becomes a spare, in whose file a later segment begins (`segment.py`), or it is
+  deleted: when there are spares enough, and when it may hold what was in the log before
+  `forbid_reuse` or before the start. So those entries are in no file for longer than the log needs
+  them.
 """
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -30,8 +35,9 @@ from elastickv.raft.compaction import segments_to_drop
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.segment import (
     HEADER_SIZE,
+    SPARE_SUFFIX,
     Segment,
-    decode_segment_header,
+    SegmentHeader,
     segment_name,
 )
 
@@ -40,6 +46,8 @@ LogEntry = tuple[bytes, int, int]
 
 FIRST_ANCHOR_INDEX = 1
 """A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
+MOST_SPARES = 2
+"""Under load one is taken as often as one is given back, a little later."""
 _REMEDY = "restore this node from a backup, or remove it and join it anew"
 
 
@@ -60,11 +68,13 @@ class Journal:
     def __init__(self, disk: Disk, directory: Path, *, segment_bytes: int = 64 << 20,
                  max_command_bytes: int = 16 << 20, cache_bytes: int = 16 << 20,
                  marked_kind: bytes = b"\x02", cleanup: Offload | None = None,
-                 cleanup_failed: Callable[[BaseException], None] | None = None) -> None:
+                 cleanup_failed: Callable[[BaseException], None] | None = None,
+                 generator: random.Random | None = None) -> None:
         """Open or create. `marked_kind` is the first command byte of entries to find again at a
         start (`marked_indexes`). `cleanup` deletes what compaction drops (default: inline): a large
         file takes the file system tens of milliseconds. `cleanup_failed` is told why that could not
-        be done (default: it is raised there). Raises `JournalCorrupt`."""
+        be done (default: it is raised there). `generator` draws the salts (default: the system's,
+        since nobody may know them). Raises `JournalCorrupt`."""
         self._disk = disk
         self._directory = directory
         self._segment_bytes = segment_bytes
@@ -78,7 +88,9 @@ class Journal:
         self._generation = 0
         self._syncing: Segment | None = None
         self._cleanup = cleanup or InlineOffload()
+        self._generator = generator or random.SystemRandom()
         self._dropped: deque[Segment] = deque()
+        self._spares: deque[Segment] = deque()
         self._deleting = False
         self._cleanup_failed = cleanup_failed or _raise
         self._closed = False
@@ -89,6 +101,7 @@ class Journal:
         disk.make_directory(directory)
         self._open()
         self.durable_index = self.last_index
+        self._reusable_from = self.last_index + 1
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -185,7 +198,7 @@ class Journal:
         active = self._segments[-1]
         if active.size >= self._segment_bytes:
             active = self._roll()
-        active.append(records.encode(index, term, command, self.durable_index))
+        active.append(records.encode(index, term, command, self.durable_index, active.salt))
         active.note(index, term, len(command), command[:1] == self._marked_kind)
         self.last_index = index
         self.last_term = term
@@ -202,8 +215,22 @@ class Journal:
         """Seal the active segment and start the next."""
         self._segments[-1].seal()
         self.durable_index = self.last_index
-        return self._add(Segment.create(self._disk, self._directory, self.last_index + 1,
-                                        self.last_term))
+        return self._add(self._next_segment(self._header(self.last_index + 1, self.last_term)))
+
+    def _header(self, first_index: int, previous_term: int) -> SegmentHeader:
+        return SegmentHeader(first_index, previous_term, self._generator.getrandbits(32))
+
+    def _next_segment(self, header: SegmentHeader) -> Segment:
+        while self._spares:
+            try:
+                segment = Segment.create_over(self._disk, self._spares[0].spare_path, header)
+            except FileNotFoundError:
+                # Whoever needed its room deleted it.
+                self._spares.popleft()
+            else:
+                self._spares.popleft()
+                return segment
+        return Segment.create(self._disk, self._directory, header)
 
     def _add(self, segment: Segment) -> Segment:
         self._segments.append(segment)
@@ -286,12 +313,24 @@ class Journal:
             self._delete_oldest()
         return dropped > 0
 
+    def forbid_reuse(self, index: int) -> None:
+        """What is in the log now, and what comes up to `index`, is to be in no file of a later
+        segment. For when entries stop being in the clear: what is left of older ones would be in
+        the files of newer ones."""
+        self._reusable_from = max(self._reusable_from, self.last_index + 1, index + 1)
+        self._dropped.extend(self._spares)
+        self._spares.clear()
+        if self._dropped and not self._deleting:
+            self._delete_oldest()
+
     def _delete_oldest(self) -> None:
         segment = self._dropped[0]
         self._deleting = True
-        self._cleanup.submit(segment.delete_files, partial(self._deleted, segment))
+        keep = segment.first_index >= self._reusable_from and len(self._spares) < MOST_SPARES
+        self._cleanup.submit(segment.make_spare if keep else segment.delete_files,
+                             partial(self._deleted, segment, keep))
 
-    def _deleted(self, segment: Segment, error: BaseException | None) -> None:
+    def _deleted(self, segment: Segment, kept: bool, error: BaseException | None) -> None:
         self._deleting = False
         if self._closed:
             return
@@ -301,6 +340,10 @@ class Journal:
                 self._cleanup_failed(error)
                 return
             self._dropped.popleft()
+            if kept and segment.first_index >= self._reusable_from:
+                self._spares.append(segment)
+            elif kept:
+                self._dropped.append(segment)
         if self._dropped:
             self._delete_oldest()
 
@@ -321,11 +364,14 @@ class Journal:
         while self._dropped:
             # Perhaps under way elsewhere: deleting twice is no harm, and nothing is left behind.
             self._dropped.pop().delete_files()
+        while self._spares:
+            self._spares.pop().delete_files()
         self._cache.clear()
         self._cached_bytes = 0
-        self._add(Segment.create_whole(self._disk, self._directory, index + 1, term))
+        self._add(Segment.create_whole(self._disk, self._directory, self._header(index + 1, term)))
         self.last_index, self.last_term = index, term
         self.durable_index = index
+        self._reusable_from = index + 1
         self._set_anchor()
 
     def close(self) -> None:
@@ -342,25 +388,29 @@ class Journal:
         self.anchor_term = first.previous_term
 
     def _open(self) -> None:
-        names = [name for name in self._disk.list(self._directory) if name.endswith(".log")]
+        found = self._disk.list(self._directory)
+        for name in found:
+            if name.endswith(SPARE_SUFFIX):
+                self._disk.remove(self._directory / name)
+        names = [name for name in found if name.endswith(".log")]
         for position, name in enumerate(names):
             self._open_segment(self._directory / name, last=position == len(names) - 1)
         if not self._segments:
-            self._add(Segment.create(self._disk, self._directory, FIRST_ANCHOR_INDEX + 1, 0))
-            self._segments[0].file.sync()
+            self._add(Segment.create(self._disk, self._directory,
+                                     self._header(FIRST_ANCHOR_INDEX + 1, 0)))
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
 
     def _open_segment(self, path: Path, *, last: bool) -> None:
         file = self._disk.open_append(path, create=False)
-        header = decode_segment_header(file.pread(HEADER_SIZE, 0))
+        header = SegmentHeader.decode(file.pread(HEADER_SIZE, 0))
         if header is None:
-            self._drop_headerless(path, file.pread(file.size(), 0), last)
+            self._check_headerless(path, file.size(), last)
             file.close()
             self._disk.remove(path)
             return
-        segment = Segment(self._disk, path, file, *header)
+        segment = Segment(self._disk, path, file, header)
         self._check_follows(segment)
         if last or not segment.load_index():
             tail = segment.scan(self._max_command_bytes, self._marked_kind)
@@ -368,11 +418,11 @@ class Journal:
                 self._cut_tail(segment, tail.offset, last)
         self._add(segment)
 
-    def _drop_headerless(self, path: Path, data: bytes, last: bool) -> None:
-        """A segment without a header is one that was being created, or it is damaged."""
+    def _check_headerless(self, path: Path, size: int, last: bool) -> None:
+        """A segment without a header is one that was being created, or it is damaged. Nothing is
+        written behind a header before it is durable."""
         expected = self._segments[-1].last_index + 1 if self._segments else FIRST_ANCHOR_INDEX + 1
-        if not last or segment_name(expected) != path.name \
-                or records.synced_behind(data, expected, self._max_command_bytes) >= expected:
+        if not last or segment_name(expected) != path.name or size > HEADER_SIZE:
             raise JournalCorrupt(f"{path}: the header is damaged", remedy=_REMEDY)
 
     def _check_follows(self, segment: Segment) -> None:
@@ -395,7 +445,7 @@ class Journal:
         """
         expected = segment.last_index + 1
         data = segment.file.pread(segment.file.size() - offset, offset)
-        synced = records.synced_behind(data, expected, self._max_command_bytes)
+        synced = records.synced_behind(data, expected, self._max_command_bytes, segment.salt)
         if not last or synced >= expected:
             raise JournalCorrupt(f"{segment.path}: entry {expected} at byte {offset} is damaged",
                                  remedy=_REMEDY)

@@ -529,6 +529,9 @@ class PySyncObjEngine:
                        self._client_addresses.get(m.node_id, ""))
                 for m in sorted(self._context.configuration.members, key=lambda m: m.node_id)]
 
+    def forbid_log_reuse(self, index: int) -> None:
+        self._journal.forbid_reuse(index)
+
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         self._roles.subscribe(callback)
 

@@ -8,14 +8,17 @@ One log entry is one record, on disk and on the wire alike (big endian):
     +--------+--------+----------------+----------------+----------------+---------...
 
 `length` counts the command only (at least 1 byte, its kind). The checksum covers everything but
-itself. `synced` is the highest index that was durable when the record was written: a valid record
+itself, and begins with the salt of the file that the record is in (`segment.py`; none on the wire).
+`synced` is the highest index that was durable when the record was written: a valid record
 after a damaged one proves that the damaged one had been fsynced only if its `synced` says so.
 Without it a power cut that kept a later page of one unsynced group would look like corruption.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from google_crc32c import extend, value
@@ -28,6 +31,7 @@ _POSITION = struct.Struct(">QQQ")
 _HEADER = struct.Struct(">IIQQQ")
 
 HEADER_BYTES = _HEADER.size
+_INDEX_OFFSET = _LENGTH.size + _CHECKSUM.size
 LOOKAHEAD_INDEXES = 64
 """How many following indexes `find_next` looks for behind a damaged record."""
 
@@ -46,16 +50,16 @@ def crc32c(data: bytes, crc: int = 0) -> int:
     return int(extend(crc, data)) if crc else int(value(data))
 
 
-def encode_header(index: int, term: int, command: bytes, synced: int) -> bytes:
+def encode_header(index: int, term: int, command: bytes, synced: int, salt: int = 0) -> bytes:
     """The 32 bytes that go before `command`."""
     length = _LENGTH.pack(len(command))
     position = _POSITION.pack(index, term, synced)
-    return length + _CHECKSUM.pack(extend(value(length + position), command)) + position
+    return length + _CHECKSUM.pack(extend(extend(salt, length + position), command)) + position
 
 
-def encode(index: int, term: int, command: bytes, synced: int) -> bytes:
+def encode(index: int, term: int, command: bytes, synced: int, salt: int = 0) -> bytes:
     """One whole record."""
-    return encode_header(index, term, command, synced) + command
+    return encode_header(index, term, command, synced, salt) + command
 
 
 def check_size(command: bytes, max_bytes: int) -> None:
@@ -65,7 +69,8 @@ def check_size(command: bytes, max_bytes: int) -> None:
                               remedy="write less in one batch")
 
 
-def decode_at(data: bytes | memoryview, offset: int, max_bytes: int) -> tuple[Record, int] | None:
+def decode_at(data: bytes | memoryview, offset: int, max_bytes: int,
+              salt: int = 0) -> tuple[Record, int] | None:
     """The record at `offset` and the offset after it; None when there is no whole valid one."""
     start = offset + HEADER_BYTES
     if start > len(data):
@@ -76,7 +81,7 @@ def decode_at(data: bytes | memoryview, offset: int, max_bytes: int) -> tuple[Re
         return None
     command = bytes(data[start:end])
     prefix = bytes(data[offset:offset + 4]) + bytes(data[offset + 8:start])
-    if extend(value(prefix), command) != checksum:
+    if extend(extend(salt, prefix), command) != checksum:
         return None
     return Record(command, index, term, synced), end
 
@@ -94,36 +99,51 @@ def decode_all(data: bytes, max_bytes: int) -> list[Record]:
     return records
 
 
-def find_next(data: bytes, offset: int, expected_index: int,
-              max_bytes: int) -> tuple[Record, int] | None:
+def find_next(data: bytes, offset: int, expected_index: int, max_bytes: int,
+              salt: int = 0) -> tuple[Record, int] | None:
     """The nearest valid record behind the damaged one at `offset`, whose index was to be
     `expected_index`, and the offset after it; None when nothing valid follows.
 
-    The damaged length cannot be trusted, so this looks for the eight bytes of each following index
+    The damaged length cannot be trusted, so this looks for the eight bytes of the following indexes
     where a header would hold them.
     """
-    for index in range(expected_index, expected_index + LOOKAHEAD_INDEXES):
-        needle = index.to_bytes(8, "big")
-        at = data.find(needle, offset + 1 + 8)
-        while at >= 0:
-            found = decode_at(data, at - 8, max_bytes)
+    nearest: tuple[Record, int] | None = None
+    end = len(data)
+    for pattern in _indexes_from(expected_index):
+        match = pattern.search(data, offset + 1 + _INDEX_OFFSET, end)
+        while match is not None:
+            start = match.start() - _INDEX_OFFSET
+            found = decode_at(data, start, max_bytes, salt)
             if found is not None:
-                return found
-            at = data.find(needle, at + 1)
-    return None
+                nearest, end = found, match.start()
+                break
+            match = pattern.search(data, match.start() + 1, end)
+    return nearest
 
 
-def synced_behind(data: bytes, expected_index: int, max_bytes: int) -> int:
+def _indexes_from(first: int) -> Iterator[re.Pattern[bytes]]:
+    """What matches the eight bytes of `first` and the indexes behind it, up to
+    `LOOKAHEAD_INDEXES`. They begin alike, so that one pass, or two, find all of them."""
+    end = first + LOOKAHEAD_INDEXES
+    while first < end:
+        last = min(end - 1, first | 0xFF)
+        yield re.compile(b"%s[%s-%s]" % (re.escape(first.to_bytes(8, "big")[:-1]),
+                                         re.escape(bytes((first & 0xFF,))),
+                                         re.escape(bytes((last & 0xFF,)))))
+        first = last + 1
+
+
+def synced_behind(data: bytes, expected_index: int, max_bytes: int, salt: int = 0) -> int:
     """The highest `synced` of the valid records behind the damaged one at the start of `data`.
 
     0 when nothing valid follows. At `expected_index` or above, it proves that the damaged record
     had been durable.
     """
     synced = 0
-    found = find_next(data, 0, expected_index, max_bytes)
+    found = find_next(data, 0, expected_index, max_bytes, salt)
     while found is not None:
         record, offset = found
         synced = max(synced, record.synced)
-        found = decode_at(data, offset, max_bytes) \
-            or find_next(data, offset, record.index + 1, max_bytes)
+        found = decode_at(data, offset, max_bytes, salt) \
+            or find_next(data, offset, record.index + 1, max_bytes, salt)
     return synced

@@ -2,12 +2,19 @@
 
 A segment is a header and then records (`records.py`) with consecutive indexes (big endian):
 
-    0      4         8               16              24       28
-    +------+---------+---------------+---------------+--------+-----------------
-    | EKJL | version | first index   | previous term | CRC32C | record | record ...
-    +------+---------+---------------+---------------+--------+-----------------
+    0      4         8               16              24     28       32
+    +------+---------+---------------+---------------+------+--------+-----------------
+    | EKJL | version | first index   | previous term | salt | CRC32C | record | record ...
+    +------+---------+---------------+---------------+------+--------+-----------------
 
 The header alone says where the log begins: the entry before `first index` had `previous term`.
+Version 1 has no salt: its records are those of salt 0, from byte 28 on.
+
+A segment may be written over another that compaction has dropped (a *spare*): that takes no new
+blocks and frees none, which a file system may tell the disk about while fsyncs wait. What is left
+of the other is behind the last record then. It cannot be taken for a record of this segment: its
+records are those of committed entries, all below `first index`, and checksums begin with a salt,
+which whoever chose the bytes of an entry does not know.
 
 A sealed segment (one that is followed by another) has an index file beside it, which spares a
 start from reading the segment. It is only a cache: without it the segment is read.
@@ -15,6 +22,7 @@ start from reading the segment. It is only a cache: without it the segment is re
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from array import array
 from pathlib import Path
@@ -29,11 +37,13 @@ from elastickv.raft.hardstate import decode_checked, encode_checked
 from elastickv.raft.records import HEADER_BYTES, Record, crc32c
 
 MAGIC = b"EKJL"
-VERSION = 1
-_HEADER = struct.Struct(">4sIQQ")
+VERSION = 2
+_HEADERS = {1: struct.Struct(">4sIQQ"), 2: struct.Struct(">4sIQQI")}
+_VERSION = struct.Struct(">4xI")
 _CHECKSUM = struct.Struct(">I")
-HEADER_SIZE = _HEADER.size + _CHECKSUM.size
+HEADER_SIZE = _HEADERS[VERSION].size + _CHECKSUM.size
 INDEX_KIND = b"EKJI"
+SPARE_SUFFIX = ".spare"
 SCAN_BYTES = 4 << 20
 RESERVE_BYTES = 1 << 20
 """How much room is made at a time; a start finds the rest of it as zeros and cuts them."""
@@ -67,37 +77,51 @@ def segment_name(first_index: int) -> str:
     return f"{first_index:020d}.log"
 
 
-def encode_segment_header(first_index: int, previous_term: int) -> bytes:
-    """The first 28 bytes of a segment."""
-    body = _HEADER.pack(MAGIC, VERSION, first_index, previous_term)
-    return body + _CHECKSUM.pack(crc32c(body))
+class SegmentHeader(NamedTuple):
+    """What a segment begins with, and after how many bytes the records follow."""
 
+    first_index: int
+    previous_term: int
+    salt: int
+    size: int = HEADER_SIZE
 
-def decode_segment_header(data: bytes) -> tuple[int, int] | None:
-    """(first index, previous term), or None when the header is short or damaged."""
-    if len(data) < HEADER_SIZE:
-        return None
-    body, checksum = data[:_HEADER.size], data[_HEADER.size:HEADER_SIZE]
-    magic, version, first_index, previous_term = _HEADER.unpack(body)
-    if magic != MAGIC or version != VERSION or _CHECKSUM.pack(crc32c(body)) != checksum:
-        return None
-    return int(first_index), int(previous_term)
+    def encode(self) -> bytes:
+        """The first bytes of a new segment."""
+        body = _HEADERS[VERSION].pack(MAGIC, VERSION, self.first_index, self.previous_term,
+                                      self.salt)
+        return body + _CHECKSUM.pack(crc32c(body))
+
+    @classmethod
+    def decode(cls, data: bytes) -> SegmentHeader | None:
+        """The header at the start of `data`; None when it is short or damaged."""
+        if len(data) < _VERSION.size:
+            return None
+        version = _VERSION.unpack_from(data)[0]
+        layout = _HEADERS.get(version)
+        if layout is None or len(data) < layout.size + _CHECKSUM.size:
+            return None
+        body, checksum = data[:layout.size], data[layout.size:layout.size + _CHECKSUM.size]
+        magic, _, first_index, previous_term, *salt = layout.unpack(body)
+        if magic != MAGIC or _CHECKSUM.pack(crc32c(body)) != checksum:
+            return None
+        return cls(first_index, previous_term, salt[0] if salt else 0,
+                   layout.size + _CHECKSUM.size)
 
 
 class Segment:
     """An open segment: where each record lies. Payloads stay on the disk."""
 
-    def __init__(self, disk: Disk, path: Path, file: DiskFile, first_index: int,
-                 previous_term: int) -> None:
+    def __init__(self, disk: Disk, path: Path, file: DiskFile, header: SegmentHeader) -> None:
         self._disk = disk
         self.path = path
         self.file = file
-        self.first_index = first_index
-        self.previous_term = previous_term
+        self.first_index = header.first_index
+        self.previous_term = header.previous_term
+        self.salt = header.salt
         self.offsets = array("I")
         self.runs: list[tuple[int, int]] = []
         self.marked: list[int] = []
-        self.size = HEADER_SIZE
+        self.size = header.size
         self._reserved_end = 0
         self._reservable = file if isinstance(file, Reservable) else None
 
@@ -117,23 +141,33 @@ class Segment:
         return self.path.with_suffix(".index")
 
     @classmethod
-    def create(cls, disk: Disk, directory: Path, first_index: int,
-               previous_term: int) -> Segment:
-        """A new, empty segment; durable with the first `file.sync()`."""
-        path = directory / segment_name(first_index)
+    def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> Segment:
+        """A new, empty segment, durable on return; a crash may leave its file without a header."""
+        path = directory / segment_name(header.first_index)
         file = disk.open_append(path, create=True)
         if file.size():
             file.truncate(0)
-        file.append([encode_segment_header(first_index, previous_term)])
-        return cls(disk, path, file, first_index, previous_term)
+        file.append([header.encode()])
+        file.sync()
+        return cls(disk, path, file, header)
 
     @classmethod
-    def create_whole(cls, disk: Disk, directory: Path, first_index: int,
-                     previous_term: int) -> Segment:
+    def create_over(cls, disk: Disk, spare: Path, header: SegmentHeader) -> Segment:
+        """A new, empty segment in the file of a dropped one, durable on return.
+
+        Raises `FileNotFoundError` if the spare is gone, `DiskFull` without effect.
+        """
+        path = spare.with_name(segment_name(header.first_index))
+        segment = cls(disk, path, disk.reuse(spare, path, header.encode()), header)
+        segment._reserved_end = segment.size
+        return segment
+
+    @classmethod
+    def create_whole(cls, disk: Disk, directory: Path, header: SegmentHeader) -> Segment:
         """A new, empty segment, durable on return, that no crash leaves without its header."""
-        path = directory / segment_name(first_index)
-        disk.replace(path, encode_segment_header(first_index, previous_term))
-        return cls(disk, path, disk.open_append(path, create=False), first_index, previous_term)
+        path = directory / segment_name(header.first_index)
+        disk.replace(path, header.encode())
+        return cls(disk, path, disk.open_append(path, create=False), header)
 
     def append(self, record: bytes) -> None:
         """Write one record at the end. Raises `DiskFull` without effect."""
@@ -167,7 +201,7 @@ class Segment:
         found: list[Record] = []
         offset = 0
         for wanted in range(index, index + end_position - position):
-            decoded = records.decode_at(data, offset, len(data))
+            decoded = records.decode_at(data, offset, len(data), self.salt)
             if decoded is None or decoded[0].index != wanted:
                 raise JournalCorrupt(f"{self.path}: entry {wanted} is damaged", remedy=_REMEDY)
             found.append(decoded[0])
@@ -232,7 +266,8 @@ class Segment:
     def _scan_window(self, window: bytes, max_command_bytes: int, marked_kind: bytes) -> None:
         """Note the records that begin `window`, which was read at the current end."""
         offset = 0
-        while (found := records.decode_at(window, offset, max_command_bytes)) is not None:
+        while (found := records.decode_at(window, offset, max_command_bytes,
+                                          self.salt)) is not None:
             record, offset = found
             if record.index != self.last_index + 1 or record.term < self.last_term:
                 return
@@ -249,6 +284,20 @@ class Segment:
         self.delete_files()
 
     def delete_files(self) -> None:
-        """Delete a closed segment, its index first. In any thread; idempotent."""
+        """Delete a closed segment or the spare that it has become, the index first. In any thread;
+        idempotent."""
         self._disk.remove(self.index_path)
         self._disk.remove(self.path)
+        self._disk.remove(self.spare_path)
+
+    @property
+    def spare_path(self) -> Path:
+        """Where the segment's file is once it holds nothing that counts."""
+        return self.path.with_suffix(SPARE_SUFFIX)
+
+    def make_spare(self) -> None:
+        """Delete a closed segment, and keep its file for another. In any thread; nothing when
+        `delete_files` was quicker."""
+        self._disk.remove(self.index_path)
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.rename(self.path, self.spare_path)

@@ -19,7 +19,7 @@ from elastickv.durable import OsDisk
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
 from elastickv.raft import records
-from elastickv.raft.segment import encode_segment_header, segment_name
+from elastickv.raft.segment import SegmentHeader, segment_name
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import seal_record
@@ -39,6 +39,7 @@ from jepsen.verdict import Validity
 MARKER = b"8c1f2ab0d3e4957786aa01bc55d0e9f2"
 STORAGE_ID, RAFT_ID = 7, 8
 CUTOVER = 10
+SALT = 0x5EED
 
 
 class Fixture:
@@ -69,8 +70,9 @@ class Fixture:
 
     def write_journal(self, payloads: dict[int, bytes], name: int = 1) -> Path:
         path = self.disk.directory / "raft" / segment_name(name)
-        path.write_bytes(encode_segment_header(name, 0) + b"".join(
-            records.encode(index, 1, b"\0" + payload, 0) for index, payload in payloads.items()))
+        path.write_bytes(SegmentHeader(name, 0, SALT).encode() + b"".join(
+            records.encode(index, 1, b"\0" + payload, 0, SALT)
+            for index, payload in payloads.items()))
         return path
 
     def write_store(self, versions: Sequence[tuple[bytes, int, bytes]],

@@ -64,8 +64,9 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
 class MemoryFile:
     """A file in a `MemoryDisk`."""
 
-    def __init__(self, disk: MemoryDisk, path: Path) -> None:
+    def __init__(self, disk: MemoryDisk, path: Path, size: int | None = None) -> None:
         self._disk, self._path = disk, path
+        self._size = len(self.data) if size is None else size
 
     @property
     def data(self) -> bytearray:
@@ -77,16 +78,18 @@ class MemoryFile:
     def append(self, chunks: Sequence[bytes]) -> None:
         self._disk.check("append")
         for chunk in chunks:
-            self.data.extend(chunk)
+            self.data[self._size:self._size + len(chunk)] = chunk
+            self._size += len(chunk)
 
     def sync(self) -> None:
         self._disk.check("sync")
 
     def truncate(self, size: int) -> None:
         del self.data[size:]
+        self._size = size
 
     def size(self) -> int:
-        return len(self.data)
+        return self._size
 
     def close(self) -> None:
         pass
@@ -113,6 +116,11 @@ class MemoryDisk:
                 raise FileNotFoundError(path)
             self.files[path] = bytearray()
         return MemoryFile(self, path)
+
+    def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
+        self.files[source][:len(head)] = head
+        self.rename(source, target)
+        return MemoryFile(self, target, len(head))
 
     def read(self, path: Path) -> bytes:
         if path not in self.files:

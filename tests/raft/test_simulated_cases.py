@@ -12,7 +12,7 @@ from raft_lab import Lab, LabNode, outcome, run
 from structlog.testing import capture_logs
 
 from elastickv.durable import OsDisk
-from elastickv.errors import DiskFull, OutcomeUnknown
+from elastickv.errors import DiskFull, JournalCorrupt, OutcomeUnknown
 from elastickv.raft import frames
 from elastickv.raft.engine import Member, Role
 from elastickv.raft.journal import Journal
@@ -28,17 +28,20 @@ def no_room(index: int, term: int, command: bytes) -> None:
     raise DiskFull("no space left")
 
 
-def test_a_segment_whose_header_a_power_cut_took_is_no_corruption(tmp_path: Path) -> None:
-    """Pages reach the disk in any order: a record may be there before its segment's header."""
+def test_nothing_is_written_behind_a_header_that_a_power_cut_can_take(tmp_path: Path) -> None:
+    """Pages reach the disk in any order: without the header nothing tells what a segment held."""
     journal = Journal(OsDisk(), tmp_path, segment_bytes=200)
     while len(list(tmp_path.glob("*.log"))) < 2:
         journal.append(journal.last_index + 1, 1, b"\x00" + bytes(50))
-    unsynced = journal.last_index
+    first_of_newest = journal.last_index
     journal.close()
     newest = sorted(tmp_path.glob("*.log"))[-1]
     content = newest.read_bytes()
     newest.write_bytes(bytes(HEADER_SIZE) + content[HEADER_SIZE:])
-    assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == unsynced - 1
+    with pytest.raises(JournalCorrupt, match="the header is damaged"):
+        Journal(OsDisk(), tmp_path, segment_bytes=200)
+    newest.write_bytes(bytes(HEADER_SIZE))
+    assert Journal(OsDisk(), tmp_path, segment_bytes=200).last_index == first_of_newest - 1
 
 
 def test_a_node_that_was_greeted_while_its_disk_was_full_can_lead_later() -> None:

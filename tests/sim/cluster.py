@@ -422,6 +422,8 @@ class Cluster:
         self.trace.add(kind, node, path, size)
         if kind == "torn":
             self.trace.count("torn writes")
+        elif kind == "reuse":
+            self.trace.count("segments reused")
         elif kind == "fsync failed":
             self.trace.count("fsync-error")
             failed = self.oracle.nodes[node]

@@ -9,8 +9,8 @@ The model, which is as unkind as POSIX allows:
 * After a failed fsync the written pages stay readable and never become durable (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020).
 
-The steps of `replace`, `rename`, `remove` and `open_append` are those of `durable.OsDisk`, with a
-crash point before and after each fsync and rename.
+The steps of `replace`, `rename`, `remove`, `reuse` and `open_append` are those of `durable.OsDisk`,
+with a crash point before and after each fsync and rename.
 """
 
 from __future__ import annotations
@@ -200,10 +200,12 @@ def _set_name(names: dict[str, Inode], path: str, inode: Inode | None) -> None:
 class MountedFile:
     """A `durable.DiskFile`."""
 
-    def __init__(self, disk: MountedDisk, path: str, inode: Inode) -> None:
+    def __init__(self, disk: MountedDisk, path: str, inode: Inode,
+                 size: int | None = None) -> None:
         self._disk = disk
         self._path = path
         self._inode = inode
+        self._size = len(inode.data) if size is None else size
 
     def pread(self, size: int, offset: int) -> bytes:
         return bytes(memoryview(self._inode.data)[offset:offset + size])
@@ -211,7 +213,8 @@ class MountedFile:
     def append(self, chunks: Sequence[bytes]) -> None:
         data = b"".join(chunks)
         self._disk.prepare_write(self._path, data)
-        self._inode.write(len(self._inode.data), data)
+        self._inode.write(self._size, data)
+        self._size += len(data)
 
     @property
     def is_durable(self) -> bool:
@@ -224,9 +227,10 @@ class MountedFile:
     def truncate(self, size: int) -> None:
         self._disk.life.require_alive()
         self._inode.truncate(size)
+        self._size = size
 
     def size(self) -> int:
-        return len(self._inode.data)
+        return self._size
 
     def close(self) -> None:
         """Nothing is held."""
@@ -283,6 +287,17 @@ class MountedDisk:
             self._medium.rename_names(str(path.parent), [(name, inode)])
             self.sync_directory(path.parent)
         return MountedFile(self, name, inode)
+
+    def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
+        inode = self._medium.files.get(str(source))
+        if inode is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+        self.prepare_write(str(source), head)
+        inode.write(0, head)
+        self.sync_inode(str(source), inode)
+        self.rename(source, target)
+        self._events.changed(self._medium.node, "reuse", str(target), len(inode.data))
+        return MountedFile(self, str(target), inode, len(head))
 
     def read(self, path: Path) -> bytes:
         inode = self._medium.files.get(str(path))

@@ -23,6 +23,7 @@ from elastickv.raft.journal import Journal
 from elastickv.raft.segment import Segment
 
 KEK = Kek(bytes(range(32)), source="simulation")
+SALT_SEED = 1
 
 
 class Taps(Protocol):
@@ -89,7 +90,7 @@ def observed_journal(taps: Taps) -> type[Journal]:
 
     class ObservedJournal(Journal):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
+            super().__init__(*arguments, generator=random.Random(SALT_SEED), **options)
             taps.opened(self)
 
         def append(self, index: int, term: int, command: bytes) -> None:

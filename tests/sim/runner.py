@@ -29,6 +29,7 @@ REQUIRED = (
     "disk-full", "clock-step", "clock-step back", "bit-flip journal", "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
     "long-absence", "transfer", "torn writes", "torn tails cut",
+    "segments reused",
     "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",
     "snapshots installed", "histories checked", "sealed", "bootstrap", "storage cutover",

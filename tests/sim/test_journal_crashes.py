@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from elastickv.raft.journal import Journal
+from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
+from elastickv.raft.segment import SPARE_SUFFIX
+from tests.sim.disk import MountedDisk
 from tests.sim.loop import Crashed
 from tests.sim.test_disk import Watcher, medium, mount
 
@@ -21,7 +25,8 @@ Change = Callable[[Journal], None]
 
 
 def open_journal(disk: object) -> Journal:
-    return Journal(disk, LOG, segment_bytes=200)  # type: ignore[arg-type]
+    return Journal(disk, LOG, segment_bytes=200,  # type: ignore[arg-type]
+                   generator=random.Random(1))
 
 
 def entries(journal: Journal) -> Entries:
@@ -52,6 +57,17 @@ def reset(journal: Journal) -> None:
     journal.reset(40, 3)
 
 
+def reuse(journal: Journal) -> None:
+    """Compact, and write over what was dropped, some of it without a sync in between."""
+    while journal.compact_to(9):
+        pass
+    for _ in range(3):
+        for _ in range(4):
+            index = journal.last_index + 1
+            journal.append(index, 2, b"\x00entry %d, after the others" % index)
+        journal.sync()
+
+
 def crashed_at(point: int, seed: int, change: Change) -> tuple[bool, Entries, Journal]:
     """Whether the crash came before the end, the log before, and the log that opens after it."""
     platter = medium(seed)
@@ -75,7 +91,7 @@ def crashed_at(point: int, seed: int, change: Change) -> tuple[bool, Entries, Jo
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("change", [roll, truncate, compact, reset])
+@pytest.mark.parametrize("change", [roll, truncate, compact, reset, reuse])
 def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:
     """What opens is the old log, a part of it that the change allows, or the new one."""
     for point in itertools.count(1):
@@ -89,6 +105,12 @@ def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:
         elif change is compact:
             assert found == before[COUNT - len(found):]
             assert journal.anchor_index <= 9
+        elif change is reuse:
+            old = [entry for entry in found if entry[2] == 1]
+            assert old == before[COUNT - len(old):]
+            assert found[len(old):] == [
+                (b"\x00entry %d, after the others" % index, index, 2)
+                for index in range(COUNT + 2, COUNT + 2 + len(found) - len(old))]
         elif found or journal.anchor_index < 40:
             assert found == before[:len(found)]
         if not struck:
@@ -97,3 +119,65 @@ def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:
         assert (journal.anchor_index, journal.anchor_term, journal.last_index) == (40, 3, 40)
     if change is truncate:
         assert journal.last_index == 4
+
+
+class Tale:
+    """Random appends, syncs, truncations and compactions, and what has to be left of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = random.Random(seed)
+        self.written: dict[int, bytes] = {}
+        self.durable = self.committed = FIRST_ANCHOR_INDEX
+        self.reused = 0
+
+    def check(self, journal: Journal) -> None:
+        """`journal` was opened after a power cut."""
+        assert journal.anchor_index <= self.committed
+        assert journal.last_index >= self.durable
+        for command, index, _ in entries(journal):
+            assert command == self.written[index]
+
+    def step(self, journal: Journal, disk: MountedDisk) -> None:
+        generator = self.generator
+        uncommitted = max(self.committed, journal.anchor_index) + 1
+        match generator.choice("aaaaaasstc"):
+            case "a":
+                index = journal.last_index + 1
+                self.written[index] = b"\x00" + generator.randbytes(generator.randrange(60))
+                spares = self._spares(disk)
+                journal.append(index, 1, self.written[index])
+                self.reused += spares - self._spares(disk)
+            case "s":
+                journal.sync()
+                self.committed = max(self.committed, journal.last_index - 3)
+            case "t" if journal.last_index >= uncommitted:
+                index = generator.randint(uncommitted, journal.last_index)
+                self.durable = min(self.durable, index - 1)
+                journal.truncate_from(index)
+            case "c":
+                journal.compact_to(self.committed)
+        self.durable = journal.durable_index
+
+    @staticmethod
+    def _spares(disk: MountedDisk) -> int:
+        return sum(name.endswith(SPARE_SUFFIX) for name in disk.list(LOG))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_wherever_a_power_cut_strikes_what_was_durable_is_there(seed: int) -> None:
+    platter = medium(seed)
+    watcher = platter.events
+    assert isinstance(watcher, Watcher)
+    tale = Tale(seed)
+    for _ in range(5):
+        disk, life = mount(platter)
+        watcher.crash_at = 0
+        journal = open_journal(disk)
+        tale.check(journal)
+        watcher.points.clear()
+        watcher.crash_at = tale.generator.randrange(100, 400)
+        with contextlib.suppress(Crashed):
+            while True:
+                tale.step(journal, disk)
+        life.end()
+    assert tale.reused > 0

@@ -1,0 +1,259 @@
+"""Segments written over dropped ones: which files are used again, and what is left in them."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from pathlib import Path
+
+import pytest
+from test_journal import (
+    FIRST,
+    SMALL_SEGMENT,
+    Stepwise,
+    compact,
+    contents,
+    filled,
+    open_journal,
+    segments,
+)
+
+from elastickv.durable import OsDisk
+from elastickv.errors import DiskFull, JournalCorrupt
+from elastickv.raft import records
+from elastickv.raft.journal import MOST_SPARES, Journal
+from elastickv.raft.segment import HEADER_SIZE, MAGIC, SegmentHeader, segment_name
+
+
+class NoSalt:
+    """A generator that draws zeros: the checksums are those of a record on the wire."""
+
+    def getrandbits(self, bits: int) -> int:
+        return 0
+
+
+def spares(path: Path) -> list[Path]:
+    return sorted(path.glob("*.spare"))
+
+
+def extend_to(journal: Journal, index: int) -> None:
+    while journal.last_index < index:
+        journal.append(journal.last_index + 1, 1, b"\x00later %d" % (journal.last_index + 1))
+    journal.sync()
+
+
+def test_later_segments_are_written_over_dropped_ones(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 40)
+    inodes = [spare.stat().st_ino for spare in spares(tmp_path)]
+    assert len(inodes) == MOST_SPARES
+    names = segments(tmp_path)
+    extend_to(journal, 100)
+    assert not spares(tmp_path)
+    new = [path for path in segments(tmp_path) if path not in names]
+    assert [path.stat().st_ino for path in new[:MOST_SPARES]] == inodes
+    kept = contents(journal)
+    journal.close()
+    for path in new[:-1]:
+        assert SMALL_SEGMENT <= path.stat().st_size < 2 * SMALL_SEGMENT
+    assert contents(open_journal(tmp_path)) == kept
+    for path in tmp_path.glob("*.index"):
+        path.unlink()
+    assert contents(open_journal(tmp_path)) == kept
+
+
+def reused(path: Path, command: bytes, **options: object) -> tuple[Journal, Path]:
+    """A log whose last segment is empty, in the file of one that held `command` once."""
+    journal = open_journal(path, segment_bytes=HEADER_SIZE + 1, **options)
+    journal.append(FIRST, 1, command)
+    while len(segments(path)) < 3:
+        journal.append(journal.last_index + 1, 1, b"\x00x")
+    journal.sync()
+    compact(journal, journal.last_index)
+    assert spares(path)[0].stat().st_size > HEADER_SIZE + len(command)
+    journal._roll()
+    return journal, segments(path)[-1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 50, 200])
+def test_what_is_left_of_the_older_segment_is_no_part_of_the_log(tmp_path, length):
+    journal, newest = reused(tmp_path, b"\x00" + bytes(range(256)) * 4)
+    journal.append(journal.last_index + 1, 1, b"\x00" + b"n" * length)
+    journal.sync()
+    kept = contents(journal)
+    crashed = newest.read_bytes()
+    assert len(crashed) > 1000
+    journal.close()
+    newest.write_bytes(crashed)
+    assert contents(open_journal(tmp_path)) == kept
+    assert newest.stat().st_size == HEADER_SIZE + records.HEADER_BYTES + 1 + length
+
+
+@pytest.mark.parametrize(("options", "last_index"), [({}, 5), ({"generator": NoSalt()}, 6)],
+                         ids=["with salt", "without"])
+def test_bytes_that_a_client_chose_are_never_taken_for_a_record(tmp_path, options, last_index):
+    """The end of the new segment falls on the start of a record that an older entry brought. Only
+    the salt, which the client does not know, keeps it from being the next entry."""
+    forged = records.encode(6, 1, b"\x00forged", 5)
+    journal, newest = reused(tmp_path, b"\x00" + forged * 5, **options)
+    journal.append(5, 1, b"\x00" + b"n" * len(forged))
+    journal.sync()
+    crashed = newest.read_bytes()
+    assert crashed[HEADER_SIZE + records.HEADER_BYTES + 1 + len(forged):].startswith(forged)
+    journal.close()
+    newest.write_bytes(crashed)
+    assert open_journal(tmp_path).last_index == last_index
+
+
+def test_damage_before_a_durable_record_is_found_in_a_reused_segment(tmp_path):
+    journal, newest = reused(tmp_path, b"\x00" + bytes(1000))
+    for _ in range(3):
+        index = journal.last_index + 1
+        journal._segments[-1].append(
+            records.encode(index, 1, b"\x00new", journal.durable_index, journal._segments[-1].salt))
+        journal._segments[-1].note(index, 1, 4, False)
+        journal.last_index = index
+        journal.sync()
+    crashed = bytearray(newest.read_bytes())
+    journal.close()
+    crashed[HEADER_SIZE + records.HEADER_BYTES + 2] ^= 1
+    newest.write_bytes(crashed)
+    with pytest.raises(JournalCorrupt, match="is damaged"):
+        open_journal(tmp_path)
+
+
+def test_what_was_in_the_log_when_reuse_was_forbidden_goes_with_its_files(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 20)
+    assert spares(tmp_path)
+    journal.forbid_reuse(0)
+    assert not spares(tmp_path)
+    last = journal.last_index
+    extend_to(journal, 100)
+    compact(journal, last)
+    assert not spares(tmp_path)
+    compact(journal, 100)
+    assert len(spares(tmp_path)) == MOST_SPARES
+    assert all(int(path.stem) > last for path in spares(tmp_path))
+
+
+def test_reuse_can_be_forbidden_for_entries_to_come(tmp_path):
+    journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
+    journal.forbid_reuse(70)
+    extend_to(journal, 150)
+    compact(journal, 80)
+    assert not spares(tmp_path)
+    compact(journal, 150)
+    assert spares(tmp_path)
+    assert all(int(path.stem) > 70 for path in spares(tmp_path))
+
+
+def test_a_file_that_is_becoming_a_spare_when_reuse_is_forbidden_is_deleted(tmp_path):
+    cleanup = Stepwise()
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT, cleanup=cleanup)
+    journal.compact_to(40)
+    (work, done), = cleanup.jobs
+    cleanup.jobs.clear()
+    work()
+    assert spares(tmp_path)
+    journal.forbid_reuse(0)
+    done(None)
+    while cleanup.jobs:
+        cleanup.step()
+    assert not spares(tmp_path)
+    extend_to(journal, 100)
+    assert contents(open_journal(tmp_path))[-1][1] == 100
+
+
+def test_a_start_keeps_no_spare_and_makes_none_of_what_it_finds(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 30)
+    journal.close()
+    assert spares(tmp_path)
+    again = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    assert not spares(tmp_path)
+    compact(again, 51)
+    assert not spares(tmp_path)
+
+
+def test_a_reset_deletes_the_spares(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 30)
+    journal.reset(1000, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [segment_name(1001)]
+
+
+def test_a_spare_that_was_deleted_to_make_room_is_not_missed(tmp_path):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 40)
+    for path in spares(tmp_path):
+        path.unlink()
+    extend_to(journal, 100)
+    assert contents(open_journal(tmp_path))[-1][1] == 100
+
+
+def test_a_disk_without_room_refuses_the_entry_and_the_spare_stays(tmp_path, monkeypatch):
+    journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
+    compact(journal, 40)
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(DiskFull):
+            extend_to(journal, 100)
+    last = journal.last_index
+    assert last < 100
+    assert len(spares(tmp_path)) == MOST_SPARES
+    extend_to(journal, 100)
+    found = contents(open_journal(tmp_path))
+    assert [index for _, index, _ in found] == list(range(journal.anchor_index + 1, 101))
+
+
+def test_segments_of_version_1_are_read_and_continued(tmp_path):
+    body = struct.pack(">4sIQQ", MAGIC, 1, 2, 0)
+    path = tmp_path / segment_name(2)
+    path.write_bytes(body + struct.pack(">I", records.crc32c(body))
+                     + b"".join(records.encode(index, 1, b"\x00old", 0) for index in (2, 3)))
+    journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    assert contents(journal) == [(b"\x00old", 2, 1), (b"\x00old", 3, 1)]
+    extend_to(journal, 40)
+    kept = contents(journal)
+    journal.close()
+    assert contents(open_journal(tmp_path)) == kept
+
+
+def test_the_header_by_its_bytes():
+    encoded = SegmentHeader(0x0102, 3, 0xA1B2C3D4).encode()
+    assert encoded[:28].hex() == "454b4a4c" "00000002" "0000000000000102" "0000000000000003" \
+        "a1b2c3d4"
+    assert encoded[28:] == struct.pack(">I", records.crc32c(encoded[:28]))
+    assert SegmentHeader.decode(encoded + b"more") == (0x0102, 3, 0xA1B2C3D4, 32)
+    for cut in range(len(encoded)):
+        assert SegmentHeader.decode(encoded[:cut]) is None
+    for position in range(len(encoded)):
+        damaged = bytearray(encoded)
+        damaged[position] ^= 1
+        assert SegmentHeader.decode(bytes(damaged)) is None
+
+
+@pytest.mark.parametrize("head", [b"", b"head", b"h" * 30])
+def test_a_reused_file_has_the_old_bytes_behind_its_end(tmp_path, head):
+    disk = OsDisk()
+    source, target = tmp_path / "old", tmp_path / "new"
+    source.write_bytes(b"o" * 30)
+    file = disk.reuse(source, target, head)
+    assert file.size() == len(head)
+    assert not source.exists()
+    assert target.read_bytes() == head + b"o" * (30 - len(head))
+    file.append([b"more"])
+    assert target.read_bytes()[:len(head) + 4] == head + b"more"
+    file.close()
+    assert target.read_bytes() == head + b"more"
+
+
+def test_nothing_to_reuse(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        OsDisk().reuse(tmp_path / "none", tmp_path / "new", b"head")
+    assert list(tmp_path.iterdir()) == []
