@@ -15,6 +15,9 @@ and votes for nobody whose log does not reach it. That voter's log does, so it c
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -62,7 +65,12 @@ def missing_floor(remembered: PeerRecord, own: Position) -> tuple[int, int] | No
 
 
 class PeerMemory:
-    """The records, in memory at once and on the disk soon (`flush`)."""
+    """The records, in memory at once and on the disk soon.
+
+    `begin_flush` gives a job for any thread; everything else is the loop's. A job may run beside a
+    write that the loop cannot put off: they exclude each other, and a job that comes after a newer
+    write does nothing.
+    """
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self._disk = disk
@@ -75,6 +83,9 @@ class PeerMemory:
         self._acked = {peer_id: (record.acked_term, record.acked_index)
                        for peer_id, record in self._records.items()}
         self._dirty = False
+        self._lock = threading.Lock()
+        self._version = 0
+        self._written_version = 0
 
     def of(self, peer_id: str) -> PeerRecord | None:
         """What is remembered of `peer_id`, None for a stranger."""
@@ -125,13 +136,36 @@ class PeerMemory:
                 self._records.get(peer_id, NOTHING), sent_index=sent_index, sent_term=sent_term,
                 acked_index=acked_index, acked_term=acked_term)
 
+    def begin_flush(self) -> Callable[[], None] | None:
+        """What makes everything durable, for any thread; None when nothing has changed. When it
+        fails, what it did not write is as new as before."""
+        if not self._unwritten:
+            return None
+        self._settle()
+        return self._job(self._records)
+
     def flush(self) -> None:
         """Make everything durable now."""
-        if self._dirty:
+        if self._unwritten:
             self._settle()
             self._write(self._records)
 
+    @property
+    def _unwritten(self) -> bool:
+        return self._dirty or self._written_version < self._version
+
     def _write(self, records: dict[str, PeerRecord]) -> None:
-        self._disk.replace(self._path, encode_checked(KIND, msgspec.msgpack.encode(records)))
+        self._job(records)()
         self._records = records
+
+    def _job(self, records: dict[str, PeerRecord]) -> Callable[[], None]:
+        self._version += 1
         self._dirty = False
+        return partial(self._replace, self._version,
+                       encode_checked(KIND, msgspec.msgpack.encode(records)))
+
+    def _replace(self, version: int, data: bytes) -> None:
+        with self._lock:
+            if version > self._written_version:
+                self._disk.replace(self._path, data)
+                self._written_version = version

@@ -235,9 +235,12 @@ class PySyncObjEngine:
         self._schedule()
 
     def _keep_house(self) -> None:
-        """Once a second: remember peers durably, compact, ask for the configuration."""
+        """Once a second: remember peers durably, compact, ask for the configuration. The disk's
+        part is done beside the loop: a lone write waits for nothing but its own fsync."""
         try:
-            self._storage.memory.flush()
+            remember = self._storage.memory.begin_flush()
+            if remember is not None:
+                self._cleanup.submit(remember, self._remembered)
             self._compact()
         except DiskFull as error:
             self._note_full_disk(error)
@@ -254,6 +257,10 @@ class PySyncObjEngine:
         if now - self._disk_full_logged_at >= _DISK_FULL_REPEAT_S:
             self._disk_full_logged_at = now
             log.error("disk full", node=self.node_id, error=str(error))
+
+    def _remembered(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._cleanup_failed(error)
 
     def _cleanup_failed(self, error: BaseException) -> None:
         if isinstance(error, DiskFull):

@@ -109,6 +109,53 @@ def test_a_boot_that_could_not_be_written_is_not_remembered(tmp_path, monkeypatc
     assert (found.boot_epoch, found.boot_id, found.term, found.acked_index) == (4, 100, 6, 7)
 
 
+def test_a_job_writes_what_was_remembered_when_it_was_given(tmp_path):
+    path = tmp_path / "peers"
+    memory = PeerMemory(DISK, path)
+    assert memory.begin_flush() is None
+    memory.acknowledged("n2", 7, 5)
+    job = memory.begin_flush()
+    memory.acknowledged("n2", 8, 5)
+    assert PeerMemory(DISK, path).of("n2") is None
+    job()
+    assert PeerMemory(DISK, path).of("n2").acked_index == 7
+    memory.begin_flush()()
+    assert PeerMemory(DISK, path).of("n2").acked_index == 8
+    assert memory.begin_flush() is None
+
+
+@pytest.mark.parametrize("write", [lambda memory: memory.booted("n3", 1, 2, 3),
+                                   lambda memory: memory.flush()], ids=["a boot", "a flush"])
+def test_a_job_that_comes_late_writes_nothing_old(tmp_path, write):
+    path = tmp_path / "peers"
+    memory = PeerMemory(DISK, path)
+    memory.acknowledged("n2", 7, 5)
+    late = memory.begin_flush()
+    memory.acknowledged("n2", 8, 5)
+    write(memory)
+    written = path.read_bytes()
+    late()
+    assert path.read_bytes() == written
+    assert PeerMemory(DISK, path).of("n2").acked_index == 8
+
+
+def test_what_a_job_could_not_write_is_written_by_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "peers"
+    memory = PeerMemory(DISK, path)
+    memory.acknowledged("n2", 7, 5)
+    job = memory.begin_flush()
+
+    def full(self, path, data):
+        raise DiskFull("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OsDisk, "replace", full)
+        with pytest.raises(DiskFull):
+            job()
+    memory.begin_flush()()
+    assert PeerMemory(DISK, path).of("n2").acked_index == 7
+
+
 NOW = Position(boot_epoch=4, boot_id=44, term=7, last_index=40, last_term=6)
 LOSSES = [
     ("same boot, all there", PeerRecord(4, 44, 7, 40, 6, 0, 0), False),
