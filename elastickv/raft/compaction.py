@@ -8,12 +8,16 @@ from elastickv.raft.settings import EngineSettings
 
 
 class LogSize(NamedTuple):
-    """What the rule looks at. `durable_state_index` is the state machine's durable index."""
+    """What the rule looks at. `durable_state_index` is the state machine's durable index. Without
+    the segments up to `surplus_index` the log would be within its limit of bytes. A peer that was
+    sent the state needs what follows `sent_index` (None: there is none)."""
 
     anchor_index: int
     last_index: int
     total_bytes: int
     durable_state_index: int
+    surplus_index: int
+    sent_index: int | None = None
 
 
 FEW_SEGMENTS = 8
@@ -32,10 +36,16 @@ def segments_to_drop(droppable: int) -> int:
 def compaction_target(size: LogSize, settings: EngineSettings) -> int:
     """The index up to which the log may be dropped now; 0 = leave it.
 
-    Never above what the state machine has made durable, and a tail is kept for slow followers.
+    Never above what the state machine has made durable. A tail is kept for slow followers: so many
+    entries, but no more bytes of them than the log may have. Whoever is sent the state is slower
+    than that, and what follows it is kept whatever it takes: else it would have to be sent again,
+    and under load for ever.
     """
     entries = size.last_index - size.anchor_index
     if entries <= settings.compact_entries and size.total_bytes <= settings.compact_bytes:
         return 0
-    target = min(size.durable_state_index, size.last_index - settings.keep_entries)
+    tail_index = max(size.last_index - settings.keep_entries, size.surplus_index)
+    target = min(size.durable_state_index, tail_index)
+    if size.sent_index is not None:
+        target = min(target, size.sent_index)
     return target if target > size.anchor_index else 0

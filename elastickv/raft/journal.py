@@ -114,6 +114,16 @@ class Journal:
         """Bytes of all segments."""
         return sum(segment.size for segment in self._segments)
 
+    def surplus_index(self, max_bytes: int) -> int:
+        """The last index of the segments that would have to go for the rest to have at most
+        `max_bytes`; the anchor's when none would."""
+        size = 0
+        for segment in reversed(self._segments):
+            size += segment.size
+            if size > max_bytes:
+                return segment.last_index
+        return self.anchor_index
+
     def _segment_of(self, index: int) -> Segment:
         return self._segments[bisect_right(self._starts, index) - 1]
 

@@ -394,7 +394,9 @@ class PySyncObjEngine:
             return
         target = compaction_target(
             LogSize(journal.anchor_index, journal.last_index, journal.total_bytes,
-                    min(self._machine.durable_index, self._core.applied_index())),
+                    min(self._machine.durable_index, self._core.applied_index()),
+                    journal.surplus_index(self._settings.compact_bytes),
+                    self._sender.sent_index()),
             self._settings)
         if target:
             self._storage.compact_to(target)

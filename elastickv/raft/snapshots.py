@@ -44,6 +44,8 @@ STALLED_S = 10.0
 """A stream of which nothing was acknowledged for so long is begun anew."""
 REFUSED_S = 1.0
 """A peer that refused a stream is offered the next one after so long."""
+CATCH_UP_S = 30.0
+"""How long a peer that has installed a snapshot has for the entries that came meanwhile."""
 
 
 class InstallMarker(msgspec.Struct, array_like=True, frozen=True):
@@ -104,6 +106,7 @@ class SnapshotSender:
         self._installed = installed
         self._streams: dict[str, _Stream] = {}
         self._refused_at: dict[str, float] = {}
+        self._installed_at: dict[str, tuple[int, float]] = {}
         self._last_number = 0
         self.sent_bytes = 0
 
@@ -140,6 +143,7 @@ class SnapshotSender:
         if message.done:
             index = stream.export.applied_index
             self.cancel(peer_id)
+            self._installed_at[peer_id] = index, self._context.now()
             self._installed(peer_id, index)
         elif message.offset < 0:
             self.cancel(peer_id)
@@ -147,6 +151,16 @@ class SnapshotSender:
         else:
             stream.acked = max(stream.acked, message.offset)
             self._fill(peer_id, stream)
+
+    def sent_index(self) -> int | None:
+        """The log behind this index is needed by a peer that is being sent the state, or was
+        within `CATCH_UP_S`; None when there is no such peer."""
+        now = self._context.now()
+        self._installed_at = {peer_id: (index, at) for peer_id, (index, at)
+                              in self._installed_at.items() if now - at < CATCH_UP_S}
+        return min((*(stream.export.applied_index for stream in self._streams.values()
+                      if now - stream.progress_at < STALLED_S),
+                    *(index for index, _ in self._installed_at.values())), default=None)
 
     def _fill(self, peer_id: str, stream: _Stream) -> None:
         settings = self._context.settings

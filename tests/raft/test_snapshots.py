@@ -16,7 +16,13 @@ from elastickv.raft.engine import Entry
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import encode_members
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import InstallMarker, MarkerFile, SnapshotReceiver
+from elastickv.raft.snapshots import (
+    CATCH_UP_S,
+    STALLED_S,
+    InstallMarker,
+    MarkerFile,
+    SnapshotReceiver,
+)
 
 SECOND = 1.0
 COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
@@ -24,13 +30,18 @@ COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
 
 
 @pytest.mark.parametrize(("name", "size", "expected"), [
-    ("small log", LogSize(1, 500, 900, 500), 0),
-    ("many entries", LogSize(1, 2000, 900, 2000), 1900),
-    ("many bytes", LogSize(1, 500, 2000, 500), 400),
-    ("state not durable yet", LogSize(1, 2000, 900, 1200), 1200),
-    ("nothing durable", LogSize(1000, 2500, 900, 1000), 0),
-    ("tail is kept", LogSize(1950, 3000, 9000, 3000), 2900),
-    ("tail reaches the start", LogSize(2950, 3000, 9000, 3000), 0),
+    ("small log", LogSize(1, 500, 900, 500, 1), 0),
+    ("many entries", LogSize(1, 2000, 900, 2000, 1), 1900),
+    ("many bytes", LogSize(1, 500, 2000, 500, 300), 400),
+    ("state not durable yet", LogSize(1, 2000, 900, 1200, 1), 1200),
+    ("nothing durable", LogSize(1000, 2500, 900, 1000, 1000), 0),
+    ("tail is kept", LogSize(1950, 3000, 9000, 3000, 2500), 2900),
+    ("tail reaches the start", LogSize(2950, 3000, 900, 3000, 2950), 0),
+    ("tail of large entries", LogSize(2950, 3000, 9000, 3000, 2980), 2980),
+    ("large entries, not durable yet", LogSize(2950, 3000, 9000, 2970, 2980), 2970),
+    ("a snapshot is on its way", LogSize(1, 2000, 9000, 2000, 1950, 1500), 1500),
+    ("the snapshot is of the state that the log begins with",
+     LogSize(1500, 3000, 9000, 3000, 1950, 1500), 0),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_compaction_target(name, size, expected, tmp_path):
     settings = EngineSettings("n1", (), tmp_path, compact_bytes=1000, compact_entries=1000,
@@ -79,6 +90,67 @@ def test_lagging_follower_gets_a_snapshot_while_the_leader_serves():
         await fill(lab, 5, leader, b"after")
         await lab.settle()
         assert behind.state.entries == leader.state.entries
+
+    run(scenario())
+
+
+def test_large_entries_are_kept_up_to_the_limit_of_bytes():
+    async def scenario() -> None:
+        lab = Lab(**{**COMPACTING, "keep_entries": 10_000})
+        leader = await lab.start()
+        for number in range(60):
+            await leader.engine.propose(b"%d" % number + bytes(1000), timeout_s=10)
+        for node in lab.nodes.values():
+            await compacted(lab, node, 40)
+            await lab.until(lambda node=node: node.journal.total_bytes < 10_000)
+
+    run(scenario())
+
+
+def test_what_follows_a_snapshot_on_its_way_is_kept():
+    """Or the peer would need another one, and under load one after the other for ever."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        lab.hub.rule = lambda source, target, message: int(
+            not isinstance(message, frames.SnapshotChunk))
+        lab.hub.heal()
+        await lab.until(lambda: bool(lab.hub.sent(frames.SnapshotOffer)))
+        await fill(lab, 400, leader, b"while it is on its way")
+        await asyncio.sleep(STALLED_S - 1.0)
+        (offer,) = lab.hub.sent(frames.SnapshotOffer)
+        assert leader.journal.anchor_index <= offer.index
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
+
+    run(scenario())
+
+
+def test_what_follows_an_installed_snapshot_is_kept_for_a_while():
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        lab.hub.rule = lambda source, target, message: int(
+            target != behind.node_id or not isinstance(message, frames.AppendEntries)
+            or not message.entries)
+        lab.hub.heal()
+        await lab.until(lambda: behind.engine._receiver.installed_count == 1)
+        await fill(lab, 400, leader, b"before it has caught up")
+        await asyncio.sleep(CATCH_UP_S / 2)
+        assert leader.journal.anchor_index <= lab.hub.sent(frames.SnapshotOffer)[0].index
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
+        assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
+        await asyncio.sleep(CATCH_UP_S)
+        await lab.until(lambda: leader.journal.total_bytes < 10_000)
 
     run(scenario())
 
