@@ -381,7 +381,6 @@ class Journal:
         self._add(Segment.create_whole(self._disk, self._directory, self._header(index + 1, term)))
         self.last_index, self.last_term = index, term
         self.durable_index = index
-        self._reusable_from = index + 1
         self._set_anchor()
 
     def close(self) -> None:

@@ -72,6 +72,7 @@ def reused(path: Path, command: bytes, **options: object) -> tuple[Journal, Path
     compact(journal, journal.last_index)
     assert spares(path)[0].stat().st_size > HEADER_SIZE + len(command)
     journal._roll()
+    journal._segment_bytes = 1 << 20  # what follows stays in this one
     return journal, segments(path)[-1]
 
 
@@ -108,11 +109,7 @@ def test_bytes_that_a_client_chose_are_never_taken_for_a_record(tmp_path, option
 def test_damage_before_a_durable_record_is_found_in_a_reused_segment(tmp_path):
     journal, newest = reused(tmp_path, b"\x00" + bytes(1000))
     for _ in range(3):
-        index = journal.last_index + 1
-        journal._segments[-1].append(
-            records.encode(index, 1, b"\x00new", journal.durable_index, journal._segments[-1].salt))
-        journal._segments[-1].note(index, 1, 4, False)
-        journal.last_index = index
+        journal.append(journal.last_index + 1, 1, b"\x00new")
         journal.sync()
     crashed = bytearray(newest.read_bytes())
     journal.close()
@@ -181,6 +178,18 @@ def test_a_reset_deletes_the_spares(tmp_path):
     compact(journal, 30)
     journal.reset(1000, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == [segment_name(1001)]
+
+
+def test_a_reset_allows_nothing_that_was_forbidden(tmp_path):
+    journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
+    journal.forbid_reuse(140)
+    journal.reset(100, 1)
+    extend_to(journal, 200)
+    compact(journal, 150)
+    assert not spares(tmp_path)
+    compact(journal, 200)
+    assert spares(tmp_path)
+    assert all(int(path.stem) > 140 for path in spares(tmp_path))
 
 
 def test_a_spare_that_was_deleted_to_make_room_is_not_missed(tmp_path):
