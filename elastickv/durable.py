@@ -142,6 +142,14 @@ def _raise_if_full(error: OSError, path: Path) -> None:
                        remedy="free space on the data directory's file system") from error
 
 
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data`."""
+    view = memoryview(data)
+    written = 0
+    while written < len(view):
+        written += os.pwrite(descriptor, view[written:], offset + written)
+
+
 class OsFile:
     """A `DiskFile` on the machine's file system."""
 
@@ -157,16 +165,13 @@ class OsFile:
 
     def append(self, chunks: Sequence[bytes]) -> None:
         data = b"".join(chunks) if len(chunks) != 1 else chunks[0]
-        view = memoryview(data)
-        written = 0
         try:
-            while written < len(view):
-                written += os.pwrite(self._descriptor, view[written:], self._size + written)
+            _write_at(self._descriptor, data, self._size)
         except OSError as error:
             # The size is not advanced: the next append overwrites what a short write left behind.
             _raise_if_full(error, self._path)
             raise
-        self._size += written
+        self._size += len(data)
         self._reserved_end = max(self._reserved_end, self._size)
 
     def reserve(self, size: int) -> None:
@@ -211,9 +216,7 @@ class OsDisk:
         descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
         try:
             with _typed_if_full(source):
-                written = 0
-                while written < len(head):
-                    written += os.pwrite(descriptor, head[written:], written)
+                _write_at(descriptor, head, 0)
             os.fdatasync(descriptor)
             self.rename(source, target)
         except BaseException:

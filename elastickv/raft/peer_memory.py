@@ -82,8 +82,8 @@ class PeerMemory:
                       for peer_id, record in self._records.items()}
         self._acked = {peer_id: (record.acked_term, record.acked_index)
                        for peer_id, record in self._records.items()}
-        self._dirty = False
         self._lock = threading.Lock()
+        # Every change counts up; what is written lags behind.
         self._version = 0
         self._written_version = 0
 
@@ -105,19 +105,19 @@ class PeerMemory:
         record = self._records.get(peer_id, NOTHING)
         if term > record.term:
             self._records[peer_id] = msgspec.structs.replace(record, term=term)
-            self._dirty = True
+            self._version += 1
 
     def sent(self, peer_id: str, index: int, term: int) -> None:
         """A leader sent the entry at `index`, which has `term` and is durable here."""
         if (term, index) > self._sent.get(peer_id, (0, 0)):
             self._sent[peer_id] = (term, index)
-            self._dirty = True
+            self._version += 1
 
     def acknowledged(self, peer_id: str, index: int, term: int) -> None:
         """A peer certainly had the entry at `index`, which has `term`, on its disk."""
         if (term, index) > self._acked.get(peer_id, (0, 0)):
             self._acked[peer_id] = (term, index)
-            self._dirty = True
+            self._version += 1
 
     def forget(self, peer_id: str) -> None:
         """The peer is no member any more; one that joins under its name begins anew."""
@@ -125,7 +125,7 @@ class PeerMemory:
         self._sent.pop(peer_id, None)
         self._acked.pop(peer_id, None)
         if self._records.pop(peer_id, None) is not None:
-            self._dirty = True
+            self._version += 1
 
     def _settle(self) -> None:
         """Bring the records up to date."""
@@ -139,28 +139,23 @@ class PeerMemory:
     def begin_flush(self) -> Callable[[], None] | None:
         """What makes everything durable, for any thread; None when nothing has changed. When it
         fails, what it did not write is as new as before."""
-        if not self._unwritten:
+        if self._written_version == self._version:
             return None
         self._settle()
         return self._job(self._records)
 
     def flush(self) -> None:
         """Make everything durable now."""
-        if self._unwritten:
+        if self._written_version < self._version:
             self._settle()
             self._write(self._records)
 
-    @property
-    def _unwritten(self) -> bool:
-        return self._dirty or self._written_version < self._version
-
     def _write(self, records: dict[str, PeerRecord]) -> None:
+        self._version += 1
         self._job(records)()
         self._records = records
 
     def _job(self, records: dict[str, PeerRecord]) -> Callable[[], None]:
-        self._version += 1
-        self._dirty = False
         return partial(self._replace, self._version,
                        encode_checked(KIND, msgspec.msgpack.encode(records)))
 

@@ -159,7 +159,7 @@ class Segment:
         """
         path = spare.with_name(segment_name(header.first_index))
         segment = cls(disk, path, disk.reuse(spare, path, header.encode()), header)
-        segment._reserved_end = segment.size
+        segment._reserved_end = segment.size  # there is room behind it, which sealing must cut
         return segment
 
     @classmethod

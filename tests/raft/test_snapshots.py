@@ -58,6 +58,18 @@ async def compacted(lab: Lab, node: LabNode, below: int) -> None:
     await lab.until(lambda: node.journal.anchor_index > below)
 
 
+async def left_behind() -> tuple[Lab, LabNode, LabNode]:
+    """A leader whose log begins behind the end of an isolated follower's: (lab, leader, follower).
+    """
+    lab = Lab(**COMPACTING)
+    leader = await lab.start()
+    behind = lab.others(leader)[0]
+    lab.hub.isolate(behind.node_id)
+    await fill(lab, 400, leader)
+    await compacted(lab, leader, behind.journal.last_index)
+    return lab, leader, behind
+
+
 def test_log_is_compacted_by_itself_and_serves_on():
     async def scenario() -> None:
         lab = Lab(**COMPACTING)
@@ -74,12 +86,7 @@ def test_log_is_compacted_by_itself_and_serves_on():
 
 def test_lagging_follower_gets_a_snapshot_while_the_leader_serves():
     async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        leader = await lab.start()
-        behind = lab.others(leader)[0]
-        lab.hub.isolate(behind.node_id)
-        await fill(lab, 400, leader)
-        await compacted(lab, leader, behind.journal.last_index)
+        lab, leader, behind = await left_behind()
         lab.hub.heal()
         await fill(lab, 50, leader, b"meanwhile")
         await lab.settle()
@@ -110,12 +117,7 @@ def test_large_entries_are_kept_up_to_the_limit_of_bytes():
 def test_what_follows_a_snapshot_on_its_way_is_kept():
     """Or the peer would need another one, and under load one after the other for ever."""
     async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        leader = await lab.start()
-        behind = lab.others(leader)[0]
-        lab.hub.isolate(behind.node_id)
-        await fill(lab, 400, leader)
-        await compacted(lab, leader, behind.journal.last_index)
+        lab, leader, behind = await left_behind()
         lab.hub.rule = lambda source, target, message: int(
             not isinstance(message, frames.SnapshotChunk))
         lab.hub.heal()
@@ -132,12 +134,7 @@ def test_what_follows_a_snapshot_on_its_way_is_kept():
 
 def test_what_follows_an_installed_snapshot_is_kept_for_a_while():
     async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        leader = await lab.start()
-        behind = lab.others(leader)[0]
-        lab.hub.isolate(behind.node_id)
-        await fill(lab, 400, leader)
-        await compacted(lab, leader, behind.journal.last_index)
+        lab, leader, behind = await left_behind()
         lab.hub.rule = lambda source, target, message: int(
             target != behind.node_id or not isinstance(message, frames.AppendEntries)
             or not message.entries)
@@ -190,12 +187,7 @@ def test_snapshot_survives_the_leaders_death_half_way():
 
 def test_stalled_stream_is_begun_anew():
     async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        leader = await lab.start()
-        behind = lab.others(leader)[0]
-        lab.hub.isolate(behind.node_id)
-        await fill(lab, 400, leader)
-        await compacted(lab, leader, behind.journal.last_index)
+        lab, leader, behind = await left_behind()
         dropped = []
 
         def drop_one(source: str, target: str, message: frames.AnyMessage) -> int:
@@ -236,12 +228,7 @@ def test_damaged_stream_is_refused_and_sent_again(monkeypatch):
     monkeypatch.setattr(ListState, "open_import", lambda self: Refusing(finish(self)))
 
     async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        leader = await lab.start()
-        behind = lab.others(leader)[0]
-        lab.hub.isolate(behind.node_id)
-        await fill(lab, 400, leader)
-        await compacted(lab, leader, behind.journal.last_index)
+        lab, leader, behind = await left_behind()
         lab.hub.heal()
         await lab.until(lambda: behind.state.entries == leader.state.entries)
         assert refusals == [1]
