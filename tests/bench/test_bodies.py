@@ -1,7 +1,18 @@
+from itertools import islice
 from pathlib import Path
 
 import pytest
-from bodies import KEY_BYTES, Body, KeyRotator, frame, key_of, random_value, spread
+from bodies import (
+    KEY_BYTES,
+    KEYS_PER_TICK,
+    Body,
+    KeyRotator,
+    frame,
+    key_of,
+    random_value,
+    spread,
+    turns,
+)
 
 PLACEHOLDER = key_of(900_000_000_000)
 
@@ -64,3 +75,14 @@ def test_rotator_starts_bodies_apart_and_writes_whole_keys(tmp_path: Path) -> No
     key = (tmp_path / "body-0").read_bytes()[5:]
     assert key.startswith(b"key-")
     assert 0 <= int(key[4:]) < 1_000_000
+
+
+@pytest.mark.parametrize(("key_counts", "expected"), [
+    pytest.param([1], [[0], [0], [0]], id="a lone body moves at every tick"),
+    pytest.param([1] * 4, [[0, 1, 2, 3]] * 3, id="small ones move together"),
+    pytest.param([KEYS_PER_TICK] * 4, [[0], [1], [2], [3], [0]], id="large ones take turns"),
+    pytest.param([KEYS_PER_TICK // 2] * 3, [[0, 1], [2, 0], [1, 2]], id="two to a tick"),
+    pytest.param([2 * KEYS_PER_TICK, 1], [[0], [1, 0], [1, 0]], id="a huge one moves, too"),
+])
+def test_bodies_move_in_turns(key_counts: list[int], expected: list[list[int]]) -> None:
+    assert list(islice(turns(key_counts), len(expected))) == expected
