@@ -15,37 +15,49 @@ esac
 
 say() { printf '%s\n' "setup: $*" >&2; }
 
-find_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3.11 python3 python3.12 python3.13; do
-    [ -n "$candidate" ] || continue
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-      command -v "$candidate"
-      return
-    fi
-  done
-  say "Python 3.11 was not found. Install it, or name it: make PYTHON=/path/to/python3.11"
-  return 1
-}
-
 # Debian splits ensurepip from the interpreter.
 ensure_venv_module() {
   "$1" -c 'import ensurepip, venv' 2>/dev/null && return
-  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
-    say "installing python3.11-venv"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3.11-venv >&2
+  if [ "$(readlink -f "$1")" = /usr/bin/python3.11 ] && command -v apt-get >/dev/null; then
+    if [ "$(id -u)" = 0 ]; then
+      say "installing python3.11-venv"
+      export DEBIAN_FRONTEND=noninteractive
+      timeout -k 5 300 bash -c 'apt-get update -qq && apt-get install -y -qq python3.11-venv' \
+        >&2 </dev/null && return
+    fi
+    say "$1 has no venv module. Install it: sudo apt-get install python3.11-venv"
   else
-    say "this Python has no venv module. Install it: sudo apt-get install python3.11-venv"
-    return 1
+    say "$1 has no venv module"
   fi
+  return 1
+}
+
+make_environment() {
+  ensure_venv_module "$1" || return 1
+  say "creating .venv with $1 ($("$1" -V))"
+  "$1" -m venv --clear .venv </dev/null
+}
+
+create_environment() {
+  local version path
+  if [ -n "${PYTHON:-}" ]; then
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      say "PYTHON=$PYTHON is no Python 3.11"
+      return 1
+    fi
+    make_environment "$(command -v "$PYTHON")"
+    return
+  fi
+  while read -r _ version path; do
+    make_environment "$path" && return
+  done < <(scripts/pythons_by_speed.sh)
+  say "no usable Python 3.11 was found. Install it, or name it: make PYTHON=/path/to/python3.11"
+  return 1
 }
 
 # An interrupted first run can leave an environment without pip.
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  python=$(find_python)
-  ensure_venv_module "$python"
-  say "creating .venv with $("$python" -V)"
-  "$python" -m venv --clear .venv
+  create_environment
 fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet --no-input "$@"; }
