@@ -138,7 +138,8 @@ SETTINGS: tuple[Setting, ...] = (
             "store holds, is deleted in whole segments. A member that needs what was deleted is "
             "sent the store.", default="100000", minimum=1, maximum=1_000_000_000),
     Setting("snapshot_log_bytes", Kind.INT, "Size of the log at which its beginning is deleted, as "
-            "with --snapshot-entries.", default=str(256 * MIB), minimum=MIB, maximum=1 << 40),
+            "with --snapshot-entries. What follows a snapshot that a member "
+            "is being sent is kept.", default=str(256 * MIB), minimum=MIB, maximum=1 << 40),
     Setting("log_level", Kind.CHOICE, "Least severe level that is logged.", default="info",
             choices=("debug", "info", "warning", "error")),
     Setting("log_format", Kind.CHOICE, "Log lines as JSON objects or as text, on stderr.",
