@@ -9,12 +9,12 @@ from elastickv.raft.settings import EngineSettings
 
 class LogSize(NamedTuple):
     """What the rule looks at. `durable_state_index` is the state machine's durable index. Without
-    the segments up to `surplus_index` the log would be within its limit of bytes. A peer that was
-    sent the state needs what follows `sent_index` (None: there is none)."""
+    the segments up to `surplus_index` the log would be within its limit of bytes; it is the anchor
+    where the log is within it already. A peer that was sent the state needs what follows
+    `sent_index` (None: there is none)."""
 
     anchor_index: int
     last_index: int
-    total_bytes: int
     durable_state_index: int
     surplus_index: int
     sent_index: int | None = None
@@ -42,7 +42,7 @@ def compaction_target(size: LogSize, settings: EngineSettings) -> int:
     and under load for ever.
     """
     entries = size.last_index - size.anchor_index
-    if entries <= settings.compact_entries and size.total_bytes <= settings.compact_bytes:
+    if entries <= settings.compact_entries and size.surplus_index <= size.anchor_index:
         return 0
     tail_index = max(size.last_index - settings.keep_entries, size.surplus_index)
     target = min(size.durable_state_index, tail_index)

@@ -393,7 +393,7 @@ class PySyncObjEngine:
         if self._snapshots is None:
             return
         target = compaction_target(
-            LogSize(journal.anchor_index, journal.last_index, journal.total_bytes,
+            LogSize(journal.anchor_index, journal.last_index,
                     min(self._machine.durable_index, self._core.applied_index()),
                     journal.surplus_index(self._settings.compact_bytes),
                     self._sender.sent_index()),
