@@ -134,15 +134,20 @@ def test_what_was_in_the_log_when_reuse_was_forbidden_goes_with_its_files(tmp_pa
     assert all(int(path.stem) > last for path in spares(tmp_path))
 
 
+def assert_reuse_behind(journal: Journal, path: Path, index: int) -> None:
+    """As the log goes on, segments become spares that begin behind `index`, and no others."""
+    extend_to(journal, index + 80)
+    compact(journal, index + 10)
+    assert not spares(path)
+    compact(journal, index + 80)
+    assert spares(path)
+    assert all(int(spare.stem) > index for spare in spares(path))
+
+
 def test_reuse_can_be_forbidden_for_entries_to_come(tmp_path):
     journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
     journal.forbid_reuse(70)
-    extend_to(journal, 150)
-    compact(journal, 80)
-    assert not spares(tmp_path)
-    compact(journal, 150)
-    assert spares(tmp_path)
-    assert all(int(path.stem) > 70 for path in spares(tmp_path))
+    assert_reuse_behind(journal, tmp_path, 70)
 
 
 def test_a_file_that_is_becoming_a_spare_when_reuse_is_forbidden_is_deleted(tmp_path):
@@ -184,12 +189,7 @@ def test_a_reset_allows_nothing_that_was_forbidden(tmp_path):
     journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
     journal.forbid_reuse(140)
     journal.reset(100, 1)
-    extend_to(journal, 200)
-    compact(journal, 150)
-    assert not spares(tmp_path)
-    compact(journal, 200)
-    assert spares(tmp_path)
-    assert all(int(path.stem) > 140 for path in spares(tmp_path))
+    assert_reuse_behind(journal, tmp_path, 140)
 
 
 def test_a_spare_that_was_deleted_to_make_room_is_not_missed(tmp_path):
