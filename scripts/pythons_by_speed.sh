@@ -6,14 +6,22 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+candidates() {
+  type -ap python3.11 python3 || true
+  printf '%s\n' /usr/bin/python3.11 /usr/local/bin/python3.11
+}
+
 handicap=100
 seen=" "
-for candidate in $(type -ap python3.11 python3) /usr/bin/python3.11 /usr/local/bin/python3.11; do
+while IFS= read -r candidate; do
+  [ -x "$candidate" ] || continue
   real=$(readlink -f "$candidate")
-  [ -x "$real" ] && [[ "$seen" != *" $real "* ]] || continue
+  [[ "$seen" != *" $real "* ]] || continue
   seen="$seen$real "
-  # Not 3.11, or broken: it says nothing.
-  read -r nanoseconds version < <("$candidate" -I scripts/measure_python.py 2>/dev/null) || continue
+  # Not 3.11, or broken: it says nothing, or something else.
+  read -r nanoseconds version \
+    < <("$candidate" -I scripts/measure_python.py 2>/dev/null </dev/null) || continue
+  [[ "$nanoseconds" =~ ^[0-9]{1,15}$ ]] || continue
   echo "$((nanoseconds * handicap / 100)) $version $candidate"
   handicap=110
-done | sort -n
+done < <(candidates) | sort -n

@@ -39,16 +39,16 @@ make_environment() {
 }
 
 create_environment() {
-  local version path
+  local path
   if [ -n "${PYTHON:-}" ]; then
-    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-      say "PYTHON=$PYTHON is no Python 3.11"
-      return 1
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      make_environment "$(command -v "$PYTHON")"
+      return
     fi
-    make_environment "$(command -v "$PYTHON")"
-    return
+    # Other tools read this variable, too.
+    say "PYTHON=$PYTHON is no Python 3.11: looking for one"
   fi
-  while read -r _ version path; do
+  while read -r _ _ path; do
     make_environment "$path" && return
   done < <(scripts/pythons_by_speed.sh)
   say "no usable Python 3.11 was found. Install it, or name it: make PYTHON=/path/to/python3.11"

@@ -44,6 +44,14 @@ def test_another_version_and_a_broken_one_are_left_out(tmp_path: Path) -> None:
     assert found(*(str(tmp_path / name) for name in ("other", "gone", "good"))) == [good]
 
 
+def test_a_talkative_one_and_a_dead_link_do_not_hide_the_rest(tmp_path: Path) -> None:
+    fake_python(tmp_path / "talkative", "echo welcome back")
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / "python3.11").symlink_to(tmp_path / "no" / "such" / "place")
+    good = fake_python(tmp_path / "a good one", "echo 1000000 3.11.9")
+    assert found(*(str(tmp_path / name) for name in ("talkative", "dead", "a good one"))) == [good]
+
+
 def test_two_names_of_one_interpreter_count_once(tmp_path: Path) -> None:
     path = fake_python(tmp_path / "bin", "echo 1000000 3.11.9")
     (tmp_path / "bin" / "python3").symlink_to(path)
