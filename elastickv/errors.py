@@ -272,11 +272,6 @@ class ApplyHalted(CorruptionError):
     exit_code = ExitCode.APPLY_HALTED
 
 
-class InstallationCutShort(ApplyHalted):
-    """The state is that of a snapshot and the log is not yet behind it; the next start completes
-    it."""
-
-
 class EntryRejected(ApplyHalted):
     """An encryption entry breaks a rule, and does so on every replica alike.
 

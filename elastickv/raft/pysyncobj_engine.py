@@ -166,7 +166,7 @@ class PySyncObjEngine:
         self._pump = Pump(
             self._context, self._roles, self._elections, self._follower, self._replication,
             self._reads, self._transfer, self._waiters, offload=self._offload,
-            flush_links=self._links.flush, is_active=lambda: self._active,
+            flush_links=self._links.flush, is_active=lambda: self._takes_part,
             note_full_disk=self._note_full_disk, fail=self._fail, on_sync=self._on_sync)
         self._dispatch = self._message_table()
 
@@ -205,17 +205,24 @@ class PySyncObjEngine:
             return
         self._fatal_error = error
         log.error("raft halted", node=self.node_id, error=str(error), kind=type(error).__name__)
-        for peer_id in sorted(self._connected):
-            self._links.drop(peer_id)
+        self._drop_links()
         self._end_waits("this node has halted")
         for callback in self._fatal_callbacks:
             callback(error)
+
+    def _drop_links(self) -> None:
+        for peer_id in sorted(self._connected):
+            self._links.drop(peer_id)
 
     # --- what comes by itself -----------------------------------------------------------------
 
     @property
     def _active(self) -> bool:
         return self._running and self._fatal_error is None
+
+    @property
+    def _takes_part(self) -> bool:
+        return self._active and not self._receiver.is_cut_short
 
     def _schedule(self) -> None:
         self._pump.schedule()
@@ -238,6 +245,7 @@ class PySyncObjEngine:
         """Once a second: remember peers durably, compact, ask for the configuration. The disk's
         part is done beside the loop: a lone write waits for nothing but its own fsync."""
         try:
+            self._receiver.resume()
             remember = self._storage.memory.begin_flush()
             if remember is not None:
                 self._cleanup.submit(remember, self._remembered)
@@ -427,7 +435,8 @@ class PySyncObjEngine:
         return self._trust.hello(peer_id)
 
     def connected(self, peer_id: str, hello: frames.Hello) -> None:
-        if not self._active:
+        if not self._takes_part:
+            self._links.drop(peer_id)
             return
         self._connected.add(peer_id)
         self._client_addresses[peer_id] = hello.client_address
@@ -458,7 +467,7 @@ class PySyncObjEngine:
         self._schedule()
 
     def received(self, peer_id: str, body: bytes) -> None:
-        if not self._active or peer_id not in self._connected:
+        if not self._takes_part or peer_id not in self._connected:
             return
         try:
             message = frames.decode_message(body)
@@ -476,6 +485,8 @@ class PySyncObjEngine:
             self._links.drop(peer_id)
         except DiskFull as error:
             self._note_full_disk(error)
+            if self._receiver.is_cut_short:
+                self._drop_links()
         except Exception as error:
             self._fail(error)
         self._schedule()

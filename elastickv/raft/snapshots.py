@@ -10,6 +10,8 @@ what travels. The receiver's steps, in this order, survive a crash between any t
 5. the marker is removed.
 
 A start that finds the marker repeats step 4 when step 3 had happened, and forgets it otherwise.
+A disk that is full at step 4 leaves state and log in disagreement: the node takes no part until
+the step has succeeded.
 
 A snapshot of what the log holds anyway is not installed: entries behind it may be acknowledged, and
 would be lost with the log (Raft, section 7). They may arrive while it is on its way.
@@ -27,7 +29,6 @@ from elastickv.errors import (
     CorruptionError,
     DiskFull,
     ElasticKVError,
-    InstallationCutShort,
     StoreCorrupt,
 )
 from elastickv.logs import get_logger
@@ -195,13 +196,14 @@ class SnapshotReceiver:
 
     def __init__(self, context: Context, source: SnapshotSource | None, marker: MarkerFile,
                  install: Callable[[InstallMarker], None]) -> None:
-        """`install` performs steps 4 and 5."""
+        """`install` performs steps 4 and 5, and may be called again after `DiskFull`."""
         self._context = context
         self._source = source
         self._marker = marker
         self._install = install
         self._target: SnapshotImport | None = None
         self._pending: InstallMarker | None = None
+        self._cut_short: InstallMarker | None = None
         self._leader_id = ""
         self._term = 0
         self._stream = 0
@@ -233,7 +235,10 @@ class SnapshotReceiver:
         self._acknowledge(done=False)
 
     def on_chunk(self, peer_id: str, message: frames.SnapshotChunk) -> None:
-        """Take the next bytes; anything out of order refuses the stream."""
+        """Take the next bytes; anything out of order refuses the stream.
+
+        Raises `DiskFull` from step 4: `is_cut_short` then.
+        """
         if self._target is None or peer_id != self._leader_id \
                 or message.stream != self._stream or message.term != self._term:
             return
@@ -275,16 +280,24 @@ class SnapshotReceiver:
             raise StoreCorrupt(f"a snapshot of entry {pending.index} holds the state of entry "
                                f"{applied_index}",
                                remedy="remove this node and join it anew")
-        try:
-            self._install(pending)
-        except DiskFull as error:
-            # State and log disagree now; a start completes what the marker announces.
-            raise InstallationCutShort(
-                f"the log cannot begin anew behind the snapshot: {error.message}",
-                remedy=error.remedy) from error
-        self.installed_count += 1
-        log.info("snapshot installed", index=pending.index)
+        self._cut_short = pending
+        self.resume()
         self._acknowledge(done=True)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the state is that of a snapshot, and the log not yet behind it. Until `resume`
+        has mended that nothing may be applied, acknowledged, voted or said about the log."""
+        return self._cut_short is not None
+
+    def resume(self) -> None:
+        """Steps 4 and 5, again if need be. Raises `DiskFull`."""
+        if self._cut_short is None:
+            return
+        self._install(self._cut_short)
+        log.info("snapshot installed", index=self._cut_short.index)
+        self._cut_short = None
+        self.installed_count += 1
 
     def _is_needless(self, index: int, term: int) -> bool:
         return (index <= self._context.core.applied_index()

@@ -192,24 +192,6 @@ def test_a_full_disk_refuses_a_snapshot_and_takes_the_next() -> None:
     run(scenario())
 
 
-def test_a_full_disk_behind_an_installed_state_stops_the_node() -> None:
-    """The state is ahead of the log then; only a start, which knows the marker, can mend that."""
-    async def scenario() -> None:
-        lab = Lab(**COMPACTING)
-        _, behind = await follower_behind_the_log(lab)
-
-        def full(marker: Any) -> None:
-            raise DiskFull("no space left")
-
-        behind.engine._receiver._install = full
-        lab.hub.heal()
-        await lab.until(lambda: behind.status().role is Role.SHUTDOWN, timeout_s=10.0)
-        await behind.restart()
-        await lab.settle()
-
-    run(scenario())
-
-
 def test_a_leader_whose_disk_is_full_refuses_writes_and_logs_it_once_a_minute() -> None:
     async def scenario() -> None:
         lab = Lab()

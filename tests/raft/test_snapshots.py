@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from raft_lab import Lab, LabNode, ListState, MemoryDisk, run
 
-from elastickv.errors import CorruptionError, JournalCorrupt
+from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
-from elastickv.raft.engine import Entry
+from elastickv.raft.engine import Entry, Role
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import encode_members
 from elastickv.raft.settings import EngineSettings
@@ -266,6 +266,56 @@ def test_crash_between_the_steps_of_an_installation(state_was_replaced):
         await fill(lab, 5, leader, b"after")
         await lab.settle()
         assert behind.state.entries == leader.state.entries
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("full_at", [".log", "members"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, restarts):
+    """Until there is space the node takes no part: its log is gone and its state is ahead. What its
+    peers remember of the old log must not make it a suspect."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind, witness = lab.others(leader)
+        await lab.settle()
+        await asyncio.sleep(2)
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, 100)
+        full_paths: set[Path] = set()
+
+        def replace(path: Path, data: bytes) -> None:
+            if space.is_full and path.name.endswith(full_at) \
+                    and behind.state.applied_index > behind.core.applied_index():
+                full_paths.add(path)
+                raise DiskFull("no space left")
+            original(path, data)
+
+        original, space = behind.disk.replace, SimpleNamespace(is_full=True)
+        monkeypatch.setattr(behind.disk, "replace", replace)
+        lab.hub.heal()
+        await lab.until(lambda: bool(full_paths))
+        index = behind.state.applied_index
+        await fill(lab, 5, leader, b"meanwhile")
+        await asyncio.sleep(30)
+        assert not behind.fatal
+        assert behind.status().snapshots_installed == 0
+        assert behind.core.applied_index() < index == behind.state.applied_index
+        assert not behind.engine._connected
+        assert (leader.status().role, behind.status().role) == (Role.LEADER, Role.FOLLOWER)
+        space.is_full = False
+        if restarts:
+            await behind.restart()
+        await lab.settle()
+        assert behind.state.entries == leader.state.entries
+        assert behind.journal.anchor_index >= index
+        assert not behind.engine._trust.suspect
+        witness.kill()
+        await fill(lab, 5, leader, b"after")
+        await lab.until(lambda: behind.state.entries == leader.state.entries)
+        assert not behind.fatal
 
     run(scenario())
 

@@ -57,7 +57,7 @@ NEED_OPERATOR = ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError",
 
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "fsync-error": ("OSError", "GuardFailed"),
-    "disk-full": ("DiskFull", "GuardFailed", "InstallationCutShort"),
+    "disk-full": ("DiskFull", "GuardFailed"),
     "bit-flip": ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed"),
     "old-disk": ("GuardFailed", "LogDiverged"),
     "removal": ("RemovedFromCluster",),
