@@ -66,7 +66,6 @@ from elastickv.raft.trust import Trust
 
 log = get_logger("elastickv.raft")
 
-_HOUSEKEEPING_TICKS = 50
 _DISK_FULL_REPEAT_S = 60.0
 
 
@@ -99,7 +98,7 @@ class PySyncObjEngine:
         self._fatal_error: BaseException | None = None
         self._running = False
         self._timer: asyncio.TimerHandle | None = None
-        self._ticks = 0
+        self._housekeeping_at = 0.0
         self._on_sync = on_sync
         self._freshness = Freshness()
         self._disk_full_logged_at = -math.inf
@@ -125,6 +124,7 @@ class PySyncObjEngine:
             raise
         self._members.changed()
         self._trust.started(self._loop.time())
+        self._housekeeping_at = self._loop.time() + self._settings.housekeeping_s
         self._on_timer()
 
     def _refuse_if_removed(self) -> None:
@@ -236,14 +236,14 @@ class PySyncObjEngine:
         self._waiters.expire(now)
         self._calls.expire(now)
         self._reads.repeat()
-        self._ticks += 1
-        if self._ticks % _HOUSEKEEPING_TICKS == 0:
+        if now >= self._housekeeping_at:
+            self._housekeeping_at = now + self._settings.housekeeping_s
             self._keep_house()
         self._schedule()
 
     def _keep_house(self) -> None:
-        """Once a second: remember peers durably, compact, ask for the configuration. The disk's
-        part is done beside the loop: a lone write waits for nothing but its own fsync."""
+        """Remember peers durably, compact, ask for the configuration. The disk's part is done
+        beside the loop: a lone write waits for nothing but its own fsync."""
         try:
             self._receiver.resume()
             remember = self._storage.memory.begin_flush()

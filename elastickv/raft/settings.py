@@ -20,7 +20,8 @@ class EngineSettings:
     travel with before it gets a message of its own. Up to `inline_sync_bytes` (a lone small write)
     are synced in the loop, which is faster than a thread while nobody else waits for the loop. A
     follower leaves up to `apply_lag_entries` committed entries until its next tick, unless somebody
-    waits for them there.
+    waits for them there. What it remembers of peers is written, and the log compacted, every
+    `housekeeping_s`.
     """
 
     node_id: str
@@ -51,7 +52,7 @@ class EngineSettings:
     keep_entries: int = 10_000
     snapshot_chunk_bytes: int = 256 << 10
     snapshot_window_chunks: int = 4
-    memory_flush_s: float = 1.0
+    housekeeping_s: float = 1.0
     greeting_grace_s: float = 0.5
 
     @property

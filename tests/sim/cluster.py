@@ -151,6 +151,7 @@ class SimNode:
         self.serving = False
         self.excuses: set[str] = set()
         self.stays_down = False
+        self.fills_when_installed = False
         self.needs_operator = False
         self.is_removed = False
         self.core: Any = None
@@ -245,7 +246,7 @@ class SimNode:
         own_entries = OwnEntries()
         machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed,
                                  own_entries=own_entries)
-        snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._keys_changed)
+        snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._installed)
         offload = LateOffload(cluster.loop, generator, plan.sync_delay_s)
         self.engine = self._build_engine(disk, machine, snapshots, offload, generator)
         self.encryption = EncryptionController(
@@ -311,6 +312,13 @@ class SimNode:
 
     def _keys_changed(self, index: int) -> None:
         self.encryption.keys_changed(index)
+
+    def _installed(self, index: int) -> None:
+        """The state is that of a snapshot; the log does not follow it yet."""
+        self.encryption.keys_changed(index)
+        if self.fills_when_installed:
+            self.medium.is_full = True
+            self.cluster.trace.count("installations cut short")
 
     def _flushed(self, durable_index: int) -> None:
         self.durable_applied = max(self.durable_applied, durable_index)

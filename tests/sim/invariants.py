@@ -24,7 +24,7 @@ What is checked of messages is in `promises.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -331,6 +331,12 @@ class Oracle:
             self.fail("ciphertext at rest", f"{name} writes a plaintext value to {path}")
 
     # --- ends -----------------------------------------------------------------------------------
+
+    def suspected(self, node: SimNode, fields: Mapping[str, object]) -> None:
+        """A node takes itself for one with an old disk."""
+        if not node.excuses & DATA_LOSS:
+            self.fail("nodes suspect themselves for a reason",
+                      f"{node.name} has lost nothing: {fields.get('reason')}")
 
     def halted(self, node: SimNode, error: BaseException, allowed: dict[str, tuple[str, ...]]
                ) -> None:

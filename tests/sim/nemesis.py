@@ -17,6 +17,7 @@ from tests.sim.disk import Inode, Medium
 RESTART_S = (0.03, 0.4)
 ALONE = ("bit-flip", "old-disk")
 ALONE_LIMIT_S = 1.5
+ABSENCE_LIMIT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Nemesis:
             not node.is_usable or (node.serving and not node.engine._trust.suspect)
             for node in nodes))
 
-    async def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = self._loop.now + ALONE_LIMIT_S
+    async def _wait(self, condition: Callable[[], bool], limit_s: float = ALONE_LIMIT_S) -> None:
+        deadline = self._loop.now + limit_s
         while not condition() and self._loop.now < deadline:
             await asyncio.sleep(0.02)
 
@@ -106,7 +107,7 @@ class Nemesis:
         cluster.network.conditions.loss = cluster.network.conditions.duplication = 0.0
         cluster.network.conditions.spike = 0.0
         for node in cluster.nodes:
-            node.medium.is_full = False
+            node.fills_when_installed = node.medium.is_full = False
             node.medium.failing_syncs = 0
             if node.life is not None and node.life.paused:
                 self._resume(node)
@@ -193,15 +194,28 @@ class Nemesis:
             self._loop.resume(node.life)
 
     async def long_absence(self) -> None:
-        """A node is away until the others have dropped the log that it would need."""
+        """A node is away until the others have dropped the log that it would need; some have just
+        enough space for the snapshot that they are sent, and not for the log behind it."""
         node = self._node()
-        if node.stays_down:
+        if any(other.stays_down for other in self._cluster.nodes):
             return
         self._count("long-absence")
         node.stays_down = True
         node.crash()
-        await self._hold(0.5, 1.2)
+        await self._hold(0.3, 1.0)
+        await self._wait(lambda: self._must_be_sent_the_state(node), ABSENCE_LIMIT_S)
+        if self._generator.random() < 0.4:
+            node.excuses.add("disk-full")
+            node.fills_when_installed = True
         self._restart(node)
+        if node.fills_when_installed:
+            await self._hold(0.5, 2.5)
+            node.fills_when_installed = node.medium.is_full = False
+
+    def _must_be_sent_the_state(self, absent: SimNode) -> bool:
+        return any(node.core is not None and node.core.is_leading()
+                   and node.journal.anchor_index > absent.journal.last_index
+                   for node in self._cluster.nodes if node.is_up)
 
     async def transfer(self) -> None:
         """An operator hands the leadership to another node, and perhaps back at once, so that
@@ -359,7 +373,7 @@ class Nemesis:
 def _file_kind(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
     return {"store.image": "store", "keys.json": "sidecar"}.get(
-        name, "journal" if name.endswith((".log", ".index")) else name)
+        name, "journal" if name.endswith((".log", ".index", ".spare")) else name)
 
 
 _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {

@@ -67,14 +67,19 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         "compact_entries": compact_entries,
         "keep_entries": generator.choice((2, 8)) if compact_entries < 1000 else 1000,
         "snapshot_chunk_bytes": generator.choice((64, 1000, 1 << 16)),
-        "memory_flush_s": 0.2,
+        "housekeeping_s": 0.2,
         "greeting_grace_s": 2 * election_s,
     }
     learners = generator.choice(LEARNERS) if size == min(SIZES) else 0
     count = min(len(enabled), generator.choice((1, 2, 3, 4)))
+    encryption = generator.choice(ENCRYPTION)
+    faults = tuple(generator.sample(enabled, count))
+    if "long-absence" in faults:
+        # Who was away is to be sent the state, not the log.
+        settings |= {"segment_bytes": min(settings["segment_bytes"], 3000),
+                     "compact_entries": 12, "keep_entries": 2}
     return Plan(
-        seed=seed, size=size, settings=settings, encryption=generator.choice(ENCRYPTION),
-        faults=tuple(generator.sample(enabled, count)),
+        seed=seed, size=size, settings=settings, encryption=encryption, faults=faults,
         fault_gap_s=generator.choice((0.1, 0.2, 0.35)), fault_s=generator.choice((0.8, 1.2, 1.8)),
         clients=generator.choice((2, 2, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),

@@ -32,8 +32,9 @@ REQUIRED = (
     "segments reused",
     "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",
-    "snapshots installed", "histories checked", "sealed", "bootstrap", "storage cutover",
-    "raft cutover", "rotate storage", "rotate raft", "register", "promotions", "removals",
+    "snapshots installed", "installations cut short", "histories checked", "sealed",
+    "bootstrap", "storage cutover", "raft cutover", "rotate storage", "rotate raft", "register",
+    "promotions", "removals",
 )
 """Counters that must not be zero over a run of `FULL_RUN_SEEDS` seeds or more."""
 

@@ -27,9 +27,10 @@ from tests.sim.workload import KEYS, Workload
 ELECTION_LIMIT_S = 5.0
 CONVERGENCE_LIMIT_S = 8.0
 CHECK_CONFIGURATIONS = 200_000
+SUSPECT_LINE = \
+    "this node has lost data: it neither votes nor counts until it has caught up with a leader"
 COUNTED_LINES = {
-    "this node has lost data: it neither votes nor counts until it has caught up with a leader":
-        "old disks noticed",
+    SUSPECT_LINE: "old disks noticed",
     "this node has caught up and counts again": "old disks caught up",
 }
 """Lines of the nodes' logs that the report counts, and under which name."""
@@ -79,6 +80,8 @@ class Schedule:
             self.oracle.check_whole_state(self.oracle.nodes[life.name])
         elif event in COUNTED_LINES:
             self.trace.count(COUNTED_LINES[event])
+        if event == SUSPECT_LINE and life is not None:
+            self.oracle.suspected(self.oracle.nodes[life.name], fields)
 
     async def main(self) -> None:
         """The run."""
@@ -91,6 +94,7 @@ class Schedule:
         early = plan.encryption == "full-early"
         clients = [asyncio.ensure_future(workload.client(f"{number}"))
                    for number in range(plan.clients)]
+        reader = asyncio.ensure_future(workload.reader())
         operator = asyncio.ensure_future(workload.operator(until=plan.encryption, repeat=True))
         change = workload.dismiss if plan.leaves else workload.promote
         changes = [asyncio.ensure_future(change(learner))
@@ -100,7 +104,7 @@ class Schedule:
         await self.nemesis.run()
         self.nemesis.heal()
         workload.is_over = True
-        await asyncio.gather(*clients, operator)
+        await asyncio.gather(*clients, reader, operator)
         await self._converge(changes)
         await self._final_reads()
         self._examine()

@@ -195,6 +195,12 @@ async def plaintext(schedule: Schedule, node: SimNode) -> None:
     node.medium.mount(node.life).replace(Path("/data/x"), b"a" + SECRET + b"b")
 
 
+@breach("nodes suspect themselves for a reason")
+async def suspected(schedule: Schedule, node: SimNode) -> None:
+    as_node(schedule, node)
+    node.engine._trust._become_suspect("n1", "for no reason", 1, 1)
+
+
 @breach("nodes halt for a reason")
 async def halted(schedule: Schedule, node: SimNode) -> None:
     schedule.oracle.halted(node, StoreCorrupt("for no reason"), EXPLAINS)

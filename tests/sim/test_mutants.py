@@ -211,6 +211,11 @@ def snapshot_keeps_the_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RaftStorage, "_log_contains", lambda self, marker: True)
 
 
+def state_ahead_of_the_log_takes_part(patch: pytest.MonkeyPatch) -> None:
+    """A full disk between the steps of an installation changes nothing for the node."""
+    patch.setattr(PySyncObjEngine, "_takes_part", property(lambda self: self._active))
+
+
 def failed_fsync_goes_on(patch: pytest.MonkeyPatch) -> None:
     """An error of fsync is taken for success."""
     finish_sync = Journal.finish_sync
@@ -294,6 +299,7 @@ MUTANTS: dict[str, Mutate] = {
     "learner counts": learner_counts,
     "peer memory ignored": peer_memory_ignored,
     "snapshot keeps the log": snapshot_keeps_the_log,
+    "state ahead of the log takes part": state_ahead_of_the_log_takes_part,
     "failed fsync goes on": failed_fsync_goes_on,
     "no fsync": no_fsync,
     "log dropped too early": log_dropped_too_early,

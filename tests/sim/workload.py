@@ -66,6 +66,19 @@ class Workload:
                 await generator.choice(actions)(node, generator)
             await asyncio.sleep(generator.uniform(0.005, 0.08))
 
+    async def reader(self) -> None:
+        """Reads that do not wait for each other's end, so that a node out of touch is asked as
+        often as any. In no history: the promises of reads are checked as they are kept."""
+        generator = self.cluster.streams.stream("reader")
+        reads: list[asyncio.Future[object]] = []
+        while not self.is_over:
+            node = generator.choice(self.cluster.nodes)
+            if node.serving:
+                reads.append(asyncio.ensure_future(self._quiet(node, lambda n: n.coordinator.get(
+                    KEYS[0].encode(), timeout_s=CALL_TIMEOUT_S))))
+            await asyncio.sleep(generator.uniform(0.01, 0.06))
+        await asyncio.gather(*reads)
+
     async def _recorded(self, node: SimNode, operations: list[tuple[str, str, object]],
                         call: Callable[[SimNode], Awaitable[object]],
                         timeout_s: float = CALL_TIMEOUT_S) -> object:
