@@ -21,6 +21,8 @@ SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync", "posix/io/dir
 durable. Not `write`: sockets, the log and libfiu's own answers go through it."""
 
 FAILURE_PROBABILITY = 0.2
+ENDING_S = 1.0
+"""A process that does not answer within this time any more is not about to end."""
 AHEAD_S = 1.0
 """How long a node runs on after its disk was copied, counted from when it has applied more."""
 
@@ -45,23 +47,29 @@ class _FailingCalls(_OneDisk):
 
     async def enable(self, node: str, calls: Sequence[str], probability: float,
                      error: int) -> None:
-        """From now on each of `calls` fails with `error` that often. Raises `NotAvailable`."""
+        """From now on each of `calls` fails with `error` that often; the node may end of the first
+        that does. Raises `NotAvailable`, or `NotNow` when it does not run."""
+        if not self.cluster.processes[node].is_running:
+            raise NotNow(f"{node} does not run")
         for call in calls:
             await self._control(node, f"enable_random name={call},probability={probability},"
                                       f"failinfo={error}")
 
     async def disable(self, node: str, calls: Sequence[str]) -> None:
         """The calls work again, unless the process has ended."""
-        if self.cluster.processes[node].is_running:
-            for call in calls:
-                await self._control(node, f"disable name={call}")
+        for call in calls:
+            await self._control(node, f"disable name={call}")
 
     async def _control(self, node: str, command: str) -> None:
+        process = self.cluster.processes[node]
+        if not process.is_running:
+            return
         try:
             await asyncio.to_thread(preload.control_fiu, self.cluster.preload_files(node),
-                                    self.cluster.processes[node].pid, command)
+                                    process.pid, command)
         except Unsupported as error:
-            raise NotAvailable(str(error)) from None
+            if await process.wait(ENDING_S) is None:
+                raise NotAvailable(str(error)) from None
 
 
 class DiskFull(_FailingCalls):
