@@ -37,6 +37,14 @@ CLIENT_NAME = "jepsen"
 T = TypeVar("T")
 
 
+SHORT_LOG = ("--snapshot-entries", "300", "--snapshot-log-bytes", "1048576")
+"""A log of some seconds: who was away for longer, or comes with an empty disk, is sent the state,
+and segments are written over."""
+GRPC_FRONTS = ("h2", "grpc")
+"""Members take turns, so that every run has both."""
+SNAPSHOT_LINE = "snapshot installed"
+
+
 class ClusterError(Exception):
     """The cluster did not do what it has to do; the message says what, and which logs to read."""
 
@@ -178,7 +186,8 @@ class Cluster:
             "--raftAddress", self.network.raft_address(node),
             "--raft-listen-address", self.network.raft_listen_address(node),
             "--raftDataDir", str(self.data_directory(node)), *origin,
-            "--kekFile", str(kek_file), "--encryption-enabled",
+            "--kekFile", str(kek_file), "--encryption-enabled", *SHORT_LOG,
+            "--grpc-front", GRPC_FRONTS[self.nodes.index(node) % len(GRPC_FRONTS)],
             "--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-ca", str(tls.ca),
             *self.options.node_flags]
 
@@ -225,6 +234,11 @@ class Cluster:
         """Give a stopped node the disk at `old`; what it has is kept aside."""
         self.take_disk_away(node)
         shutil.copytree(old, self.data_directory(node), dirs_exist_ok=True)
+
+    def snapshots_installed(self) -> dict[str, int]:
+        """How often each node took the state from another one, by the logs."""
+        return {node: process.log_path.read_text(encoding="utf-8").count(f'"{SNAPSHOT_LINE}"')
+                for node, process in self.processes.items()}
 
     # --- questions ----------------------------------------------------------------------------
 

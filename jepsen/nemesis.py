@@ -228,4 +228,5 @@ def check_processes(cluster: Cluster) -> Verdict:
     starts = {node: process.starts for node, process in cluster.processes.items()}
     codes = {node: [end.code for end in process.exits]
              for node, process in cluster.processes.items()}
-    return judge("processes", problems, {"starts": starts, "exit_codes": codes})
+    return judge("processes", problems, {"starts": starts, "exit_codes": codes,
+                                         "snapshots_installed": cluster.snapshots_installed()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from jepsen import preload
 from jepsen.faults.api import Fault, NotAvailable, Requirements
 from jepsen.preload import Preload
@@ -24,6 +26,7 @@ class ClockSteps(Fault):
             if process.is_running and not preload.is_loaded(process.pid, Preload.FAKETIME):
                 raise NotAvailable(f"{node} runs without libfaketime")
             self.cluster.preload_files(node).set_clock(offset_s)
+        await asyncio.sleep(preload.CLOCK_DELAY_S)
         return ", ".join(f"{node} {offset_s:+g} s" for node, offset_s in steps.items())
 
     async def heal(self) -> None:

@@ -19,7 +19,7 @@ from elastickv.errors import (
     Unreachable,
 )
 from jepsen.history import Kind, Recorder, pair
-from jepsen.values import Codec
+from jepsen.values import FILLER_SIZES, Codec
 from jepsen.workloads.api import Processes, Session
 
 
@@ -98,3 +98,14 @@ def test_a_value_that_no_client_wrote_is_told_apart(data: bytes) -> None:
     assert str(Codec(lambda: True).decode(data)).startswith("foreign value")
     damaged = Codec(lambda: True)
     assert str(damaged.decode(damaged.encode(1)[:-1])).startswith("foreign value")
+
+
+def test_values_of_every_size_are_what_was_written() -> None:
+    codec = Codec(lambda: True)
+    values = [codec.encode(number) for number in range(2 * len(FILLER_SIZES))]
+    assert [codec.decode(value) for value in values] == list(range(len(values)))
+    assert {len(value) for value in values} == {len(codec.sealed_marker) + 3 + size
+                                                for size in FILLER_SIZES}
+    for value in values:
+        damaged = value.replace(b"|", b"|.", 1)
+        assert str(codec.decode(damaged)).startswith("foreign value")

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLANTED_NODE = Path(__file__).with_name("planted_node.py")
-FAULTS = "kill-one,pause,partition-halves,isolate-leader,one-way,slow,rotate-storage,rotate-raft"
+FAULTS = "wipe,pause,partition-halves,isolate-leader,one-way,slow,rotate-storage,rotate-raft"
 
 
 def run_jepsen(directory: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:
@@ -44,6 +44,8 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
     assert set(results["faults"]) == set(FAULTS.split(","))
     assert results["operations"]["ok"] > 500
     verdicts = {found["checker"]: found["verdict"] for found in results["checkers"]}
+    [processes] = [found for found in results["checkers"] if found["checker"] == "processes"]
+    assert sum(processes["facts"]["snapshots_installed"].values()) > 0
     assert verdicts == dict.fromkeys(
         ("recovery", "linearizable", "append", "bank", "unique-writes", "scans", "faults",
          "processes", "replicas", "nonces", "plaintext"), "valid")
