@@ -30,7 +30,6 @@ class NonceLedger:
 
     def __init__(self) -> None:
         self.envelopes = 0
-        self.repeats = 0
         self.reused = 0
         self.problems: list[str] = []
         self._seen: dict[bytes, tuple[bytes, str]] = {}
@@ -48,7 +47,6 @@ class NonceLedger:
         digest = hashlib.blake2b(envelope, digest_size=_DIGEST_BYTES).digest()
         known = self._seen.setdefault(name, (digest, where))
         if known[0] == digest:
-            self.repeats += known[1] != where
             return
         self.reused += 1
         if len(self.problems) < MAX_PROBLEMS:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from elastickv import config
 from elastickv.config import Address, BootstrapMember, Kind, NodeSettings
 from elastickv.errors import ConfigError, ExitCode
-from elastickv.kv import api
 
 LOCAL = {"raft_id": "n1", "insecure": "true"}
 TLS = {"raft_id": "n1", "tls_cert": "c", "tls_key": "k", "tls_ca": "a"}
@@ -42,7 +41,7 @@ def test_spellings_of_the_go_node_are_kept() -> None:
 def test_defaults_parse_and_agree_with_the_api() -> None:
     settings = config.resolve(LOCAL, {})
     assert settings.address == Address("127.0.0.1", 50051)
-    assert settings.max_value_bytes == api.DEFAULT_MAX_VALUE_BYTES
+    assert settings.max_value_bytes == 8 << 20
     assert settings.raft_data_dir == Path("data")
     assert settings.kek_file is None
     assert settings.tls is None

@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 from elastickv.crypto.keystore import Purpose
 
 MAX_KEY_BYTES = 480
-DEFAULT_MAX_VALUE_BYTES = 8 * 1024 * 1024
 MAX_TTL_MS = (1 << 63) - 1
 """An expiry, this much after any commit timestamp, still fits the 64 bits of a value header."""
 

@@ -71,11 +71,6 @@ class Proposer:
         """Told the outcome of every proposal: one of `OUTCOMES`."""
 
     @property
-    def in_flight(self) -> int:
-        """Entries proposed and not ended."""
-        return self._in_flight
-
-    @property
     def held(self) -> bool:
         """True while the barrier holds proposals back."""
         return not self._open

@@ -79,7 +79,6 @@ class EngineStatus:
     applied_index: int
     last_log_index: int
     last_snapshot_index: int
-    first_log_index: int
     durable_log_index: int
     pending_proposals: int
     peers: int

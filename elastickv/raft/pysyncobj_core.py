@@ -208,10 +208,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def last_response(self, peer_id: str) -> float:
         return float(self._SyncObj__lastResponseTime.get(peer_node(peer_id), 0.0))
 
-    def random_timeout(self) -> float:
-        """An election timeout in seconds."""
-        return self._SyncObj__generateRaftTimeout()
-
     # --- driving ------------------------------------------------------------------------------
 
     def tick(self) -> None:

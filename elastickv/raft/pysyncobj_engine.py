@@ -579,7 +579,6 @@ class PySyncObjEngine:
             applied_index=core.applied_index(),
             last_log_index=journal.last_index,
             last_snapshot_index=journal.anchor_index,
-            first_log_index=journal.anchor_index + 1,
             durable_log_index=journal.durable_index,
             pending_proposals=len(self._proposals),
             peers=sum(1 for m in configuration.members if m.node_id != self.node_id),

@@ -18,7 +18,7 @@ import itertools
 import mmap
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,6 @@ KEY_BYTES = 16
 KEYS_PER_TICK = 100
 """Moving keys takes the processor from what is measured: about 1 µs each."""
 _SPREAD = 600_011  # Prime, and no factor of a key count here: steps visit every key.
-
-KeyMaker = Callable[[int], bytes]
 
 
 def key_of(number: int, prefix: bytes = b"key-") -> bytes:
