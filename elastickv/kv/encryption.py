@@ -12,7 +12,8 @@ Any member takes any call; what only the leader can do is forwarded over the pee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from elastickv.clock import Clock, SystemClock
 from elastickv.crypto.kek import Kek
@@ -24,7 +25,6 @@ from elastickv.errors import (
     DekExhausted,
     GateOff,
     InvalidArgument,
-    NoLeader,
     OutcomeUnknown,
     PeerError,
 )
@@ -43,6 +43,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.forwarding import AdminCall, RegisterReply, RegisterSelf
 from elastickv.kv.leader_ops import LeaderOperations
+from elastickv.kv.leading import Decisions, require_leader_id
 from elastickv.kv.members import Members
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.proposer import Proposer
@@ -82,7 +83,7 @@ class EncryptionController:
         self._gate = gate and kek is not None
         self._full_node_id = full_node_id
         self._clock = clock or SystemClock()
-        self._running: set[asyncio.Task[object]] = set()
+        self._decisions = Decisions()
         self._known_cutover_index = 0
         settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
         self.writers = WriterRegistrar(
@@ -181,9 +182,9 @@ class EncryptionController:
             reply = await self.operations.register_self(message)
         else:
             reply = forwarding.decode(
-                await self._engine.call(self._leader_id(), forwarding.METHOD_REGISTER_SELF,
-                                        forwarding.encode(message),
-                                        timeout_s=REGISTER_TIMEOUT_S), RegisterReply)
+                await self._engine.call(
+                    require_leader_id(self._engine), forwarding.METHOD_REGISTER_SELF,
+                    forwarding.encode(message), timeout_s=REGISTER_TIMEOUT_S), RegisterReply)
         return WriterRegistration(reply.applied_index != 0, reply.last_seen_epoch)
 
     async def _serve_register_self(self, peer_id: str, method: str, payload: bytes) -> bytes:
@@ -191,7 +192,8 @@ class EncryptionController:
         if message.full_node_id != full_id_of(peer_id):
             raise InvalidArgument(f"{peer_id} asks to register node {message.full_node_id:#x},"
                                   " which is not its own id")
-        return forwarding.encode(await self._decided(self.operations.register_self(message)))
+        return forwarding.encode(await self._decisions.run(
+            partial(self.operations.register_self, message)))
 
     # --- automatic rotation ---------------------------------------------------------------------
 
@@ -234,29 +236,11 @@ class EncryptionController:
                           remedy="start every node with --kekFile and --encryption-enabled")
         return self._kek
 
-    def _leader_id(self) -> str:
-        leader_id = self._engine.status().leader_id
-        if not leader_id or leader_id == self._engine.node_id:
-            raise NoLeader("the cluster has no leader now; nothing was proposed",
-                           remedy="retry; check elastickv admin raft status if it persists")
-        return leader_id
-
-    async def _decided(self, operation: Awaitable[object]) -> object:
-        """Run to the end even if the caller gives up: the lock must cover the decision."""
-        task = asyncio.ensure_future(operation)
-        self._running.add(task)
-        task.add_done_callback(self._forget)
-        return await asyncio.shield(task)
-
-    def _forget(self, task: asyncio.Task[object]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()
-
     async def _run_operation(self, operation: str, arguments: dict[str, object]) -> bytes:
         """Run an operation here, to its end. This node must lead."""
         try:
-            result = await self._decided(self.operations.run(operation, arguments))
+            result = await self._decisions.run(
+                partial(self.operations.run, operation, arguments))
         finally:
             self.ensure_writers()
         if not isinstance(result, bytes):
@@ -280,7 +264,7 @@ class EncryptionController:
                     return await asyncio.wait_for(
                         self._run_operation(operation, arguments), remaining_s)
                 return await self._engine.call(
-                    self._leader_id(), forwarding.METHOD_ADMIN,
+                    require_leader_id(self._engine), forwarding.METHOD_ADMIN,
                     forwarding.encode(AdminCall(operation, arguments)), timeout_s=remaining_s)
             except TimeoutError:
                 raise OutcomeUnknown(

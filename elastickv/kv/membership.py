@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -52,6 +53,7 @@ from elastickv.kv.admission import (
 )
 from elastickv.kv.api import Capability
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
+from elastickv.kv.leading import Decisions, require_leader_id
 from elastickv.raft.engine import RaftEngine
 from elastickv.raft.membership import (
     ChangeContext,
@@ -117,7 +119,7 @@ class MembershipController:
         self._raft_address = raft_address
         self._under_way = ""
         self._removed_at = 0
-        self._running: set[asyncio.Task[int]] = set()
+        self._decisions = Decisions()
         engine.handle(METHOD_CHANGE, self._serve_change)
         engine.handle(METHOD_IDENTITY, self._serve_identity)
         engine.on_fatal(self._note_removal)
@@ -172,9 +174,10 @@ class MembershipController:
             call.timeout_ms = max(1, int(remaining_s * 1000))
             try:
                 if self._engine.is_leader():
-                    return await asyncio.wait_for(self._decided(call), remaining_s)
+                    return await asyncio.wait_for(
+                        self._decisions.run(partial(self._lead, call)), remaining_s)
                 return forwarding.decode(
-                    await self._engine.call(self._leader_id(), METHOD_CHANGE,
+                    await self._engine.call(require_leader_id(self._engine), METHOD_CHANGE,
                                             forwarding.encode(call), timeout_s=remaining_s), int)
             except TimeoutError:
                 raise OutcomeUnknown(
@@ -191,27 +194,9 @@ class MembershipController:
                     raise
                 await asyncio.sleep(RETRY_S)
 
-    def _leader_id(self) -> str:
-        leader_id = self._engine.status().leader_id
-        if not leader_id or leader_id == self._engine.node_id:
-            raise NoLeader("the cluster has no leader now; nothing was proposed",
-                           remedy="retry; check elastickv admin raft status if it persists")
-        return leader_id
-
-    async def _decided(self, call: _Call) -> int:
-        """Run to the end even if the caller gives up: the lock must cover the decision."""
-        task = asyncio.get_running_loop().create_task(self._lead(call))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[int]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()
-
     async def _serve_change(self, peer_id: str, method: str, payload: bytes) -> bytes:
-        return forwarding.encode(await self._decided(forwarding.decode(payload, _Call)))
+        return forwarding.encode(await self._decisions.run(
+            partial(self._lead, forwarding.decode(payload, _Call))))
 
     async def _serve_identity(self, peer_id: str, method: str, payload: bytes) -> bytes:
         return forwarding.encode(_Identity(self._raft_address, self._store.applied_index))
