@@ -40,8 +40,9 @@ T = TypeVar("T")
 SHORT_LOG = ("--snapshot-entries", "300", "--snapshot-log-bytes", "1048576")
 """A log of some seconds: who was away for longer, or comes with an empty disk, is sent the state,
 and segments are written over."""
-GRPC_FRONTS = ("h2", "grpc")
-"""Members take turns, so that every run has both."""
+MEMBER_FLAGS = (("--grpc-front", "h2"), ("--grpc-front", "grpc", "--flush-interval-ms", "100"))
+"""Members take turns, so that every run has both fronts, and a store that is often being flushed
+when its node is killed."""
 SNAPSHOT_LINE = "snapshot installed"
 
 
@@ -187,7 +188,7 @@ class Cluster:
             "--raft-listen-address", self.network.raft_listen_address(node),
             "--raftDataDir", str(self.data_directory(node)), *origin,
             "--kekFile", str(kek_file), "--encryption-enabled", *SHORT_LOG,
-            "--grpc-front", GRPC_FRONTS[self.nodes.index(node) % len(GRPC_FRONTS)],
+            *MEMBER_FLAGS[self.nodes.index(node) % len(MEMBER_FLAGS)],
             "--tls-cert", str(tls.cert), "--tls-key", str(tls.key), "--tls-ca", str(tls.ca),
             *self.options.node_flags]
 

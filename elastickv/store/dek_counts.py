@@ -38,11 +38,22 @@ def dek_id_of(record: bytes) -> int | None:
     return int.from_bytes(record[_KEY_ID], "big") if flags & _ENVELOPE_BITS else PLAINTEXT
 
 
-def count_in(counts: dict[int, int], record: bytes) -> None:
-    """Count a record that is stored."""
-    dek_id = dek_id_of(record)
-    if dek_id is not None:
-        counts[dek_id] = counts.get(dek_id, 0) + 1
+def count_in(counts: dict[int, int], records: Iterable[bytes]) -> None:
+    """Count records that are stored. As `dek_id_of` for each, with less to do for each."""
+    plain = 0
+    sealed: dict[bytes, int] = {}
+    for record in records:
+        flags = record[0]
+        if flags == _ENVELOPE_BITS:
+            key_id = record[_KEY_ID]
+            sealed[key_id] = sealed.get(key_id, 0) + 1
+        elif not flags & TOMBSTONE_BIT:
+            plain += 1
+    found = {int.from_bytes(key_id, "big"): count for key_id, count in sealed.items()}
+    if plain:
+        found[PLAINTEXT] = plain
+    for dek_id, count in found.items():
+        counts[dek_id] = counts.get(dek_id, 0) + count
 
 
 def without(counts: DekCounts, removed: Iterable[int | None]) -> dict[int, int]:

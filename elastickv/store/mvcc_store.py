@@ -106,15 +106,13 @@ class FlushJob(Job):
         self.dek_counts = self._counts
 
     def _versions(self) -> Iterator[Item]:
-        counts = self._counts
         for user_key, commit_ts, record in self._layer.overlay.versions():
-            count_in(counts, record)
             yield encode_store_key(user_key, commit_ts), record
 
-    def _meta(self) -> Iterator[Item]:
-        """Lazy, because the counts are complete when the versions have been consumed."""
-        yield from sorted({**self._layer.meta, **self._facts,
-                           DEK_COUNTS: encode_counts(self._counts)}.items())
+    def _meta(self) -> list[Item]:
+        count_in(self._counts, self._layer.overlay.records())
+        return sorted({**self._layer.meta, **self._facts,
+                       DEK_COUNTS: encode_counts(self._counts)}.items())
 
 
 class Store:
@@ -177,8 +175,7 @@ class Store:
         if stored is not None:
             return decode_counts(stored)
         counts: dict[int, int] = {}  # a store from before they were kept
-        for _, record in self._view.iterate(Table.MVCC):
-            count_in(counts, record)
+        count_in(counts, (record for _, record in self._view.iterate(Table.MVCC)))
         return counts
 
     # --- writing -----------------------------------------------------------------------------

@@ -88,6 +88,14 @@ class Overlay:
             chosen.reverse()
         return chosen
 
+    def records(self) -> Iterator[bytes]:
+        """The record of every version, in no order."""
+        for newest in self.chains.values():
+            chain: Chain | None = newest
+            while chain is not None:
+                yield chain[1]
+                chain = chain[2]
+
     def versions(self) -> Iterator[tuple[bytes, int, bytes]]:
         """Every version as `(user_key, commit_ts, record)`: keys in order, newest version first."""
         chains = self.chains

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from elastickv.crypto.cipher import open_record_value, seal_value
+from elastickv.crypto.cipher import open_record_value, seal_record_value
 from elastickv.errors import IntegrityError
 from elastickv.store.header import HEADER_BYTES, EncryptionState, check_record, encode_header
 from elastickv.store.mvcc import encode_store_key
@@ -36,13 +36,12 @@ def tombstone_record() -> bytes:
 
 
 def seal_record(handle: KeyHandle, nonce: bytes, user_key: bytes, commit_ts: int, plaintext: bytes,
-                expiry_ms: int = 0, *, version: int = 1, compress: bool = False) -> bytes:
+                expiry_ms: int = 0) -> bytes:
     """A sealed record for the version of `user_key` at `commit_ts`. The nonce is spent."""
     header = (encode_header(state=EncryptionState.ENVELOPE, expiry_ms=expiry_ms) if expiry_ms
               else _ENVELOPE_NEVER)
-    store_key = encode_store_key(user_key, commit_ts)
-    return header + seal_value(handle, nonce, header, store_key, plaintext, version=version,
-                               compress=compress)
+    return seal_record_value(handle, nonce, header, encode_store_key(user_key, commit_ts),
+                             plaintext)
 
 
 def open_record(keystore: Keystore | None, store_key: bytes, record: bytes) -> bytes:

@@ -61,7 +61,7 @@ def plant_plaintext_leak() -> None:
     """Some values are left in a temporary file of the data directory before they are sealed."""
     from elastickv.crypto import cipher
 
-    seal = cipher.seal_value
+    seal = cipher.seal_record_value
     directory = Path(sys.argv[sys.argv.index("--raftDataDir") + 1])
     sealed = 0
 
@@ -73,7 +73,7 @@ def plant_plaintext_leak() -> None:
         return seal(*arguments, **options)
 
     # Before any other module takes its own reference.
-    cipher.seal_value = seal_and_leak  # type: ignore[assignment]
+    cipher.seal_record_value = seal_and_leak  # type: ignore[assignment]
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -37,8 +38,7 @@ def walked(store: Store) -> dict[int, int]:
     counts: dict[int, int] = {}
     view = store.backend.view()
     try:
-        for _, record in view.iterate(Table.MVCC):
-            count_in(counts, record)
+        count_in(counts, (record for _, record in view.iterate(Table.MVCC)))
     finally:
         view.close()
     return counts
@@ -49,6 +49,17 @@ def walked(store: Store) -> dict[int, int]:
     (plain_record(b"v", 5), PLAINTEXT), (tombstone_record(), None)])
 def test_which_dek_a_record_is_under(record: bytes, dek_id: int | None) -> None:
     assert dek_id_of(record) == dek_id
+
+
+def test_counting_adds_to_what_was_counted() -> None:
+    records = [sealed(1), plain_record(b"v"), sealed(1), tombstone_record(), plain_record(b"w", 5),
+               sealed(2), plain_record(b"")]
+    counts = {1: 10, 9: 1}
+    count_in(counts, iter(records))
+    assert counts == {1: 12, 9: 1, 2: 1, PLAINTEXT: 3}
+    one_by_one = [dek_id for record in records if (dek_id := dek_id_of(record)) is not None]
+    count_in(fresh := {}, records)
+    assert fresh == Counter(one_by_one)
 
 
 def test_the_bytes() -> None:

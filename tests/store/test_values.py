@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elastickv.crypto.cipher import seal_value
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
-from elastickv.errors import IntegrityError
+from elastickv.errors import IntegrityError, InvalidArgument
 from elastickv.store.header import HEADER_BYTES, EncryptionState, encode_header, parse_header
 from elastickv.store.mvcc import encode_store_key
 from elastickv.store.values import open_record, plain_record, seal_record, tombstone_record
@@ -24,8 +25,12 @@ def sealed(plaintext: bytes = b"secret value", expiry_ms: int = 0) -> bytes:
 
 @given(st.binary(max_size=300), st.integers(0, 2**64 - 1), st.sampled_from([1, 2]), st.booleans())
 def test_sealed_round_trip(plaintext: bytes, expiry_ms: int, version: int, compress: bool) -> None:
-    record = seal_record(HANDLE, NONCE, b"key", 5, plaintext, expiry_ms, version=version,
-                         compress=compress)
+    """Also what another version or a compressing node wrote."""
+    header_bytes = encode_header(state=EncryptionState.ENVELOPE, expiry_ms=expiry_ms)
+    record = header_bytes + seal_value(HANDLE, NONCE, header_bytes, STORE_KEY, plaintext,
+                                       version=version, compress=compress)
+    if version == 1 and not compress:
+        assert record == seal_record(HANDLE, NONCE, b"key", 5, plaintext, expiry_ms)
     header = parse_header(record)
     assert (header.tombstone, header.state, header.expiry_ms) == (
         False, EncryptionState.ENVELOPE, expiry_ms)
@@ -37,6 +42,11 @@ def test_plain_round_trip_needs_no_keys(plaintext: bytes, expiry_ms: int) -> Non
     record = plain_record(plaintext, expiry_ms)
     assert parse_header(record).expiry_ms == expiry_ms
     assert open_record(None, STORE_KEY, record) == plaintext
+
+
+def test_a_nonce_of_the_wrong_length_seals_nothing() -> None:
+    with pytest.raises(InvalidArgument, match="nonce of 11 bytes"):
+        seal_record(HANDLE, NONCE[1:], b"key", 5, b"value")
 
 
 def test_a_sealed_record_holds_no_plaintext() -> None:
