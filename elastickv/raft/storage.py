@@ -91,7 +91,9 @@ class RaftStorage:
         """The state is that of `marker`: let the log follow, and forget the marker."""
         if not self._log_contains(marker):
             self.journal.reset(marker.index, marker.term)
-            self.membership.truncated(marker.index + 1)
+            # With every entry go the configurations: those below the snapshot may be entries that
+            # a deposed leader never committed.
+            self.membership.truncated(0)
         self._base_file.save(marker.configuration())
         self.membership.rebase(marker.configuration())
         self.marker.remove()

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from raft_lab import Lab, LabNode, ListState, MemoryDisk, run
+from raft_lab import Lab, LabNode, ListState, MemoryDisk, outcome, run
 
-from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt
+from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt, OutcomeUnknown
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
 from elastickv.raft.engine import Entry, Role
 from elastickv.raft.journal import Journal
-from elastickv.raft.membership import encode_members
+from elastickv.raft.membership import ChangeKind, MembershipChange, encode_members
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import (
     CATCH_UP_S,
@@ -266,6 +266,36 @@ def test_crash_between_the_steps_of_an_installation(state_was_replaced):
         await fill(lab, 5, leader, b"after")
         await lab.settle()
         assert behind.state.entries == leader.state.entries
+
+    run(scenario())
+
+
+def test_a_configuration_that_nobody_committed_goes_with_the_log():
+    """A deposed leader that is sent the state has none of its own entries any more, whatever their
+    index: a member of its own making could elect a second leader."""
+    async def scenario() -> None:
+        lab = Lab(4, **COMPACTING)
+        deposed = await lab.start()
+        await fill(lab, 10, deposed)
+        await lab.settle()
+        others = lab.others(deposed)
+        lab.hub.isolate(deposed.node_id)
+        change = asyncio.ensure_future(outcome(deposed.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, others[-1].node_id), timeout_s=5)))
+        leader = await lab.leader(others)
+        assert isinstance(await change, OutcomeUnknown)
+        assert len(deposed.core.voters()) == 3
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, 100)
+        lab.hub.heal()
+        await lab.until(lambda: deposed.status().snapshots_installed == 1)
+        assert sorted(deposed.core.voters()) == sorted(leader.core.voters())
+        await fill(lab, 400, leader, b"more")
+        await compacted(lab, deposed, 500)
+        await deposed.restart()
+        await lab.settle()
+        assert {node.status().configuration_index for node in lab.nodes.values()} == {0}
+        assert len(deposed.core.voters()) == 4
 
     run(scenario())
 
