@@ -36,12 +36,17 @@ _BODY_IN_RECORD = slice(VALUE_HEADER_BYTES + HEADER_BYTES, None)
 
 
 def _sealer(handle: KeyHandle, nonce: bytes, version: int) -> Aead:
+    """The way of every seal, so that whoever watches nonces has one place to look."""
     if len(nonce) != NONCE_BYTES:
         raise InvalidArgument(f"a nonce of {len(nonce)} bytes, must be {NONCE_BYTES}")
     aead = handle.aead[version] if version in VERSIONS else None
     if aead is None:
         raise InvalidArgument(f"unknown envelope version {version}")
     return aead
+
+
+def _wrong_header(header: bytes) -> InvalidArgument:
+    return InvalidArgument(f"a value header of {len(header)} bytes, must be {VALUE_HEADER_BYTES}")
 
 
 def _opener(keystore: Keystore, version: int, key_id: int) -> tuple[KeyHandle, Aead]:
@@ -63,8 +68,7 @@ def seal_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key: bytes,
     """
     aead = _sealer(handle, nonce, version)
     if len(header) != VALUE_HEADER_BYTES:
-        raise InvalidArgument(
-            f"a value header of {len(header)} bytes, must be {VALUE_HEADER_BYTES}")
+        raise _wrong_header(header)
     flag = 0
     if compress:
         packed = bytes(cramjam.snappy.compress_raw(plaintext))
@@ -78,9 +82,9 @@ def seal_record_value(handle: KeyHandle, nonce: bytes, header: bytes, store_key:
                       plaintext: bytes) -> bytes:
     """A value's header and its envelope: `header(9) | envelope`. As `seal_value`, without
     compression and with one copy less. Raises `InvalidArgument` as that does."""
-    aead = handle.aead[VERSION_GCM]
-    if aead is None or len(nonce) != NONCE_BYTES or len(header) != VALUE_HEADER_BYTES:
-        return header + seal_value(handle, nonce, header, store_key, plaintext)
+    aead = _sealer(handle, nonce, VERSION_GCM)
+    if len(header) != VALUE_HEADER_BYTES:
+        raise _wrong_header(header)
     prefix = handle.value_prefix[VERSION_GCM][0]
     return b"".join((header, prefix, nonce,
                      aead.encrypt(nonce, plaintext, prefix + header + store_key)))

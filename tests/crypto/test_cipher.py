@@ -13,6 +13,7 @@ from elastickv.crypto.cipher import (
     open_record_value,
     open_value,
     seal_raft,
+    seal_record_value,
     seal_value,
 )
 from elastickv.crypto.envelope import (
@@ -184,6 +185,8 @@ def test_a_nonce_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(InvalidArgument):
         seal_value(HANDLE, bytes(length), HEADER, STORE_KEY, b"value")
     with pytest.raises(InvalidArgument):
+        seal_record_value(HANDLE, bytes(length), HEADER, STORE_KEY, b"value")
+    with pytest.raises(InvalidArgument):
         seal_raft(HANDLE, bytes(length), b"value")
 
 
@@ -198,6 +201,8 @@ def test_an_unknown_version_is_not_written(version: int) -> None:
 def test_a_header_of_another_length_is_refused() -> None:
     with pytest.raises(InvalidArgument):
         seal_value(HANDLE, NONCE, bytes(8), STORE_KEY, b"value")
+    with pytest.raises(InvalidArgument):
+        seal_record_value(HANDLE, NONCE, bytes(8), STORE_KEY, b"value")
 
 
 def test_a_failure_tells_nothing_of_value_or_key() -> None:

@@ -29,7 +29,7 @@ SALT_SEED = 1
 class Taps(Protocol):
     """Who listens."""
 
-    def sealed(self, key_id: int, nonce: bytes) -> None: ...
+    def sealed(self, purpose: str, key_id: int, nonce: bytes) -> None: ...
 
     def appended(self, journal: Journal, index: int, term: int, previous_term: int,
                  command: bytes) -> None: ...
@@ -120,7 +120,7 @@ def installed(taps: Taps, generator: random.Random) -> Iterator[None]:
     real_sealer = cipher._sealer
 
     def tapped_sealer(handle: Any, nonce: bytes, version: int) -> Any:
-        taps.sealed(handle.key_id, nonce)
+        taps.sealed(handle.purpose.label, handle.key_id, nonce)
         return real_sealer(handle, nonce, version)
 
     entropy = _Entropy(generator)

@@ -315,8 +315,9 @@ class Oracle:
 
     # --- secrets --------------------------------------------------------------------------------
 
-    def sealed(self, key_id: int, nonce: bytes) -> None:
-        self._trace.count("sealed")
+    def sealed(self, purpose: str, key_id: int, nonce: bytes) -> None:
+        """Something is about to be sealed under a DEK for `purpose`."""
+        self._trace.count(f"sealed: {purpose}")
         if (key_id, nonce) in self._nonces:
             self.fail("no nonce twice", f"{self._name()} seals with {nonce.hex()} under {key_id}")
         node_id, epoch = int.from_bytes(nonce[:2], "big"), int.from_bytes(nonce[2:4], "big")

@@ -32,7 +32,8 @@ REQUIRED = (
     "segments reused",
     "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",
-    "snapshots installed", "installations cut short", "histories checked", "sealed",
+    "snapshots installed", "installations cut short", "histories checked",
+    "sealed: storage", "sealed: raft",
     "bootstrap", "storage cutover", "raft cutover", "rotate storage", "rotate raft", "register",
     "promotions", "removals",
 )

@@ -180,13 +180,13 @@ async def nonce_twice(schedule: Schedule, node: SimNode) -> None:
     as_node(schedule, node)
     schedule.oracle._registered[(7, 1)] = 1
     for _ in range(2):
-        schedule.oracle.sealed(7, b"\x00\x01\x00\x01" + bytes(8))
+        schedule.oracle.sealed("storage", 7, b"\x00\x01\x00\x01" + bytes(8))
 
 
 @breach("writers are registered")
 async def unregistered(schedule: Schedule, node: SimNode) -> None:
     as_node(schedule, node)
-    schedule.oracle.sealed(7, b"\x00\x01\x00\x01" + bytes(8))
+    schedule.oracle.sealed("storage", 7, b"\x00\x01\x00\x01" + bytes(8))
 
 
 @breach("ciphertext at rest")
