@@ -8,7 +8,6 @@ in the clear write with a second marker until both cutovers are confirmed, becau
 before may lie on the disks in plaintext.
 
 The filler makes values of different sizes, so that the log is rolled and dropped while a run lasts.
-It does not compress.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ class PySyncObjEngine:
         self._snapshots = snapshots
         self._client_addresses: dict[str, str] = {settings.node_id: settings.client_address}
         self._connected: set[str] = set()
+        self._ignored: set[str] = set()
         self._roles = Roles()
         self._fatal_callbacks: list[Callable[[BaseException], None]] = []
         self._fatal_error: BaseException | None = None
@@ -245,7 +246,7 @@ class PySyncObjEngine:
         """Remember peers durably, compact, ask for the configuration. The disk's part is done
         beside the loop: a lone write waits for nothing but its own fsync."""
         try:
-            self._receiver.resume()
+            self._resume_installation()
             remember = self._storage.memory.begin_flush()
             if remember is not None:
                 self._cleanup.submit(remember, self._remembered)
@@ -255,6 +256,15 @@ class PySyncObjEngine:
         except Exception as error:
             self._fail(error)
         self._members.ask()
+
+    def _resume_installation(self) -> None:
+        if not self._receiver.is_cut_short:
+            return
+        self._receiver.resume()
+        # Those who greeted meanwhile greet again; a node that had just been started waits for them.
+        self._trust.started(self._loop.time())
+        for peer_id in sorted(self._ignored):
+            self._links.drop(peer_id)
 
     def _note_full_disk(self, error: DiskFull) -> None:
         """A leader without its first entry cannot lead: it does not know what was committed before
@@ -339,6 +349,9 @@ class PySyncObjEngine:
         if not self._active:
             raise NoLeader("this node has stopped taking part",
                            remedy="use another member") from self._fatal_error
+        if self._receiver.is_cut_short:
+            raise NoLeader("the disk of this node is full, and its log is behind its state",
+                           remedy="free space on it, and use another member meanwhile")
 
     def _require_leader(self) -> None:
         self._require_active()
@@ -435,8 +448,11 @@ class PySyncObjEngine:
         return self._trust.hello(peer_id)
 
     def connected(self, peer_id: str, hello: frames.Hello) -> None:
-        if not self._takes_part:
-            self._links.drop(peer_id)
+        if not self._active:
+            return
+        if self._receiver.is_cut_short:
+            # What it remembers of this node would be compared with a log that is gone.
+            self._ignored.add(peer_id)
             return
         self._connected.add(peer_id)
         self._client_addresses[peer_id] = hello.client_address
@@ -456,6 +472,7 @@ class PySyncObjEngine:
 
     def disconnected(self, peer_id: str) -> None:
         self._connected.discard(peer_id)
+        self._ignored.discard(peer_id)
         if not self._running:
             return
         self._core.disconnected(peer_id)

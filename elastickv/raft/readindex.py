@@ -6,6 +6,7 @@ answered a probe that was sent after the read arrived (Raft, section 8).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from elastickv.raft.rules import has_majority
@@ -14,25 +15,41 @@ Waiter = Callable[[int], None]
 """Called once with the read index, or with 0 when the leadership was lost."""
 
 
-class ReadRounds:
-    """Bookkeeping of a leader's rounds. Pure: the caller sends the probes."""
+class _Queue:
+    """Reads of what is under way, and those that came since, by ticket."""
 
     def __init__(self) -> None:
         self.number = 0
         self.active = False
-        self._index = 0
-        self._answered: set[str] = set()
-        self._running: list[Waiter] = []
-        self._waiting: list[Waiter] = []
+        self._tickets = itertools.count()
+        self._running: dict[int, Waiter] = {}
+        self._waiting: dict[int, Waiter] = {}
 
-    def add(self, waiter: Waiter) -> None:
-        """A read that arrived now."""
-        self._waiting.append(waiter)
+    def add(self, waiter: Waiter) -> int:
+        """A read that arrived now; its ticket."""
+        ticket = next(self._tickets)
+        self._waiting[ticket] = waiter
+        return ticket
+
+    def discard(self, ticket: int) -> None:
+        """Nobody waits for this read any more. Otherwise a node that hears from no leader would
+        remember every read that it was ever asked for."""
+        self._waiting.pop(ticket, None)
+        self._running.pop(ticket, None)
 
     @property
     def due(self) -> bool:
-        """Whether a new round should begin."""
+        """Whether something should begin."""
         return bool(self._waiting) and not self.active
+
+
+class ReadRounds(_Queue):
+    """Bookkeeping of a leader's rounds. Pure: the caller sends the probes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._index = 0
+        self._answered: set[str] = set()
 
     def begin(self, commit_index: int) -> int:
         """Begin a round for all waiting reads at `commit_index`; its number."""
@@ -40,7 +57,7 @@ class ReadRounds:
         self.active = True
         self._index = commit_index
         self._answered.clear()
-        self._running, self._waiting = self._waiting, []
+        self._running, self._waiting = self._waiting, {}
         return self.number
 
     def unanswered(self, voters: Sequence[str]) -> list[str]:
@@ -54,44 +71,32 @@ class ReadRounds:
         self._answered.add(voter)
         if has_majority(len(self._answered), len(voters)):
             self.active = False
-            finished, self._running = self._running, []
-            for waiter in finished:
+            finished, self._running = self._running, {}
+            for waiter in finished.values():
                 waiter(self._index)
 
     def lose(self) -> None:
         """The leadership ended: every read fails."""
         self.active = False
         self.number += 1
-        failed, self._running, self._waiting = self._running + self._waiting, [], []
-        for waiter in failed:
+        failed, self._running, self._waiting = self._running | self._waiting, {}, {}
+        for waiter in failed.values():
             waiter(0)
 
 
-class ReadForwarder:
+class ReadForwarder(_Queue):
     """A follower's side: one request to the leader stands for all reads that waited for it."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.active = False
+        super().__init__()
         self.leader_id = ""
-        self._running: list[Waiter] = []
-        self._waiting: list[Waiter] = []
-
-    def add(self, waiter: Waiter) -> None:
-        """A read that arrived now."""
-        self._waiting.append(waiter)
-
-    @property
-    def due(self) -> bool:
-        """Whether a request should be sent."""
-        return bool(self._waiting) and not self.active
 
     def begin(self, leader_id: str) -> int:
         """Ask `leader_id` on behalf of all waiting reads; the request's number."""
         self.number += 1
         self.active = True
         self.leader_id = leader_id
-        self._running, self._waiting = self._waiting, []
+        self._running, self._waiting = self._waiting, {}
         return self.number
 
     def answer(self, leader_id: str, number: int, index: int) -> None:
@@ -100,19 +105,19 @@ class ReadForwarder:
         if not self.active or number != self.number or leader_id != self.leader_id or index == 0:
             return
         self.active = False
-        running, self._running = self._running, []
-        for waiter in running:
+        running, self._running = self._running, {}
+        for waiter in running.values():
             waiter(index)
 
     def lose(self) -> None:
         """This node stops: every read fails."""
         self.retry()
-        failed, self._waiting = self._waiting, []
-        for waiter in failed:
+        failed, self._waiting = self._waiting, {}
+        for waiter in failed.values():
             waiter(0)
 
     def retry(self) -> None:
         """The leader changed or the link broke: ask again, whoever leads then."""
         self.active = False
-        self._waiting = self._running + self._waiting
-        self._running = []
+        self._waiting = self._running | self._waiting
+        self._running = {}

@@ -37,16 +37,15 @@ class Reads:
             if self._closed:
                 raise NoLeader("this node has stopped taking part", remedy="use another member")
             future: asyncio.Future[int] = loop.create_future()
-            if self._context.core.is_leading():
-                self._rounds.add(partial(_resolve, future))
-            else:
-                self._forwarder.add(partial(_resolve, future))
+            queue = self._rounds if self._context.core.is_leading() else self._forwarder
+            ticket = queue.add(partial(_resolve, future))
             self._context.schedule()
             timer = loop.call_at(deadline, _resolve, future, _TIMED_OUT)
             try:
                 index = await future
             finally:
                 timer.cancel()
+                queue.discard(ticket)
             if index > 0:
                 return index
             if index == _TIMED_OUT:

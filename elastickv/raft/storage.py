@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
 from elastickv.durable import Disk
-from elastickv.errors import JournalCorrupt
+from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft.configuration import ConfigurationFile, replay_membership
 from elastickv.raft.hardstate import HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
@@ -114,9 +115,13 @@ class RaftStorage:
             self.marker.remove()
 
     def close(self, *, sync: bool) -> None:
-        """Close the journal; with `sync`, make everything durable first."""
-        if sync:
-            self.memory.flush()
-            if self.journal.needs_sync:
-                self.journal.sync()
-        self.journal.close()
+        """Close the journal; with `sync`, make everything durable first, but for what is remembered
+        of peers where there is no space: a crash may lose the last of that as well."""
+        try:
+            if sync:
+                with contextlib.suppress(DiskFull):
+                    self.memory.flush()
+                if self.journal.needs_sync:
+                    self.journal.sync()
+        finally:
+            self.journal.close()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+from raft_lab import Lab, outcome, run
+
+from elastickv.errors import DeadlineExceeded, NoLeader
 from elastickv.raft.prevote import PreVoteRound
 from elastickv.raft.readindex import ReadForwarder, ReadRounds
 
@@ -118,3 +124,34 @@ def test_learner_cannot_elect_itself():
     ballot.begin("n4", 4, VOTERS)
     assert not ballot.reply("n1", ballot.number, 4)
     assert ballot.reply("n2", ballot.number, 4)
+
+
+@pytest.mark.parametrize("queue", [ReadRounds(), ReadForwarder()])
+def test_a_read_that_nobody_waits_for_is_forgotten(queue):
+    results = []
+    kept, gone = queue.add(results.append), queue.add(results.append)
+    queue.discard(gone)
+    queue.discard(gone)
+    queue.lose()
+    assert (kept, gone, results) == (0, 1, [0])
+
+
+def test_reads_that_timed_out_leave_nothing_behind():
+    async def scenario():
+        lab = Lab()
+        leader = await lab.start()
+        alone = lab.others(leader)[0]
+        lab.hub.isolate(alone.node_id)
+        for _ in range(3):
+            assert isinstance(await outcome(alone.engine.read_index(timeout_s=0.1)),
+                              DeadlineExceeded | NoLeader)
+        cancelled = asyncio.ensure_future(alone.engine.read_index(timeout_s=9))
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        forwarder = alone.engine._reads._forwarder
+        assert not forwarder.due
+        assert not forwarder._waiting
+        assert not forwarder._running
+
+    run(scenario())

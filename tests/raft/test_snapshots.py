@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from raft_lab import Lab, LabNode, ListState, MemoryDisk, outcome, run
 
-from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt, OutcomeUnknown
+from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt, NoLeader, OutcomeUnknown
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
 from elastickv.raft.engine import Entry, Role
@@ -329,15 +329,21 @@ def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, re
         await lab.until(lambda: bool(full_paths))
         index = behind.state.applied_index
         await fill(lab, 5, leader, b"meanwhile")
+        offers = len(lab.hub.sent(frames.SnapshotOffer))
         await asyncio.sleep(30)
+        assert len(lab.hub.sent(frames.SnapshotOffer)) - offers <= 30 / STALLED_S + 1
+        assert isinstance(await outcome(behind.engine.read_index(timeout_s=1)), NoLeader)
+        assert isinstance(await outcome(behind.engine.wait_applied(index, timeout_s=1)), NoLeader)
         assert not behind.fatal
         assert behind.status().snapshots_installed == 0
         assert behind.core.applied_index() < index == behind.state.applied_index
         assert not behind.engine._connected
         assert (leader.status().role, behind.status().role) == (Role.LEADER, Role.FOLLOWER)
-        space.is_full = False
         if restarts:
-            await behind.restart()
+            await behind.engine.stop()
+            space.is_full = False
+            await behind.start()
+        space.is_full = False
         await lab.settle()
         assert behind.state.entries == leader.state.entries
         assert behind.journal.anchor_index >= index
@@ -346,6 +352,81 @@ def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, re
         await fill(lab, 5, leader, b"after")
         await lab.until(lambda: behind.state.entries == leader.state.entries)
         assert not behind.fatal
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_who_greeted_while_the_disk_was_full_is_waited_for(monkeypatch, is_full):
+    """A node with an old disk is sent the state by a leader that was deposed. Whether the voter
+    that knows better greets before or while the disk is full: it has to be heard first."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING, housekeeping_s=0.6)
+        stale = await lab.start()
+        knows, behind = lab.others(stale)
+        await lab.settle()
+        await asyncio.sleep(2)
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, stale)
+        await compacted(lab, stale, 100)
+        await compacted(lab, knows, 100)
+        old_disk, old_entries = behind.disk.copy(), list(behind.state.entries)
+        lab.hub.cut_pairs.clear()
+        lab.hub.isolate(stale.node_id)
+        lab.hub.connect_all()
+        await lab.until(knows.engine.is_leader)
+        await knows.engine.propose(b"committed without the stale leader", timeout_s=3)
+        behind.kill()
+        behind.disk.files, behind.state.entries = old_disk, old_entries
+        original, space = behind.disk.replace, SimpleNamespace(is_full=is_full)
+
+        def replace(path: Path, data: bytes) -> None:
+            if space.is_full and path.name.endswith(".log") \
+                    and behind.state.applied_index > behind.core.applied_index():
+                raise DiskFull("no space left")
+            original(path, data)
+
+        monkeypatch.setattr(behind.disk, "replace", replace)
+        only_stale = {frozenset((knows.node_id, other.node_id)) for other in (stale, behind)}
+        lab.hub.cut_pairs = set(only_stale)
+        await behind.start()
+        lab.hub.connect_all()
+        await lab.until(lambda: behind.state.applied_index > 300)
+        assert behind.engine._receiver.is_cut_short is is_full
+        lab.hub.cut_pairs = {frozenset((knows.node_id, stale.node_id))}
+        lab.hub.connect_all()
+        await asyncio.sleep(0.01)
+        lab.hub.isolate(behind.node_id, [knows.node_id])
+        space.is_full = False
+        proposal = asyncio.ensure_future(outcome(stale.engine.propose(b"too late", timeout_s=2)))
+        await lab.until(lambda: not behind.engine._receiver.is_cut_short)
+        await asyncio.sleep(0.2)
+        lab.hub.cut_pairs = {frozenset((knows.node_id, stale.node_id))}
+        lab.hub.connect_all()
+        assert isinstance(await proposal, Exception)
+        lab.hub.heal()
+        await lab.settle()
+        assert not any(node.fatal for node in lab.nodes.values())
+        assert stale.state.entries == knows.state.entries == behind.state.entries
+
+    run(scenario())
+
+
+def test_a_full_disk_does_not_keep_a_node_from_stopping():
+    """What it remembers of peers is not worth an error."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.settle()
+        node = lab.others(leader)[0]
+        node.engine._storage.memory.spoke(leader.node_id, 99)
+        node.disk.fail["replace"] = DiskFull("no space left")
+        await node.engine.stop()
+        assert node.status().role is Role.SHUTDOWN
+        del node.disk.fail["replace"]
+        await node.start()
+        await lab.settle()
 
     run(scenario())
 

@@ -36,6 +36,7 @@ from elastickv.keys.sidecar import Sidecar
 from elastickv.kv.fsm import META_SIDECAR
 from elastickv.raft.engine import Entry
 from elastickv.raft.journal import Journal
+from elastickv.raft.membership import CONFIGURATION_KIND
 from elastickv.store.mvcc import encode_store_key
 from elastickv.store.mvcc_store import RESERVED_META, Store
 from elastickv.store.tables import Table
@@ -92,6 +93,8 @@ class Oracle:
         self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         self._committed: dict[int, tuple[int, int]] = {}
         self._committed_in: dict[int, int] = {}
+        self._configurations: set[tuple[int, int]] = set()
+        self._committed_configurations = {0}
         self.last_committed = 0
         self._effects: dict[int, Effect] = {}
         self._sidecars: dict[int, object] = {}
@@ -115,6 +118,8 @@ class Oracle:
     def appended(self, journal: Journal, index: int, term: int, previous_term: int,
                  command: bytes) -> None:
         self._trace.count("entries")
+        if command[:1] == CONFIGURATION_KIND:
+            self._configurations.add((index, term))
         self._match(index, term, previous_term, crc32(command))
 
     def _match(self, index: int, term: int, previous_term: int, checksum: int) -> None:
@@ -226,6 +231,8 @@ class Oracle:
             self.fail("committed entries stay",
                       f"{name} commits entry {index} of term {term}, another node one of term "
                       f"{self._committed[index][0]}")
+        if (index, term) in self._configurations:
+            self._committed_configurations.add(index)
         self.last_committed = max(self.last_committed, index)
 
     def _require_majority(self, name: str, index: int, term: int) -> None:
@@ -287,6 +294,16 @@ class Oracle:
         for key, value in rows:
             if key.startswith(WRITERS_PREFIX):
                 self._registered[decode_row_key(key)] = decode_row_value(value).last_seen_epoch
+
+    def check_configuration(self, node: SimNode) -> None:
+        """What is in force at a node is the last committed configuration, or a later entry."""
+        applied_index = node.store.applied_index
+        index = node.engine._storage.membership.current.index
+        last = max(i for i in self._committed_configurations if i <= applied_index)
+        if index < last or (index <= applied_index and index != last):
+            self.fail("configurations are committed or in the log",
+                      f"{node.name} has applied {applied_index} and is ruled by configuration "
+                      f"{index}; the last committed one is {last}")
 
     def check_whole_state(self, node: SimNode) -> None:
         """A node's flushed state is the sum of all effects up to its applied index."""

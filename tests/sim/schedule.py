@@ -78,6 +78,7 @@ class Schedule:
         if event == "snapshot installed" and life is not None:
             self.trace.count("snapshots installed")
             self.oracle.check_whole_state(self.oracle.nodes[life.name])
+            self.oracle.check_configuration(self.oracle.nodes[life.name])
         elif event in COUNTED_LINES:
             self.trace.count(COUNTED_LINES[event])
         if event == SUSPECT_LINE and life is not None:
@@ -172,6 +173,7 @@ class Schedule:
                 node.store.flush_now()
                 self.loop.life = None
             self.oracle.check_whole_state(node)
+            self.oracle.check_configuration(node)
         verdict = check_register(self.recorder.records, max_configurations=CHECK_CONFIGURATIONS)
         if verdict.validity is Validity.INVALID:
             self.oracle.fail("histories are linearizable", "\n".join(verdict.problems))

@@ -195,6 +195,15 @@ async def plaintext(schedule: Schedule, node: SimNode) -> None:
     node.medium.mount(node.life).replace(Path("/data/x"), b"a" + SECRET + b"b")
 
 
+@breach("configurations are committed or in the log")
+async def configuration_of_nobody(schedule: Schedule, node: SimNode) -> None:
+    await write(schedule)
+    leader = leader_of(schedule)
+    membership = leader.engine._storage.membership
+    membership.rebase(Configuration(leader.store.applied_index, membership.current.members))
+    schedule.oracle.check_configuration(leader)
+
+
 @breach("nodes suspect themselves for a reason")
 async def suspected(schedule: Schedule, node: SimNode) -> None:
     as_node(schedule, node)

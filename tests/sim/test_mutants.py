@@ -157,8 +157,10 @@ def read_before_own_entry(patch: pytest.MonkeyPatch) -> None:
 def reads_join_a_running_round(patch: pytest.MonkeyPatch) -> None:
     """A read is confirmed by probes that were sent before it arrived."""
 
-    def add(self: ReadRounds, waiter: Waiter) -> None:
-        (self._running if self.active else self._waiting).append(waiter)
+    def add(self: ReadRounds, waiter: Waiter) -> int:
+        ticket = next(self._tickets)
+        (self._running if self.active else self._waiting)[ticket] = waiter
+        return ticket
 
     patch.setattr(ReadRounds, "add", add)
 
@@ -213,7 +215,18 @@ def snapshot_keeps_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def state_ahead_of_the_log_takes_part(patch: pytest.MonkeyPatch) -> None:
     """A full disk between the steps of an installation changes nothing for the node."""
+    real_connected = PySyncObjEngine.connected
+
+    def connected(self: PySyncObjEngine, peer_id: str, hello: Any) -> None:
+        receiver = self._receiver
+        marker, receiver._cut_short = receiver._cut_short, None
+        try:
+            real_connected(self, peer_id, hello)
+        finally:
+            receiver._cut_short = marker
+
     patch.setattr(PySyncObjEngine, "_takes_part", property(lambda self: self._active))
+    patch.setattr(PySyncObjEngine, "connected", connected)
 
 
 def failed_fsync_goes_on(patch: pytest.MonkeyPatch) -> None:
