@@ -37,7 +37,7 @@ from elastickv.kv.api import Condition, Op, OpKind, Pair, ReadResult, WriteResul
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
 from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
-from elastickv.kv.txn import Sealer, build_request, check_key, check_ops
+from elastickv.kv.txn import Sealer, build_request, check_key, check_ops, log_bytes
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.store.mvcc_store import Store
 from elastickv.wire import HlcCeiling, encode_entry, encode_writes
@@ -116,8 +116,9 @@ class Coordinator:
 
     async def _write(self, ops: Sequence[Op], conditions: Sequence[Condition],
                      timeout_s: float) -> WriteResult:
-        size = check_ops(ops, conditions, max_value_bytes=self._max_value_bytes,
-                         max_request_bytes=self._max_request_bytes)
+        size = log_bytes(ops, conditions, check_ops(
+            ops, conditions, max_value_bytes=self._max_value_bytes,
+            max_request_bytes=self._max_request_bytes))
         if self._queue_bytes + size > MAX_QUEUE_BYTES:
             raise Overloaded(f"{self._queue_bytes} bytes of writes are waiting",
                              remedy="retry with fewer concurrent writes")
@@ -179,6 +180,8 @@ class Coordinator:
                 return
 
     def _take_group(self) -> list[_Pending]:
+        """The next requests, of `MAX_GROUP_BYTES` in the log, or one that is larger: only alone can
+        a request turn out to be too large for an entry."""
         group: list[_Pending] = []
         size = 0
         queue = self._queue
@@ -228,6 +231,23 @@ class Coordinator:
         if seal is None:
             self._put_back(group)
             return False
+        try:
+            entry = self._encode(group, seal)
+        except ElasticKVError as error:
+            _reject(group, error)
+            return True
+        future = self._proposer.submit(entry, timeout_s=ENTRY_TIMEOUT_S)
+        if future is None:
+            self._put_back(group)
+            return False
+        self._groups_in_flight += 1
+        self._gathering.group_started(asyncio.get_running_loop().time())
+        future.add_done_callback(lambda done: self._group_ended(group, done))
+        return True
+
+    def _encode(self, group: list[_Pending], seal: Sealer) -> bytes:
+        """The entry of `group`, without those for which there is no timestamp yet: they are put
+        back. Raises what a request of it deserves, with nothing proposed."""
         requests = []
         for pending in group:
             commit_ts = self._hlc.next()
@@ -238,14 +258,7 @@ class Coordinator:
         if len(requests) < len(group):
             self._requeue(group[len(requests):])
             del group[len(requests):]
-        future = self._proposer.submit(encode_writes(requests), timeout_s=ENTRY_TIMEOUT_S)
-        if future is None:
-            self._put_back(group)
-            return False
-        self._groups_in_flight += 1
-        self._gathering.group_started(asyncio.get_running_loop().time())
-        future.add_done_callback(lambda done: self._group_ended(group, done))
-        return True
+        return encode_writes(requests)
 
     def _wait_for_company(self) -> bool:
         """Whether the queue is to wait; a timer then wakes the pump at the end of that."""

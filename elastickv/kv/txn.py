@@ -11,6 +11,12 @@ from elastickv.wire import WriteOp, WriteRequest
 
 MAX_BATCH_OPS = 10_000
 
+REQUEST_LOG_BYTES = 18
+OP_LOG_BYTES = 50
+"""What the log adds to an operation's key and value, at most: framing (7), value header (9) and
+envelope (34)."""
+CONDITION_LOG_BYTES = 10
+
 Sealer = Callable[[bytes, int, bytes, int], bytes]
 """`(user_key, commit_ts, plaintext, expiry_ms) -> record`: plain or under the storage DEK."""
 
@@ -52,6 +58,14 @@ def check_ops(ops: Sequence[Op], conditions: Sequence[Condition], *, max_value_b
             f"a batch has {total} bytes of keys and values; the limit is {max_request_bytes}",
             remedy="split the batch")
     return total
+
+
+def log_bytes(ops: Sequence[Op], conditions: Sequence[Condition], total: int) -> int:
+    """What a request takes in the log, at most; `total` is what `check_ops` returned for it."""
+    size = REQUEST_LOG_BYTES + OP_LOG_BYTES * len(ops) + total
+    if conditions:
+        size += sum(CONDITION_LOG_BYTES + len(condition.key) for condition in conditions)
+    return size
 
 
 def expiry_ms(commit_ts: int, ttl_ms: int) -> int:

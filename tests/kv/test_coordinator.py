@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from elastickv import wire
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
@@ -194,6 +195,29 @@ async def test_only_one_of_many_racing_compare_and_sets_wins(node: OneNode) -> N
     winners = [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
     assert len(winners) == 1
     assert sum(isinstance(outcome, ConditionFailed) for outcome in outcomes) == 49
+
+
+async def test_large_requests_fail_nobody_else(node: OneNode) -> None:
+    """Conditions take room in the log as well: four such requests do not fit in one entry."""
+    conditions = [Condition(b"%0480d" % number, 0) for number in range(9_999)]
+    writes = [node.kv.put(b"small-%d" % number, b"v", timeout_s=TIMEOUT_S) for number in range(5)]
+    writes += [node.kv.batch([Op(OpKind.PUT, b"large-%d" % number, b"v")], conditions=conditions,
+                             timeout_s=TIMEOUT_S) for number in range(4)]
+    results = await asyncio.gather(*writes)
+    assert len({result.commit_index for result in results}) >= 4
+
+
+async def test_a_request_that_fits_in_no_entry_is_refused_at_once(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_ENTRY_BYTES", 50_000)
+    large = asyncio.ensure_future(node.kv.put(b"large", bytes(60_000), timeout_s=TIMEOUT_S))
+    small = [asyncio.ensure_future(node.kv.put(b"small", b"v", timeout_s=TIMEOUT_S))]
+    with pytest.raises(InvalidArgument, match="exceeds the limit"):
+        await large
+    monkeypatch.undo()
+    await asyncio.gather(*small, node.kv.put(b"later", b"v", timeout_s=TIMEOUT_S),
+                         return_exceptions=True)
+    await node.kv.put(b"last", b"v", timeout_s=TIMEOUT_S)
 
 
 async def test_a_batch_is_all_or_nothing_and_deletes(node: OneNode) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elastickv.clock import MAX_TIMESTAMP, pack_timestamp
+from elastickv.crypto.keystore import KeyHandle, Purpose
 from elastickv.errors import InvalidArgument
 from elastickv.kv.api import MAX_TTL_MS, Condition, Op, OpKind
-from elastickv.kv.txn import MAX_BATCH_OPS, build_request, check_key, check_ops, expiry_ms
+from elastickv.kv.txn import (
+    MAX_BATCH_OPS,
+    build_request,
+    check_key,
+    check_ops,
+    expiry_ms,
+    log_bytes,
+)
 from elastickv.store.header import HEADER_BYTES
-from elastickv.store.values import plain_record
+from elastickv.store.values import plain_record, seal_record, tombstone_record
+from elastickv.wire import encode_request
 
 LIMITS = {"max_value_bytes": 100, "max_request_bytes": 250}
 
@@ -76,3 +87,18 @@ def test_the_last_of_several_operations_on_one_key_wins() -> None:
     request = build_request([put(b"a", b"1"), put(b"b", b"2"), Op(OpKind.DELETE, b"a")], [], 1,
                             lambda key, ts, value, expiry: value, b"T")
     assert [(op.key, op.record) for op in request.ops] == [(b"a", b"T"), (b"b", b"2")]
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=30), st.binary(max_size=60),
+                          st.booleans()), min_size=1, max_size=5),
+       st.lists(st.tuples(st.binary(min_size=1, max_size=30), st.integers(0, 9)), max_size=4))
+def test_the_log_takes_no_more_than_was_reckoned(
+        writes: list[tuple[bytes, bytes, bool]], expected: list[tuple[bytes, int]]) -> None:
+    handle = KeyHandle(7, Purpose.STORAGE, bytes(32))
+    ops = [Op(OpKind.DELETE, key) if gone else put(key, value) for key, value, gone in writes]
+    conditions = [Condition(key, commit_ts) for key, commit_ts in expected]
+    total = check_ops(ops, conditions, max_value_bytes=100, max_request_bytes=1000)
+    request = build_request(
+        ops, conditions, pack_timestamp(1), lambda key, ts, value, expiry: seal_record(
+            handle, bytes(12), key, ts, value, expiry), tombstone_record())
+    assert len(encode_request(request)) + 4 <= log_bytes(ops, conditions, total)
