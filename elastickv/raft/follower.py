@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from elastickv.raft import frames, records, rules
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND
 from elastickv.raft.peer_memory import PeerMemory
-from elastickv.raft.records import Record
 
 
 class Follower:
@@ -109,15 +108,11 @@ class Follower:
                 self._term, self._sequence, index + 1, True, self._context.trusted()))
 
     def _follow_membership(self, plan: rules.AppendPlan) -> None:
-        configurations = [r for r in plan.entries if r.command[:1] == CONFIGURATION_KIND]
-        if plan.truncates or configurations:
-            self._replay(plan, configurations)
+        if plan.truncates or any(record.command[:1] == CONFIGURATION_KIND
+                                 for record in plan.entries):
+            # From the log, not from the plan: of that any part may not have happened.
+            journal, membership = self._context.journal, self._context.membership
+            membership.truncated(0)
+            for index in journal.marked_indexes():
+                membership.appended(index, journal.entry(index)[0])
             self._members_changed()
-
-    def _replay(self, plan: rules.AppendPlan, configurations: Sequence[Record]) -> None:
-        membership = self._context.membership
-        if plan.truncates:
-            membership.truncated(plan.previous_index + 1)
-        for record in configurations:
-            if record.index <= self._context.journal.last_index:
-                membership.appended(record.index, record.command)

@@ -9,15 +9,22 @@ from raft_lab import Lab, LabNode, outcome, run
 
 from elastickv.errors import (
     DeadlineExceeded,
+    DiskFull,
     InvalidArgument,
     MembershipConflict,
     NoLeader,
     NotLeader,
     RemovedFromCluster,
 )
-from elastickv.raft import frames
+from elastickv.raft import frames, records
 from elastickv.raft.engine import Member, Role, Suffrage
-from elastickv.raft.membership import ChangeKind, MembershipChange
+from elastickv.raft.membership import (
+    CONFIGURATION_KIND,
+    ChangeKind,
+    MembershipChange,
+    encode_members,
+)
+from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND
 
 SECOND = 1.0
 
@@ -297,5 +304,40 @@ def test_read_that_a_removed_member_had_asked_for_harms_nobody():
         await lab.settle()
         assert leader.engine.is_leader()
         assert await leader.engine.propose(b"goes on", timeout_s=SECOND)
+
+    run(scenario())
+
+
+def test_a_full_disk_at_a_new_term_leaves_the_configuration_that_the_log_keeps():
+    """The truncation that goes with the new term did not happen either."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.settle()
+        follower, rival = lab.others(leader)
+        term, journal = leader.core.term(), follower.journal
+        last_index, last_term, commit_index = (journal.last_index, journal.last_term,
+                                               follower.core.commit_index())
+        smaller = encode_members([m for m in lab.members if m.node_id != rival.node_id])
+        lab.hub.rule = lambda source, target, message: 0
+
+        def entries(entry_term: int, command: bytes) -> frames.AppendEntries:
+            return frames.AppendEntries(
+                entry_term, 1 << 20, commit_index, last_index, last_term,
+                records.encode(last_index + 1, entry_term, command, 0))
+
+        lab.hub.inject(leader.node_id, follower.node_id,
+                       entries(term, CONFIGURATION_KIND + smaller))
+        expected = sorted((leader.node_id, follower.node_id))
+        assert sorted(follower.core.voters()) == expected
+        follower.disk.fail["replace"] = DiskFull("no space left")
+        lab.hub.inject(rival.node_id, follower.node_id, entries(term + 1, NO_OP_COMMAND))
+        assert (journal.last_index, journal.last_term) == (last_index + 1, term)
+        assert sorted(follower.core.voters()) == expected
+        follower.disk.fail.clear()
+        lab.hub.inject(rival.node_id, follower.node_id, entries(term + 1, NO_OP_COMMAND))
+        assert (journal.last_index, journal.last_term) == (last_index + 1, term + 1)
+        assert len(follower.core.voters()) == 3
 
     run(scenario())
