@@ -146,7 +146,10 @@ class Compactor:
             if self._horizon_ts == 0:
                 return None
             self._position = b""
-            store.raise_horizon(self._horizon_ts)
+        # At every step, and never below the store's: the clock may have stepped back, and a
+        # snapshot installed since may have brought another horizon, higher or lower.
+        self._horizon_ts = max(self._horizon_ts, store.horizon_ts)
+        store.raise_horizon(self._horizon_ts)
         step = CompactionStep(store.backend, store.backend.view(), self._position, self._horizon_ts,
                               store.dek_counts)
         store.begin_job(step)

@@ -7,14 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastickv.clock import pack_timestamp
+from elastickv.errors import InvalidArgument
 from elastickv.store import gc
 from elastickv.store.gc import Compactor, StoredVersion, grouped, horizon, removable
 from elastickv.store.header import encode_header
 from elastickv.store.mvcc import Version, encode_store_key, select, visible
 from elastickv.store.mvcc_store import Store
+from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.tables import Table
 from elastickv.store.values import plain_record, tombstone_record
-from tests.store.conftest import LATEST
+from tests.store.conftest import LATEST, OpenStore
 
 VALUE = encode_header()
 GONE = encode_header(tombstone=True)
@@ -148,6 +150,63 @@ def test_steps_are_spaced_and_passes_far_apart(store: Store,
     step.run()
     compactor.finish(step)
     assert compactor.delay_s() == gc.STEP_DELAY_S
+
+
+def with_history(store: Store) -> Store:
+    """z has been old, mid and new at 10, 12 and 14 s; a has been rewritten early."""
+    history = [(b"a", 5), (b"a", 6), (b"z", 10), (b"z", 12), (b"z", 14)]
+    for index, (key, second) in enumerate(history, 1):
+        store.apply_group(index, [(key, pack_timestamp(second * 1000), VALUE + b"%d" % second)])
+    store.flush_now()
+    return store
+
+
+def require_truth_at_11_s(store: Store) -> None:
+    """What was true at 11 s, or a refusal; nothing else."""
+    try:
+        found = store.get(b"z", pack_timestamp(11_000), 0)
+    except InvalidArgument:
+        return
+    assert found is not None
+    assert found.record == VALUE + b"10"
+
+
+def test_a_clock_that_steps_back_takes_no_horizon_back(open_store: OpenStore) -> None:
+    store = with_history(open_store())
+    Compactor(store, lambda: 14_000, retention_ms=1_000).run_pass()
+    store.apply_group(9, [(b"a", pack_timestamp(7_000), VALUE)])
+    store.flush_now()
+    Compactor(store, lambda: 9_000, retention_ms=1_000).run_pass()
+    require_truth_at_11_s(store)
+    require_truth_at_11_s(open_store())
+
+
+@pytest.mark.parametrize("pass_ms", [14_000, 9_000])
+def test_a_snapshot_between_two_steps_takes_no_horizon_back(
+        open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, pass_ms: int) -> None:
+    """Its own horizon may be below that of the pass, or above it."""
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 2)
+    source, store = with_history(open_store("source")), with_history(open_store())
+    source.apply_group(9, [(b"y", pack_timestamp(15_000), VALUE)])
+    source.flush_now()
+    if pass_ms < 14_000:
+        Compactor(source, lambda: 14_000, retention_ms=1_000).run_pass()
+        source.apply_group(10, [(b"y", pack_timestamp(7_000), VALUE),
+                                (b"y", pack_timestamp(7_001), VALUE)])
+        source.flush_now()
+    compactor = Compactor(store, lambda: pass_ms, retention_ms=1_000)
+    step = compactor.begin()
+    assert step is not None
+    step.run()
+    compactor.finish(step)
+    export, target = StoreSnapshots(source).open_export(), StoreSnapshots(store).open_import()
+    while piece := export.read(1 << 20):
+        target.write(piece)
+    export.close()
+    target.finish()
+    compactor.run_pass()
+    require_truth_at_11_s(store)
+    require_truth_at_11_s(open_store())
 
 
 def test_an_empty_store_has_nothing_to_compact(store: Store) -> None:
