@@ -29,6 +29,7 @@ from elastickv.errors import (
     CorruptionError,
     DiskFull,
     ElasticKVError,
+    Overloaded,
     StoreCorrupt,
 )
 from elastickv.logs import get_logger
@@ -167,7 +168,13 @@ class SnapshotSender:
         settings = self._context.settings
         window = settings.snapshot_chunk_bytes * settings.snapshot_window_chunks
         while not stream.finished and stream.sent - stream.acked < window:
-            data = stream.export.read(settings.snapshot_chunk_bytes)
+            try:
+                data = stream.export.read(settings.snapshot_chunk_bytes)
+            except Overloaded as error:
+                log.info("snapshot begins anew", peer=peer_id, reason=str(error))
+                self.cancel(peer_id)
+                self._refused_at[peer_id] = self._context.now()
+                return
             stream.finished = not data
             self._context.send(peer_id, frames.SnapshotChunk(
                 stream.term, stream.number, stream.sent, data, stream.finished))

@@ -236,7 +236,8 @@ class LmdbBackend:
         used = environment.used_bytes()
         # A random insert may copy a leaf page and split it, hence the factor.
         while self._wants_growth or used + 8 * byte_count > environment.map_bytes:
-            self._close_views()
+            if environment.map_bytes < self.max_map_bytes:
+                self._close_views()
             if not environment.grow(self.max_map_bytes):
                 self.max_map_bytes = environment.map_bytes
                 self._wants_growth = False

@@ -224,7 +224,7 @@ class LmdbView:
                     return
                 yield entry
         except lmdb.Error as error:
-            raise_typed(error)
+            self._raise_ended(error)
 
     def _backward(self, table: Table, start: bytes, end: bytes) -> Iterator[Item]:
         if self._txn is None:
@@ -239,7 +239,12 @@ class LmdbView:
                     return
                 yield entry
         except lmdb.Error as error:
-            raise_typed(error)
+            self._raise_ended(error)
+
+    def _raise_ended(self, error: lmdb.Error) -> NoReturn:
+        if self._txn is None:
+            self._raise_closed()
+        raise_typed(error)
 
     def _raise_closed(self) -> NoReturn:
         raise Overloaded("the read view was closed while the store's file was being resized",

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import pytest
 from raft_lab import Lab, LabNode, ListState, MemoryDisk, outcome, run
 
-from elastickv.errors import CorruptionError, DiskFull, JournalCorrupt, NoLeader, OutcomeUnknown
+from elastickv.errors import (
+    CorruptionError,
+    DiskFull,
+    JournalCorrupt,
+    NoLeader,
+    OutcomeUnknown,
+    Overloaded,
+)
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
 from elastickv.raft.engine import Entry, Role
@@ -201,6 +208,33 @@ def test_stalled_stream_is_begun_anew():
         await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
         assert dropped
         assert len(lab.hub.sent(frames.SnapshotOffer)) == 2
+
+    run(scenario())
+
+
+def test_an_export_that_the_store_ended_is_begun_anew(monkeypatch):
+    """As when its file grows; the leader goes on leading."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        exports = []
+        open_export = leader.state.open_export
+
+        def ended_at_first() -> object:
+            export = open_export()
+            exports.append(export)
+            if len(exports) == 1:
+                def read(max_bytes: int) -> bytes:
+                    raise Overloaded("the store's file was being resized")
+
+                export.read = read
+            return export
+
+        monkeypatch.setattr(leader.state, "open_export", ended_at_first)
+        lab.hub.heal()
+        await lab.until(lambda: behind.status().snapshots_installed == 1)
+        assert not leader.fatal
+        assert len(exports) == 2
+        await lab.settle()
 
     run(scenario())
 

@@ -132,12 +132,14 @@ def test_a_store_at_its_limit_goes_on_reading(tmp_path: Path) -> None:
     store.close()
 
 
-def test_growth_ends_open_exports_with_a_typed_error(tmp_path: Path) -> None:
-    store = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 17))
+@pytest.mark.parametrize("read_bytes", [10, 100_000])
+def test_growth_ends_open_exports_with_a_typed_error(tmp_path: Path, read_bytes: int) -> None:
+    """Whether they have only begun or stand in the middle of a table."""
+    store = Store.open(LmdbBackend(tmp_path, initial_map_bytes=1 << 20))
     fill(store, 100, size=5_000)
     store.flush_now()
     export = StoreSnapshots(store).open_export()
-    export.read(10)
+    export.read(read_bytes)
     fill(store, 3_000)
     store.flush_now()
     with pytest.raises(Overloaded, match="resized"):
