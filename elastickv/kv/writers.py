@@ -28,7 +28,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from elastickv.crypto.nonce import NonceFactory
-from elastickv.errors import ElasticKVError, NodeIdCollision, OutcomeUnknown, PeerError
+from elastickv.errors import (
+    DiskFull,
+    ElasticKVError,
+    NodeIdCollision,
+    OutcomeUnknown,
+    PeerError,
+)
 from elastickv.keys.epochs import next_epoch
 from elastickv.keys.guards import NodeIdTaken
 
@@ -170,7 +176,14 @@ class WriterRegistrar:
         pause_s = FIRST_PAUSE_S
         while True:
             epoch = next_epoch(dek_id, self._local_epoch(dek_id), last_seen)
-            self._persist(dek_id, epoch)
+            try:
+                self._persist(dek_id, epoch)
+            except DiskFull as error:
+                # Nothing was asked for yet; a full disk is no reason to stop.
+                self._problems[dek_id] = str(error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, MAX_PAUSE_S)
+                continue
             self._step(dek_id, WriterEvent.PERSIST)
             self._step(dek_id, WriterEvent.PROPOSE)
             event, seen = await self._ask(dek_id, epoch)

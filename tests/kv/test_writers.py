@@ -7,7 +7,13 @@ import asyncio
 import pytest
 
 from elastickv.crypto.nonce import MAX_EPOCH
-from elastickv.errors import EncryptionConflict, NodeIdCollision, NoLeader, OutcomeUnknown
+from elastickv.errors import (
+    DiskFull,
+    EncryptionConflict,
+    NodeIdCollision,
+    NoLeader,
+    OutcomeUnknown,
+)
 from elastickv.keys.epochs import next_epoch
 from elastickv.keys.guards import EpochExhausted, NodeIdTaken
 from elastickv.kv import writers
@@ -119,6 +125,20 @@ async def test_every_epoch_is_durable_before_it_is_asked_for() -> None:
     harness = Harness(leader)
     await harness.confirm()
     assert harness.persisted[1:] == leader.asked
+
+
+async def test_a_full_disk_delays_a_registration_and_stops_nobody() -> None:
+    harness = Harness(leader := Leader())
+    refusals = [DiskFull("no space left"), DiskFull("no space left")]
+
+    def persist(dek_id: int, epoch: int) -> None:
+        if refusals:
+            raise refusals.pop()
+        harness.persisted.append(epoch)
+
+    harness.registrar._persist = persist
+    assert await harness.confirm() == 1
+    assert (leader.asked, harness.fatal, refusals) == ([1], [], [])
 
 
 async def test_a_rotation_of_our_own_confirms_without_a_round() -> None:
