@@ -121,7 +121,8 @@ class Elections:
         self._context.core.receive_vote(peer_id, message.term)
 
     def on_timeout_now(self, peer_id: str, message: frames.TimeoutNow) -> None:
-        self._context.core.receive_timeout_now(peer_id, message.term)
+        if self._context.trusted():
+            self._context.core.receive_timeout_now(peer_id, message.term)
 
     # --- votes on their way out ---------------------------------------------------------------
 
@@ -136,7 +137,10 @@ class Elections:
         self.release_votes()
 
     def release_votes(self) -> None:
-        """The log is durable further than before."""
+        """The log is durable further than before. A node that has become suspect since has spent
+        its vote on itself."""
+        if not self._context.trusted():
+            self._held_votes.clear()
         durable_index = self._context.journal.durable_index
         ready = [vote for vote in self._held_votes if vote[0] <= durable_index]
         self._held_votes = [vote for vote in self._held_votes if vote[0] > durable_index]

@@ -67,6 +67,9 @@ class Members:
         for peer_id in list(context.connected):
             if configuration.find(peer_id) is None:
                 context.send(peer_id, frames.Removed(index))
+        for peer_id in self._storage.memory.peers():
+            # Also one that is down. One that was added again since is remembered.
+            if configuration.find(peer_id) is None and context.configuration.find(peer_id) is None:
                 self._storage.memory.forget(peer_id)
         if index == context.configuration.index and self._storage.was_member(index) \
                 and not self.is_member():

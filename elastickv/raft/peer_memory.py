@@ -92,6 +92,10 @@ class PeerMemory:
         self._settle()
         return self._records.get(peer_id)
 
+    def peers(self) -> list[str]:
+        """Everybody of whom something is remembered."""
+        return sorted(self._records.keys() | self._sent.keys() | self._acked.keys())
+
     def booted(self, peer_id: str, boot_epoch: int, boot_id: int, term: int) -> None:
         """A peer greeted with a boot that is new here. Durable on return; raises `DiskFull` with
         nothing of it remembered, so that it is as new when the peer greets again."""

@@ -77,7 +77,7 @@ class Replication:
         progress, next_index = self.progress(peer_id), self._core.next_index(peer_id)
         if self._context.configuration.find(peer_id) is not None \
                 and next_index > self._journal.anchor_index \
-                and not progress.probing and progress.sent_commit < self._core.commit_index():
+                and not progress.probing and progress.sent_commit < self._announced_commit():
             self._send_append(peer_id, progress, next_index, empty=True)
 
     def is_settled_with(self, peer_id: str) -> bool:
@@ -145,7 +145,7 @@ class Replication:
             self._core.set_next_index(peer_id, next_index)
         if sent:
             return False
-        is_unknown = progress.sent_commit < self._core.commit_index() and not progress.probing
+        is_unknown = progress.sent_commit < self._announced_commit() and not progress.probing
         if heartbeat or (announce and is_unknown):
             self._send_append(peer_id, progress, next_index, empty=True)
             return False
@@ -158,14 +158,20 @@ class Replication:
         encoded = self._encode(next_index, last_index, progress.min_sequence)
         if not self._context.send_body(peer_id, encoded.body):
             return 0
-        progress.sent_commit = self._core.commit_index()
+        progress.sent_commit = self._announced_commit()
         if encoded.carried >= next_index:
             progress.sent(encoded.carried, len(encoded.body))
         return encoded.carried
 
+    def _announced_commit(self) -> int:
+        """The commit index that peers hear of: they remember that this leader has it on its disk.
+        As a follower it may have learnt of more than it had synced."""
+        return min(self._core.commit_index(), self._journal.durable_index)
+
     def _encode(self, first: int, last: int, min_sequence: int) -> _Encoded:
         """The message with entries `first..last`, as many as fit a batch."""
-        key = (first, last, self._core.term(), self._core.commit_index())
+        commit_index = self._announced_commit()
+        key = (first, last, self._core.term(), commit_index)
         known = self._encoded
         if known is not None and known.key == key and known.sequence >= min_sequence:
             return known
@@ -181,7 +187,7 @@ class Replication:
             carried = entries[-1][1]
         self._sequence += 1
         body = encode_message(AppendEntries(
-            self._core.term(), self._sequence, self._core.commit_index(), first - 1,
+            self._core.term(), self._sequence, commit_index, first - 1,
             self._journal.term_at(first - 1), blob))
         self._encoded = _Encoded(key, self._sequence, body, carried)
         return self._encoded

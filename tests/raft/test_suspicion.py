@@ -1,0 +1,107 @@
+"""Who remembers what of whom: an ordinary crash or a removal must make nobody a suspect."""
+
+from __future__ import annotations
+
+import asyncio
+
+from raft_lab import Lab, LabNode, outcome, run
+
+from elastickv.raft import frames
+from elastickv.raft.engine import Member
+from elastickv.raft.membership import ChangeKind, MembershipChange
+
+
+async def lead(lab: Lab, node: LabNode) -> None:
+    """Make `node` the leader, and let its peers remember it durably."""
+    for _ in range(10):
+        leader = await lab.leader()
+        if leader is node:
+            break
+        await outcome(leader.engine.transfer_leadership(node.node_id, timeout_s=2))
+    await lab.settle()
+    await asyncio.sleep(1.5)
+
+
+def test_a_leader_announces_no_more_than_it_has_synced():
+    """It may know as a follower that more is committed. Were that remembered of it, a power cut
+    before its fsync would look like lost data, and its vote could be missing for ever."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        old, slow, other = lab.nodes.values()
+        await lead(lab, old)
+        slow.offload.holding = True
+        on_disk = {path: bytearray(data) for path, data in slow.disk.files.items()
+                   if "log" in path.parts}
+        await old.engine.propose(b"x", timeout_s=3)
+        await lab.until(lambda: slow.core.commit_index() > slow.journal.durable_index)
+        old.kill()
+        lab.hub.rule = lambda source, target, message: \
+            0 if source == other.node_id and isinstance(message, frames.PreVote) else 1
+        await lab.until(slow.core.is_leading)
+        await asyncio.sleep(0.15)
+        assert slow.core.commit_index() > slow.journal.durable_index
+        slow.kill()
+        slow.disk.files = {path: data for path, data in slow.disk.files.items()
+                           if "log" not in path.parts} | on_disk
+        lab.hub.rule = lambda source, target, message: 1
+        await slow.start()
+        leader = await lab.leader([slow, other])
+        assert not slow.engine._trust.suspect
+        await leader.engine.propose(b"y", timeout_s=3)
+
+    run(scenario())
+
+
+def test_a_member_that_was_down_when_it_was_removed_is_forgotten():
+    """It joins again with an empty disk, as it is told to, and nothing is missing from that."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, dead = lab.nodes.values()
+        await lead(lab, leader)
+        dead.kill()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, dead.node_id), timeout_s=5)
+        await lab.until(lambda: all(node.engine._storage.memory.of(dead.node_id) is None
+                                    for node in (leader, other)))
+        anew = LabNode(lab, Member(dead.node_id, dead.member.address), joining=True)
+        lab.nodes[dead.node_id] = anew
+        await anew.start()
+        await asyncio.sleep(1)
+        await leader.engine.change_members(MembershipChange(
+            ChangeKind.ADD_VOTER, dead.node_id, dead.member.address), timeout_s=5)
+        await lab.settle()
+        assert not anew.engine._trust.suspect
+        leader.kill()
+        await lab.leader([other, anew])
+
+    run(scenario())
+
+
+def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, voter, other = lab.nodes.values()
+        await lead(lab, leader)
+        voter.offload.holding = True
+        lab.hub.isolate(other.node_id)
+        leader.engine.propose(b"x", timeout_s=30)
+        await asyncio.sleep(0.05)
+        leader.engine._running = False
+        await asyncio.sleep(0.7)
+        term = voter.core.term() + 1
+        lab.hub.inject(leader.node_id, voter.node_id, frames.RequestVote(term, 99, term, True))
+        assert voter.engine._elections._held_votes
+        greeting = {name: getattr(other.engine.make_hello(voter.node_id), name)
+                    for name in frames.Hello.__struct_fields__}
+        greeting["remembered"] = frames.PeerRecord(50, 1, term, 0, 0, 0, 0)
+        voter.engine.connected(other.node_id, frames.Hello(**greeting))
+        assert voter.engine._trust.suspect
+        before = len(lab.hub.sent(frames.Vote, voter.node_id))
+        voter.offload.release()
+        await asyncio.sleep(0.05)
+        assert len(lab.hub.sent(frames.Vote, voter.node_id)) == before
+
+    run(scenario())
