@@ -317,13 +317,16 @@ class Node:
             self._encryption.stop()
         if hasattr(self, "_engine"):
             await self._engine.stop()
-        if hasattr(self, "_flusher"):
-            await self._flusher.stop(flush=not fatal)
-        if hasattr(self, "_store"):
-            self._store.close()
-        for close in reversed(self._closers):
-            close()
-        self._closers.clear()
+        try:
+            if hasattr(self, "_flusher"):
+                await self._flusher.stop(flush=not fatal)
+        finally:
+            # Also when the last flush finds the disk full: the log has what it would have written.
+            if hasattr(self, "_store"):
+                self._store.close()
+            for close in reversed(self._closers):
+                close()
+            self._closers.clear()
         log.info("node stopped", node=self._settings.raft_id)
 
 

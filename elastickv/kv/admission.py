@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elastickv.crypto.nonce import full_node_id, node_id16
-from elastickv.errors import InvalidArgument, MembershipConflict, NotCapable
+from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConflict, NotCapable
 from elastickv.keys.registry import decode_row_key, decode_row_value, row_key
 from elastickv.kv.api import Capability
 from elastickv.raft.engine import Member
@@ -49,6 +49,21 @@ def require_free_node_id(node_id: str, members: Iterable[Member],
             raise MembershipConflict(
                 f"{node_id} has the 16-bit node id {short_id:#06x} of node {writer:#x}, which was"
                 f" registered as a writer of DEK {dek_id}", remedy=_RENAME)
+
+
+def require_no_member_shadowed(writers: Iterable[int], members: Iterable[Member]) -> None:
+    """Raise `EncryptionConflict` if a writer that is to be registered (a 64-bit node id) has the
+    16-bit id of a member and is no member: that one could never register, and would stop."""
+    names = {full_node_id(member.node_id): member.node_id for member in members}
+    short_ids = {node_id16(full_id): name for full_id, name in names.items()}
+    for writer in writers:
+        name = short_ids.get(node_id16(writer))
+        if name is not None and writer not in names:
+            raise EncryptionConflict(
+                f"node {writer:#x} has the 16-bit node id {node_id16(writer):#06x} of member"
+                f" {name}",
+                remedy="name writers by their 64-bit node ids; elastickv admin encryption"
+                       " probe-node-id shows them")
 
 
 def require_admissible(candidate: Candidate, address: str) -> None:

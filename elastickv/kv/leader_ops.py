@@ -30,6 +30,7 @@ from elastickv.keys.epochs import FIRST_EPOCH
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv import forwarding
+from elastickv.kv.admission import require_no_member_shadowed
 from elastickv.kv.api import CutoverResult, SidecarState
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
 from elastickv.kv.members import Members
@@ -153,6 +154,7 @@ class LeaderOperations:
         `then()` runs when the entry is in the log and not yet decided.
         """
         self._proposer.require_leader()
+        require_no_member_shadowed(_writers_of(entry), self._engine.members())
         try:
             self._applier.validate(self._engine.status().last_log_index + 1, entry)
         except EntryRejected as error:
@@ -305,3 +307,15 @@ OPERATIONS: dict[str, Operation] = {
     "enable_raft_envelope": Operation(LeaderOperations._enable_raft, seals_under=Purpose.RAFT),
     "sidecar_state_for": Operation(LeaderOperations._sidecar_state_for, proposes=False),
 }
+
+
+def _writers_of(entry: Entry) -> list[int]:
+    """The 64-bit ids of the nodes that the entry registers."""
+    match entry:
+        case Registration(row=row):
+            return [row.full_node_id]
+        case Bootstrap(rows=rows):
+            return [row.full_node_id for row in rows]
+        case Rotation(tag=RotationTag.ROTATE_DEK, proposer=row):
+            return [row.full_node_id]
+    return []

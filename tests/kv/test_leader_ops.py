@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id, node_id16
 from elastickv.errors import (
@@ -19,7 +20,7 @@ from elastickv.keys.guards import NodeIdTaken
 from elastickv.keys.registry import decode_row_value, row_key
 from elastickv.kv.api import WriterRow
 from elastickv.kv.forwarding import RegisterSelf
-from tests.kv.key_cluster import TIMEOUT_S, MakeCluster, until
+from tests.kv.key_cluster import KEK_BYTES, TIMEOUT_S, MakeCluster, until
 
 OTHER_KEK = bytes(32)
 
@@ -41,6 +42,25 @@ async def test_a_rotation_before_the_writer_is_confirmed_does_not_block_the_conf
     new_id = await rotation
     assert node.active(Purpose.RAFT) == new_id
     await node.put(b"k")
+
+
+async def test_a_writer_that_would_keep_a_member_from_registering_is_refused(
+        make_cluster: MakeCluster) -> None:
+    """For example a member named by its 16-bit id. Its row could never be removed."""
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    short_id = node_id16(full_node_id("n1"))
+    await node.encrypt()
+    with pytest.raises(EncryptionConflict, match="of member n1"):
+        await node.encryption.register_writers(
+            dek_id=node.active(Purpose.STORAGE), writers=[WriterRow(short_id, 1)],
+            timeout_s=TIMEOUT_S)
+    with pytest.raises(EncryptionConflict, match="of member n1"):
+        await node.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=Kek(KEK_BYTES).generate_wrapped_dek(), new_dek_id=777,
+            proposer_node_id=short_id, proposer_local_epoch=1, timeout_s=TIMEOUT_S)
+    await node.put(b"k")
+    assert not node.fatal
 
 
 async def test_two_rotations_at_once_are_two_in_a_row(make_cluster: MakeCluster) -> None:
