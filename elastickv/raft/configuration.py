@@ -64,6 +64,12 @@ class ConfigurationFile:
 def replay_membership(base: Configuration, journal: Journal) -> MembershipLog:
     """The base and every change that the log holds."""
     membership = MembershipLog(base)
+    follow_log(membership, journal)
+    return membership
+
+
+def follow_log(membership: MembershipLog, journal: Journal) -> None:
+    """The log is another one: above its base, `membership` holds what the log does, no more."""
+    membership.truncated(0)
     for index in journal.marked_indexes():
         membership.appended(index, journal.entry(index)[0])
-    return membership

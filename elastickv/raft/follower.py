@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from elastickv.raft import frames, records, rules
+from elastickv.raft.configuration import follow_log
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND
@@ -111,8 +112,5 @@ class Follower:
         if plan.truncates or any(record.command[:1] == CONFIGURATION_KIND
                                  for record in plan.entries):
             # From the log, not from the plan: of that any part may not have happened.
-            journal, membership = self._context.journal, self._context.membership
-            membership.truncated(0)
-            for index in journal.marked_indexes():
-                membership.appended(index, journal.entry(index)[0])
+            follow_log(self._context.membership, self._context.journal)
             self._members_changed()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from elastickv.durable import Disk
 from elastickv.errors import DiskFull, JournalCorrupt
-from elastickv.raft.configuration import ConfigurationFile, replay_membership
+from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
 from elastickv.raft.hardstate import HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.membership import Configuration
@@ -94,7 +94,7 @@ class RaftStorage:
             self.journal.reset(marker.index, marker.term)
             # With every entry go the configurations: those below the snapshot may be entries that
             # a deposed leader never committed.
-            self.membership.truncated(0)
+            follow_log(self.membership, self.journal)
         self._base_file.save(marker.configuration())
         self.membership.rebase(marker.configuration())
         self.marker.remove()
