@@ -128,7 +128,6 @@ class Compactor:
         self._wall_ms = wall_ms
         self._retention_ms = retention_ms
         self._position: bytes | None = None
-        self._horizon_ts = 0
         self.removed = 0
         self.passes = 0
 
@@ -142,15 +141,14 @@ class Compactor:
         if store.busy:
             return None
         if self._position is None:
-            self._horizon_ts = horizon(self._wall_ms(), store.durable_commit_ts, self._retention_ms)
-            if self._horizon_ts == 0:
+            horizon_ts = horizon(self._wall_ms(), store.durable_commit_ts, self._retention_ms)
+            if horizon_ts == 0:
                 return None
             self._position = b""
-        # At every step, and never below the store's: the clock may have stepped back, and a
-        # snapshot installed since may have brought another horizon, higher or lower.
-        self._horizon_ts = max(self._horizon_ts, store.horizon_ts)
-        store.raise_horizon(self._horizon_ts)
-        step = CompactionStep(store.backend, store.backend.view(), self._position, self._horizon_ts,
+            store.raise_horizon(horizon_ts)
+        # The store's, not the pass's: the clock may have stepped back, and a snapshot installed
+        # between two steps brings a horizon of its own, higher or lower.
+        step = CompactionStep(store.backend, store.backend.view(), self._position, store.horizon_ts,
                               store.dek_counts)
         store.begin_job(step)
         return step
