@@ -227,15 +227,15 @@ class Coordinator:
         group = self._take_group()
         if not group:
             return False
-        seal = self._sealer(sum(len(pending.ops) for pending in group))
-        if seal is None:
-            self._put_back(group)
-            return False
         try:
+            seal = self._sealer(sum(len(pending.ops) for pending in group))
+            if seal is None:
+                self._put_back(group)
+                return False
             entry = self._encode(group, seal)
         except ElasticKVError as error:
             _reject(group, error)
-            return True
+            return bool(group)  # nothing of an empty one can go before the ceiling is raised
         future = self._proposer.submit(entry, timeout_s=ENTRY_TIMEOUT_S)
         if future is None:
             self._put_back(group)

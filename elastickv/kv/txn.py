@@ -12,10 +12,12 @@ from elastickv.wire import WriteOp, WriteRequest
 MAX_BATCH_OPS = 10_000
 
 REQUEST_LOG_BYTES = 18
+"""A request's timestamp and counts, and its length in an entry of several (see `wire`)."""
 OP_LOG_BYTES = 50
 """What the log adds to an operation's key and value, at most: framing (7), value header (9) and
 envelope (34)."""
 CONDITION_LOG_BYTES = 10
+"""What the log adds to a condition's key: its length, and the timestamp that is expected."""
 
 Sealer = Callable[[bytes, int, bytes, int], bytes]
 """`(user_key, commit_ts, plaintext, expiry_ms) -> record`: plain or under the storage DEK."""
