@@ -125,7 +125,8 @@ class WriterRegistrar:
         return self._states.get(dek_id, WriterState.UNCONFIRMED)
 
     def problem(self, dek_id: int) -> str:
-        """Why the leader last refused to register this node for a DEK; "" when it did not."""
+        """Why this node could last not be registered for a DEK: what the leader refused, or a full
+        disk; "" when nothing is known against it."""
         return self._problems.get(dek_id, "")
 
     def ensure(self, dek_id: int) -> None:
@@ -181,19 +182,17 @@ class WriterRegistrar:
             except DiskFull as error:
                 # Nothing was asked for yet; a full disk is no reason to stop.
                 self._problems[dek_id] = str(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, MAX_PAUSE_S)
-                continue
-            self._step(dek_id, WriterEvent.PERSIST)
-            self._step(dek_id, WriterEvent.PROPOSE)
-            event, seen = await self._ask(dek_id, epoch)
-            if event is WriterEvent.ACCEPTED:
-                self._confirmed(dek_id, epoch)
-                return
-            self._step(dek_id, event)
-            if event is WriterEvent.STALE:
-                last_seen = seen
-                continue
+            else:
+                self._step(dek_id, WriterEvent.PERSIST)
+                self._step(dek_id, WriterEvent.PROPOSE)
+                event, seen = await self._ask(dek_id, epoch)
+                if event is WriterEvent.ACCEPTED:
+                    self._confirmed(dek_id, epoch)
+                    return
+                self._step(dek_id, event)
+                if event is WriterEvent.STALE:
+                    last_seen = seen
+                    continue
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
 

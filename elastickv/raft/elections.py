@@ -139,6 +139,8 @@ class Elections:
     def release_votes(self) -> None:
         """The log is durable further than before. A node that has become suspect since has spent
         its vote on itself."""
+        if not self._held_votes:
+            return
         if not self._context.trusted():
             self._held_votes.clear()
         durable_index = self._context.journal.durable_index

@@ -258,9 +258,8 @@ class PySyncObjEngine:
         self._members.ask()
 
     def _resume_installation(self) -> None:
-        if not self._receiver.is_cut_short:
+        if not self._receiver.resume():
             return
-        self._receiver.resume()
         # Those who greeted meanwhile greet again; a node that had just been started waits for them.
         self._trust.started(self._loop.time())
         for peer_id in sorted(self._ignored):

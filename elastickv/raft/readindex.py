@@ -42,6 +42,22 @@ class _Queue:
         """Whether something should begin."""
         return bool(self._waiting) and not self.active
 
+    def _start(self) -> int:
+        self.number += 1
+        self.active = True
+        self._running, self._waiting = self._waiting, {}
+        return self.number
+
+    def _finish(self, index: int) -> None:
+        self.active = False
+        finished, self._running = self._running, {}
+        for waiter in finished.values():
+            waiter(index)
+
+    def _fail_all(self) -> None:
+        self._running, self._waiting = self._running | self._waiting, {}
+        self._finish(0)
+
 
 class ReadRounds(_Queue):
     """Bookkeeping of a leader's rounds. Pure: the caller sends the probes."""
@@ -53,12 +69,9 @@ class ReadRounds(_Queue):
 
     def begin(self, commit_index: int) -> int:
         """Begin a round for all waiting reads at `commit_index`; its number."""
-        self.number += 1
-        self.active = True
         self._index = commit_index
         self._answered.clear()
-        self._running, self._waiting = self._waiting, {}
-        return self.number
+        return self._start()
 
     def unanswered(self, voters: Sequence[str]) -> list[str]:
         """Voters that have not answered the running round."""
@@ -70,18 +83,12 @@ class ReadRounds(_Queue):
             return
         self._answered.add(voter)
         if has_majority(len(self._answered), len(voters)):
-            self.active = False
-            finished, self._running = self._running, {}
-            for waiter in finished.values():
-                waiter(self._index)
+            self._finish(self._index)
 
     def lose(self) -> None:
         """The leadership ended: every read fails."""
-        self.active = False
         self.number += 1
-        failed, self._running, self._waiting = self._running | self._waiting, {}, {}
-        for waiter in failed.values():
-            waiter(0)
+        self._fail_all()
 
 
 class ReadForwarder(_Queue):
@@ -93,28 +100,19 @@ class ReadForwarder(_Queue):
 
     def begin(self, leader_id: str) -> int:
         """Ask `leader_id` on behalf of all waiting reads; the request's number."""
-        self.number += 1
-        self.active = True
         self.leader_id = leader_id
-        self._running, self._waiting = self._waiting, {}
-        return self.number
+        return self._start()
 
     def answer(self, leader_id: str, number: int, index: int) -> None:
         """The leader's answer. An `index` of 0 (it does not lead) is left to `retry`, so that the
         reads do not circle between two members that point at each other."""
         if not self.active or number != self.number or leader_id != self.leader_id or index == 0:
             return
-        self.active = False
-        running, self._running = self._running, {}
-        for waiter in running.values():
-            waiter(index)
+        self._finish(index)
 
     def lose(self) -> None:
         """This node stops: every read fails."""
-        self.retry()
-        failed, self._waiting = self._waiting, {}
-        for waiter in failed.values():
-            waiter(0)
+        self._fail_all()
 
     def retry(self) -> None:
         """The leader changed or the link broke: ask again, whoever leads then."""

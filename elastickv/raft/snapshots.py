@@ -297,14 +297,15 @@ class SnapshotReceiver:
         has mended that nothing may be applied, acknowledged, voted or said about the log."""
         return self._cut_short is not None
 
-    def resume(self) -> None:
-        """Steps 4 and 5, again if need be. Raises `DiskFull`."""
+    def resume(self) -> bool:
+        """Steps 4 and 5, again if need be; whether they were to be done. Raises `DiskFull`."""
         if self._cut_short is None:
-            return
+            return False
         self._install(self._cut_short)
         log.info("snapshot installed", index=self._cut_short.index)
         self._cut_short = None
         self.installed_count += 1
+        return True
 
     def _is_needless(self, index: int, term: int) -> bool:
         return (index <= self._context.core.applied_index()

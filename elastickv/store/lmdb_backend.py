@@ -236,7 +236,7 @@ class LmdbBackend:
         used = environment.used_bytes()
         # A random insert may copy a leaf page and split it, hence the factor.
         while self._wants_growth or used + 8 * byte_count > environment.map_bytes:
-            if environment.map_bytes < self.max_map_bytes:
+            if environment.map_bytes < self.max_map_bytes:  # at the limit they are left alone
                 self._close_views()
             if not environment.grow(self.max_map_bytes):
                 self.max_map_bytes = environment.map_bytes

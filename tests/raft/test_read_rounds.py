@@ -126,9 +126,9 @@ def test_learner_cannot_elect_itself():
     assert ballot.reply("n2", ballot.number, 4)
 
 
-@pytest.mark.parametrize("queue", [ReadRounds(), ReadForwarder()])
-def test_a_read_that_nobody_waits_for_is_forgotten(queue):
-    results = []
+@pytest.mark.parametrize("kind", [ReadRounds, ReadForwarder])
+def test_a_read_that_nobody_waits_for_is_forgotten(kind):
+    queue, results = kind(), []
     kept, gone = queue.add(results.append), queue.add(results.append)
     queue.discard(gone)
     queue.discard(gone)

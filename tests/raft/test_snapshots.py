@@ -334,6 +334,23 @@ def test_a_configuration_that_nobody_committed_goes_with_the_log():
     run(scenario())
 
 
+def full_behind_an_installed_state(monkeypatch, node: LabNode, full_at: str, *,
+                                   is_full: bool = True) -> SimpleNamespace:
+    """While `is_full` of what is returned, the disk of `node` has no space for files that end with
+    `full_at` once the state is a snapshot's and the log does not follow it."""
+    original, space = node.disk.replace, SimpleNamespace(is_full=is_full, refusals=0)
+
+    def replace(path: Path, data: bytes) -> None:
+        if space.is_full and path.name.endswith(full_at) \
+                and node.state.applied_index > node.core.applied_index():
+            space.refusals += 1
+            raise DiskFull("no space left")
+        original(path, data)
+
+    monkeypatch.setattr(node.disk, "replace", replace)
+    return space
+
+
 @pytest.mark.parametrize("full_at", [".log", "members"])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, restarts):
@@ -348,19 +365,9 @@ def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, re
         lab.hub.isolate(behind.node_id)
         await fill(lab, 400, leader)
         await compacted(lab, leader, 100)
-        full_paths: set[Path] = set()
-
-        def replace(path: Path, data: bytes) -> None:
-            if space.is_full and path.name.endswith(full_at) \
-                    and behind.state.applied_index > behind.core.applied_index():
-                full_paths.add(path)
-                raise DiskFull("no space left")
-            original(path, data)
-
-        original, space = behind.disk.replace, SimpleNamespace(is_full=True)
-        monkeypatch.setattr(behind.disk, "replace", replace)
+        space = full_behind_an_installed_state(monkeypatch, behind, full_at)
         lab.hub.heal()
-        await lab.until(lambda: bool(full_paths))
+        await lab.until(lambda: space.refusals > 0)
         index = behind.state.applied_index
         await fill(lab, 5, leader, b"meanwhile")
         offers = len(lab.hub.sent(frames.SnapshotOffer))
@@ -375,9 +382,9 @@ def test_full_disk_between_the_steps_of_an_installation(monkeypatch, full_at, re
         assert (leader.status().role, behind.status().role) == (Role.LEADER, Role.FOLLOWER)
         if restarts:
             await behind.engine.stop()
-            space.is_full = False
-            await behind.start()
         space.is_full = False
+        if restarts:
+            await behind.start()
         await lab.settle()
         assert behind.state.entries == leader.state.entries
         assert behind.journal.anchor_index >= index
@@ -412,17 +419,8 @@ def test_who_greeted_while_the_disk_was_full_is_waited_for(monkeypatch, is_full)
         await knows.engine.propose(b"committed without the stale leader", timeout_s=3)
         behind.kill()
         behind.disk.files, behind.state.entries = old_disk, old_entries
-        original, space = behind.disk.replace, SimpleNamespace(is_full=is_full)
-
-        def replace(path: Path, data: bytes) -> None:
-            if space.is_full and path.name.endswith(".log") \
-                    and behind.state.applied_index > behind.core.applied_index():
-                raise DiskFull("no space left")
-            original(path, data)
-
-        monkeypatch.setattr(behind.disk, "replace", replace)
-        only_stale = {frozenset((knows.node_id, other.node_id)) for other in (stale, behind)}
-        lab.hub.cut_pairs = set(only_stale)
+        space = full_behind_an_installed_state(monkeypatch, behind, ".log", is_full=is_full)
+        lab.hub.cut_pairs = {frozenset((knows.node_id, other.node_id)) for other in (stale, behind)}
         await behind.start()
         lab.hub.connect_all()
         await lab.until(lambda: behind.state.applied_index > 300)
