@@ -45,8 +45,9 @@ class Core(Protocol):
         """Ids of the voting members in force, sorted."""
         ...
 
-    def may_vote(self) -> bool:
-        """Whether this node is a voter."""
+    def is_voter(self) -> bool:
+        """Whether this node is a voter in the configuration in force here: only then does it
+        stand for election."""
         ...
 
     def election_deadline(self) -> float: ...

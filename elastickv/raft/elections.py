@@ -1,4 +1,9 @@
-"""Elections around the core: pre-votes, which requests to hear, when a vote may leave."""
+"""Elections around the core: pre-votes, which requests to hear, when a vote may leave.
+
+A voter stands for election. A vote is given by whoever is asked and knows a configuration, be it a
+voter or not: who is asked is a voter in the candidate's configuration, which may be later than its
+own, and its vote may be the one that is needed to commit that (Raft, section 6).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +28,10 @@ class Elections:
     def before_tick(self) -> None:
         """Let an election deadline pass to the core only after a majority granted a pre-vote."""
         core = self._context.core
-        if core.is_leading() or not core.may_vote():
+        if core.is_leading() or core.election_deadline() >= self._context.now() or self._cleared:
             return
-        if core.election_deadline() >= self._context.now() or self._cleared:
+        if not core.is_voter():
+            core.postpone_election()
             return
         if core.transfer_requested() and self._context.trusted():
             self._transfer = True
@@ -90,7 +96,7 @@ class Elections:
 
     def on_pre_vote(self, peer_id: str, message: frames.PreVote) -> None:
         core = self._context.core
-        granted = core.may_vote() and self._context.trusted() and rules.grants_pre_vote(
+        granted = self._context.trusted() and rules.grants_pre_vote(
             message.term, message.last_index, message.last_term, self.standing())
         self._context.send(peer_id, frames.PreVoteReply(core.term(), message.round, granted))
 

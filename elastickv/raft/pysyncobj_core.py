@@ -108,7 +108,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
                          conf=_library_configuration(settings, adapter, hooks),
                          transport=CoreTransport(hooks))
         self._own_node = peer_node(settings.node_id)
-        self._SyncObj__selfNode: PeerNode | None = self._own_node
+        # PySyncObj would not vote without. Who may stand for election is this class's question.
+        self._SyncObj__selfNode = self._own_node
+        self._is_voter = False
         self._SyncObj__otherNodes: set[PeerNode] = set()
         self._SyncObj__readonlyNodes: set[PeerNode] = set()
         self.set_members(voters, learners)
@@ -134,8 +136,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._settled_commit = rules.committed_index(
                 self._settled_commit, self._journal.last_index, self._journal.durable_index,
                 [matches[node] for node in self._SyncObj__otherNodes],
-                self._SyncObj__selfNode is not None,
-                self._journal.term_at, self._SyncObj__raftCurrentTerm)
+                self._is_voter, self._journal.term_at, self._SyncObj__raftCurrentTerm)
         self._SyncObj__raftCommitIndex = self._settled_commit
         self._hooks.apply_committed()
         return False
@@ -185,12 +186,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def voters(self) -> list[str]:
         """Ids of the voting members, this one included, sorted."""
         ids = [node.id for node in self._SyncObj__otherNodes]
-        if self._SyncObj__selfNode is not None:
+        if self._is_voter:
             ids.append(self._settings.node_id)
         return sorted(ids)
 
-    def may_vote(self) -> bool:
-        return self._SyncObj__selfNode is not None
+    def is_voter(self) -> bool:
+        return self._is_voter
 
     def election_deadline(self) -> float:
         return float(self._SyncObj__raftElectionDeadline)
@@ -303,7 +304,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._SyncObj__lastResponseTime.setdefault(node, self._now())
         self._SyncObj__otherNodes = others
         self._SyncObj__readonlyNodes = readers
-        self._SyncObj__selfNode = self._own_node if own_id in voters else None
+        self._is_voter = own_id in voters
 
     # --- messages -----------------------------------------------------------------------------
 

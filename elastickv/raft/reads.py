@@ -105,7 +105,7 @@ class Reads:
 
     def on_probe(self, peer_id: str, message: frames.Probe) -> None:
         core = self._context.core
-        if message.term == core.term() and core.leader_id() == peer_id and core.may_vote() \
+        if message.term == core.term() and core.leader_id() == peer_id \
                 and self._context.trusted():
             self._context.send(peer_id, frames.ProbeAck(message.term, message.round))
 

@@ -1,8 +1,9 @@
 """Whether this node may vote and be counted, and the greetings that decide it.
 
 After a start it waits a moment for every voter's greeting, since any of them may remember more of
-this node than its own disk does (`peer_memory.py`). A node found to have lost data is suspect, and
-durably so, until its log holds everything that was committed.
+this node than its own disk does (`peer_memory.py`). A node that joins learns first who they are. A
+node found to have lost data is suspect, and durably so, until its log holds everything that was
+committed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ class Trust:
         self._storage = storage
         self._core = core
         self._greeted = {settings.node_id}
-        self._grace_ends = 0.0
+        self._grace_ends: float | None = None
         self._waiting = True
 
     def started(self, now: float) -> None:
         """The node has begun to listen."""
-        self._grace_ends = now + self._settings.greeting_grace_s
+        self._grace_ends = None
+        self.holds(now)
 
     @property
     def suspect(self) -> bool:
@@ -39,9 +41,10 @@ class Trust:
 
     def holds(self, now: float) -> bool:
         """Whether this node may vote and be counted."""
-        if self._waiting and (now >= self._grace_ends
-                              or self._greeted.issuperset(self._core.voters())):
-            self._waiting = False
+        if self._waiting and (voters := self._core.voters()):
+            if self._grace_ends is None:
+                self._grace_ends = now + self._settings.greeting_grace_s
+            self._waiting = now < self._grace_ends and not self._greeted.issuperset(voters)
         return not self._waiting and not self.suspect
 
     def hello(self, peer_id: str) -> Hello:

@@ -450,9 +450,10 @@ class Lab:
                 raise AssertionError("the condition did not come true in time")
             await asyncio.sleep(LATENCY_S)
 
-    async def settle(self) -> None:
-        """Wait until every running node has applied the same."""
-        await self.until(lambda: len({node.state.applied_index for node in self.nodes.values()
+    async def settle(self, *nodes: LabNode) -> None:
+        """Wait until every running node (default: of all) has applied the same."""
+        await self.until(lambda: len({node.state.applied_index
+                                      for node in nodes or self.nodes.values()
                                       if node.status().role is not Role.SHUTDOWN}) == 1)
 
 

@@ -341,3 +341,73 @@ def test_a_full_disk_at_a_new_term_leaves_the_configuration_that_the_log_keeps()
         assert len(follower.core.voters()) == 3
 
     run(scenario())
+
+
+def test_a_voter_that_has_not_heard_of_its_promotion_votes():
+    """Its vote may be the one that the promotion, committed by the others, made necessary."""
+    async def scenario() -> None:
+        lab = Lab(2)
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        lab.hub.isolate("n9")
+        await change(leader, ChangeKind.PROMOTE, "n9", skip_min_applied_check=True)
+        other, = lab.others(leader, joined)
+        await lab.settle(leader, other)
+        leader.kill()
+        lab.hub.heal()
+        assert suffrages(joined)["n9"] is Suffrage.LEARNER
+        assert await lab.leader([other, joined]) is other
+        await other.engine.propose(b"x", timeout_s=SECOND)
+        assert suffrages(joined)["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_a_newcomer_that_has_not_heard_that_it_is_a_voter_votes():
+    """The lone old member wrote that the newcomer is a voter, and was restarted before it said so:
+    from then on it needs that vote."""
+    async def scenario() -> None:
+        lab = Lab(1)
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await lab.until(lambda: len(joined.engine.members()) == 1)
+        lab.hub.isolate("n9")
+        added = asyncio.ensure_future(change(leader, ChangeKind.ADD_VOTER, "n9"))
+        await asyncio.sleep(0.05)
+        await leader.restart()
+        lab.hub.heal()
+        assert await lab.leader([leader]) is leader
+        assert suffrages(joined)["n9"] is Suffrage.VOTER
+        added.cancel()
+
+    run(scenario())
+
+
+def test_a_node_that_joins_votes_for_nobody_before_it_knows_who_remembers_it():
+    """A member whose disk was wiped may have voted before: it waits for all voters' greetings, and
+    these it learns from the configuration."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        wiped, *others = lab.nodes.values()
+        wiped.kill()
+        await lab.leader(others)
+        lab.hub.isolate("n1")
+        anew = LabNode(lab, wiped.member, joining=True)
+        lab.nodes["n1"] = anew
+        await anew.start()
+        await asyncio.sleep(3 * SECOND)
+        term = others[0].core.term() + 1
+        lab.hub.inject("n2", "n1", frames.PreVote(term, 1, 1000, term))
+        anew.engine.connected("n2", others[0].engine.make_hello("stranger"))
+        lab.hub.inject("n2", "n1", frames.RequestVote(term, 1000, term, True))
+        anew.engine._members._adopt(others[0].engine._context.configuration)
+        lab.hub.inject("n2", "n1", frames.RequestVote(term, 1000, term, True))
+        assert not anew.core.term()
+        assert not anew.engine._is_trusted()
+        await asyncio.sleep(SECOND)
+        assert anew.engine._is_trusted()
+
+    run(scenario())

@@ -3,8 +3,9 @@
 A defect shows here long before its consequences do: a vote that is not on the disk yet is a breach
 whether or not a crash follows.
 
-* Only voters vote and lead. A node votes once in a term, and term and vote are on its disk before
-  a message reveals them.
+* Only voters stand for election. Who votes knows a configuration, and with it who might remember
+  more of the node than its disk does.
+* A node votes once in a term, and term and vote are on its disk before a message reveals them.
 * A vote leaves after the log that it was judged by is durable.
 * A node asks for votes after a majority granted it a pre-vote, or the leader asked it to.
 * A leader was elected by a majority of distinct voters, and counts nobody for what it knows from
@@ -98,9 +99,14 @@ class Promises:
         """`node` sends one of the messages of an election."""
         match message:
             case Vote():
+                if not voters_of(node):
+                    self._oracle.fail("a vote follows a configuration",
+                                      f"{node.name} votes for {peer_id} and knows none")
                 self._voted(node, message.term, peer_id)
                 self._require_durable_log(node)
             case RequestVote():
+                if node.name not in voters_of(node):
+                    self._oracle.fail("only voters stand", f"{node.name} asks {peer_id}")
                 self._voted(node, message.term, node.name)
                 if not message.transfer:
                     self._require_pre_votes(node)
@@ -111,8 +117,6 @@ class Promises:
                 self._grants.setdefault((peer_id, boots, message.round), set()).add(node.name)
 
     def _voted(self, node: SimNode, term: int, candidate: str) -> None:
-        if node.name not in voters_of(node):
-            self._oracle.fail("only voters vote", f"{node.name} votes for {candidate}")
         known = self._votes.setdefault((node.name, term), candidate)
         if known != candidate:
             self._oracle.fail("one vote per term", f"{node.name} votes for {candidate} in term "

@@ -234,10 +234,16 @@ async def vote_in_memory(schedule: Schedule, node: SimNode) -> None:
     schedule.oracle.promises.sending(node, "n1", frames.Vote(node.core.term() + 1))
 
 
-@breach("only voters vote")
+@breach("a vote follows a configuration")
 async def stranger_votes(schedule: Schedule, node: SimNode) -> None:
     node.engine._context.membership.rebase(Configuration(0, ()))
     schedule.oracle.promises.sending(node, "n1", frames.Vote(node.core.term()))
+
+
+@breach("only voters stand")
+async def stranger_stands(schedule: Schedule, node: SimNode) -> None:
+    node.engine._context.membership.rebase(Configuration(0, ()))
+    schedule.oracle.promises.sending(node, "n1", frames.RequestVote(node.core.term(), 1, 1, True))
 
 
 @breach("no election without pre-votes")
