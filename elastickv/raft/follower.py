@@ -9,7 +9,8 @@ from elastickv.raft.configuration import follow_log
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND
-from elastickv.raft.peer_memory import PeerMemory
+from elastickv.raft.replaced import LogEnd
+from elastickv.raft.storage import RaftStorage
 
 
 class Follower:
@@ -17,13 +18,14 @@ class Follower:
 
     def __init__(self, context: Context, elections: Elections,
                  members_changed: Callable[[], None], caught_up: Callable[[], None],
-                 memory: PeerMemory) -> None:
+                 storage: RaftStorage) -> None:
         """`caught_up` is called when the durable log holds everything committed so far."""
         self._context = context
         self._elections = elections
         self._members_changed = members_changed
         self._caught_up = caught_up
-        self._memory = memory
+        self._storage = storage
+        self._memory = storage.memory
         self._leader_id = ""
         self._term = 0
         self._match_index = 0
@@ -45,6 +47,8 @@ class Follower:
         if (message.term, peer_id) != (self._term, self._leader_id):
             self.restart(message.term, peer_id)
         self._elections.heard_leader()
+        if plan.truncates:
+            self._storage.replacing(LogEnd(plan.previous_term, plan.previous_index))
         try:
             core.receive_append(peer_id, message, plan)
         finally:

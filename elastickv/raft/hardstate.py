@@ -22,6 +22,7 @@ import msgspec
 from elastickv.durable import Disk
 from elastickv.errors import JournalCorrupt
 from elastickv.raft.records import crc32c
+from elastickv.raft.replaced import NOTHING_REPLACED, ReplacedTail
 
 _HEADER = struct.Struct(">4sII")
 T = TypeVar("T")
@@ -61,7 +62,8 @@ def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T |
 class HardState(msgspec.Struct, frozen=True, array_like=True):
     """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1;
     `suspect`: this node has lost data and has not yet caught up with a leader. The floor is the
-    entry below which nobody may be elected with this node's help, (0, 0) for none."""
+    entry below which nobody may be elected with this node's help, (0, 0) for none. `replaced`:
+    what a leader had this node drop of its log."""
 
     term: int
     vote: str
@@ -69,6 +71,7 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     suspect: bool = False
     floor_term: int = 0
     floor_index: int = 0
+    replaced: ReplacedTail = NOTHING_REPLACED
 
 
 class HardStateFile:
@@ -105,6 +108,11 @@ class HardStateFile:
         """Durably remember the floor."""
         if (term, index) != (self.state.floor_term, self.state.floor_index):
             self._save(msgspec.structs.replace(self.state, floor_term=term, floor_index=index))
+
+    def set_replaced(self, replaced: ReplacedTail) -> None:
+        """Durably remember what was dropped of the log, before it is."""
+        if replaced != self.state.replaced:
+            self._save(msgspec.structs.replace(self.state, replaced=replaced))
 
     def raise_boot(self, boot_epoch: int) -> None:
         """Durably count on from at least `boot_epoch`: a peer saw higher boots than this disk."""

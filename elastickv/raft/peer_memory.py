@@ -25,33 +25,39 @@ import msgspec
 from elastickv.durable import Disk
 from elastickv.raft.frames import PeerRecord
 from elastickv.raft.hardstate import encode_checked, load_checked
+from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, ReplacedTail
 
 KIND = b"EKPM"
 NOTHING = PeerRecord(0, 0, 0, 0, 0, 0, 0)
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
-    """What a node has: its boot, its term, and the end of its durable log."""
+    """What a node has: its boot, its term, the end of its durable log, and what that lacks because
+    a leader replaced it."""
 
     boot_epoch: int
     boot_id: int
     term: int
     last_index: int
     last_term: int
+    replaced: ReplacedTail = NOTHING_REPLACED
+
+    def lacks(self, term: int, index: int) -> bool:
+        """Whether an entry that this node had is lost. The log is compared as in an election:
+        what a later leader replaced was not lost."""
+        end, entry = LogEnd(self.last_term, self.last_index), LogEnd(term, index)
+        return entry > end and not self.replaced.explains(end, entry)
 
 
 def what_was_lost(remembered: PeerRecord, own: Position) -> str:
-    """Why a node at `own` must have lost data that a peer remembers; "" when all is well.
-
-    The log is compared as in an election: entries that a later leader replaced were not lost.
-    """
+    """Why a node at `own` must have lost data that a peer remembers; "" when all is well."""
     if remembered.boot_epoch > own.boot_epoch or (
             remembered.boot_epoch == own.boot_epoch and remembered.boot_id != own.boot_id):
         return f"a peer saw boot {remembered.boot_epoch} of this node, which now boots as " \
                f"{own.boot_epoch}"
     if remembered.term > own.term:
         return f"a peer heard from this node in term {remembered.term}, its own term is {own.term}"
-    if (remembered.acked_term, remembered.acked_index) > (own.last_term, own.last_index):
+    if own.lacks(remembered.acked_term, remembered.acked_index):
         return f"a peer has this node's acknowledgement of entry {remembered.acked_index}, its " \
                f"log ends at {own.last_index}"
     return ""
@@ -61,7 +67,7 @@ def missing_floor(remembered: PeerRecord, own: Position) -> tuple[int, int] | No
     """(term, index) of the last entry that a node at `own` had sent as a leader and does not have
     any more; None when it has all."""
     sent = remembered.sent_term, remembered.sent_index
-    return sent if sent > (own.last_term, own.last_index) else None
+    return sent if own.lacks(*sent) else None
 
 
 class PeerMemory:

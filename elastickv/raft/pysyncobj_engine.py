@@ -156,7 +156,7 @@ class PySyncObjEngine:
         self._members = Members(self._context, storage, self._calls, self._transfer,
                                 self._links.set_peers, self._fail)
         self._follower = Follower(self._context, self._elections, self._members.changed,
-                                  self._trust.caught_up, storage.memory)
+                                  self._trust.caught_up, storage)
         self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)
         self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
                                           self._install_snapshot)

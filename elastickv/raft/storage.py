@@ -21,6 +21,7 @@ from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.membership import Configuration
 from elastickv.raft.offload import Offload
 from elastickv.raft.peer_memory import PeerMemory, Position
+from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import InstallMarker, MarkerFile
 
@@ -62,14 +63,25 @@ class RaftStorage:
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
                 remedy=_REBUILD)
         self.hard_state.begin_boot()
+        if self.hard_state.state.replaced.is_settled(self._durable_end()):
+            self.hard_state.set_replaced(NOTHING_REPLACED)
         self.boot_id = generator.getrandbits(63)
 
     def position(self) -> Position:
         """What this node has, for comparison with what peers remember."""
-        state = self.hard_state.state
+        state, end = self.hard_state.state, self._durable_end()
+        return Position(state.boot_epoch, self.boot_id, state.term, end.index, end.term,
+                        state.replaced)
+
+    def _durable_end(self) -> LogEnd:
         durable_index = self.journal.durable_index
-        return Position(state.boot_epoch, self.boot_id, state.term, durable_index,
-                        self.journal.term_at(durable_index))
+        return LogEnd(self.journal.term_at(durable_index), durable_index)
+
+    def replacing(self, kept: LogEnd) -> None:
+        """The log is about to lose what is behind `kept`, by order of a leader. Durable on return.
+        Raises `DiskFull`."""
+        self.hard_state.set_replaced(replaced_tail(
+            self.journal, kept, self.hard_state.state.replaced, self._durable_end()))
 
     def was_member(self, index: int) -> bool:
         """Whether this node was in the configuration before that of entry `index`."""
@@ -91,6 +103,7 @@ class RaftStorage:
     def install(self, marker: InstallMarker) -> None:
         """The state is that of `marker`: let the log follow, and forget the marker."""
         if not self._log_contains(marker):
+            self.replacing(LogEnd(marker.term, marker.index))
             self.journal.reset(marker.index, marker.term)
             # With every entry go the configurations: those below the snapshot may be entries that
             # a deposed leader never committed.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from elastickv.durable import OsDisk
@@ -11,9 +13,10 @@ from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.frames import PeerRecord
-from elastickv.raft.hardstate import HardStateFile
+from elastickv.raft.hardstate import HardState, HardStateFile, encode_checked
 from elastickv.raft.membership import Configuration
 from elastickv.raft.peer_memory import PeerMemory, Position, missing_floor, what_was_lost
+from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, ReplacedTail, replaced_tail
 
 DISK = OsDisk()
 
@@ -179,3 +182,66 @@ def test_lost_disk_is_recognised(remembered, lost):
     ((6, 40), None), ((5, 90), None), ((6, 41), (6, 41)), ((7, 2), (7, 2))])
 def test_leader_that_lost_what_it_sent_gets_a_floor(sent, floor):
     assert missing_floor(PeerRecord(4, 44, 7, 0, 0, sent[1], sent[0]), NOW) == floor
+
+
+class Log(NamedTuple):
+    """A log by its terms; the first is that of the anchor."""
+
+    anchor_index: int
+    terms: tuple[int, ...]
+
+    @property
+    def last_index(self) -> int:
+        return self.anchor_index + len(self.terms) - 1
+
+    def term_at(self, index: int) -> int:
+        return self.terms[index - self.anchor_index]
+
+    def first_index_of_term(self, index: int) -> int:
+        return self.anchor_index + self.terms.index(self.term_at(index))
+
+
+OLD = Log(10, (1, 1, 2, 2, 4, 4, 4))
+BEHIND_12 = ReplacedTail((2, 12), ((4, 14, 16), (2, 13, 13)))
+
+
+@pytest.mark.parametrize(("log", "kept", "known", "durable", "replaced"), [
+    (OLD, (2, 12), NOTHING_REPLACED, (4, 16), BEHIND_12),
+    (OLD, (4, 15), NOTHING_REPLACED, (4, 16), ReplacedTail((4, 15), ((4, 16, 16),))),
+    (OLD, (3, 15), NOTHING_REPLACED, (4, 16), ReplacedTail((3, 15), ((4, 14, 16),))),
+    (OLD, (1, 5), NOTHING_REPLACED, (4, 16), ReplacedTail((1, 5), ((4, 14, 16), (2, 12, 13),
+                                                                   (1, 11, 11)))),
+    (OLD, (5, 30), NOTHING_REPLACED, (4, 16), NOTHING_REPLACED),
+    (Log(10, (1, 1, 2, 5)), (1, 11), BEHIND_12, (2, 12),
+     ReplacedTail((1, 11), ((5, 13, 13), (2, 12, 12), (4, 14, 16), (2, 13, 13)))),
+    (Log(10, (1, 1, 2, 5)), (2, 12), BEHIND_12, (5, 13), ReplacedTail((2, 12), ((5, 13, 13),))),
+], ids=["two terms", "half of a term", "a snapshot in the middle", "a snapshot before all",
+        "a snapshot after all", "once more before what replaced it was durable",
+        "once more after that"])
+def test_what_a_leader_replaces_is_known_by_term_and_index(log, kept, known, durable, replaced):
+    assert replaced_tail(log, LogEnd(*kept), known, LogEnd(*durable)) == replaced
+
+
+@pytest.mark.parametrize(("end", "missing", "explained"), [
+    ((2, 12), (2, 13), True), ((2, 12), (4, 16), True), ((3, 13), (4, 14), True),
+    ((2, 12), (4, 17), False), ((2, 12), (4, 13), False), ((2, 12), (3, 14), False),
+    ((2, 11), (4, 16), False)],
+    ids=["the first", "the last", "after a shorter replacement", "one behind it", "one before it",
+         "of another term", "what was kept is lost"])
+def test_only_what_was_replaced_is_explained(end, missing, explained):
+    assert BEHIND_12.explains(LogEnd(*end), LogEnd(*missing)) is explained
+    own = Position(4, 44, 7, end[1], end[0], BEHIND_12)
+    assert (not what_was_lost(PeerRecord(4, 44, 7, missing[1], missing[0], 0, 0), own)) is explained
+    assert (missing_floor(PeerRecord(4, 44, 7, 0, 0, missing[1], missing[0]), own) is None) \
+        is explained
+
+
+def test_hard_state_remembers_what_was_replaced(tmp_path):
+    """And reads a record that was written before there was such a thing."""
+    path = tmp_path / "hardstate"
+    old = msgspec.msgpack.encode([7, "n1", 3, True, 2, 9])
+    DISK.replace(path, encode_checked(HardStateFile.KIND, old))
+    state = HardStateFile(DISK, path)
+    assert state.state == HardState(7, "n1", 3, True, 2, 9, NOTHING_REPLACED)
+    state.set_replaced(BEHIND_12)
+    assert HardStateFile(DISK, path).state.replaced == BEHIND_12

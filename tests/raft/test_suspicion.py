@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from raft_lab import Lab, LabNode, outcome, run
 
 from elastickv.raft import frames
@@ -103,5 +104,49 @@ def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
         voter.offload.release()
         await asyncio.sleep(0.05)
         assert len(lab.hub.sent(frames.Vote, voter.node_id)) == before
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("crashes", [True, False], ids=["it crashes", "it goes on"])
+def test_a_member_whose_acknowledged_entry_was_replaced_has_lost_nothing(crashes):
+    """An entry that was never committed is replaced; a peer that remembers its acknowledgement
+    greets before what replaced it is durable. A suspect would be missing from the last majority."""
+    async def scenario() -> None:
+        lab = Lab(5)
+        await lab.start()
+        old, member, new, *others = lab.nodes.values()
+        await lead(lab, old)
+        log_before = {path: bytearray(data) for path, data in member.disk.files.items()
+                      if "log" in path.parts}
+        lab.hub.isolate(old.node_id, [node.node_id for node in (new, *others)])
+        old.engine.propose(b"never committed", timeout_s=60)
+        await lab.until(lambda: old.core.match_index(member.node_id) == old.journal.last_index)
+        replaced = old.journal.last_index
+        lab.hub.isolate(old.node_id)
+        lab.hub.rule = lambda source, target, message: \
+            0 if source != new.node_id and isinstance(message, frames.PreVote) else 1
+        member.offload.holding = True
+        await lab.until(new.engine.is_leader)
+        await lab.until(lambda: member.journal.last_index >= replaced
+                        > member.journal.durable_index)
+        assert old.engine._storage.memory.of(member.node_id).acked_index == replaced
+        if crashes:
+            member.kill()
+            member.disk.files = {path: data for path, data in member.disk.files.items()
+                                 if "log" not in path.parts} | log_before
+            lab.hub.isolate(member.node_id, [new.node_id, others[1].node_id])
+            new.kill()
+            others[1].kill()
+        lab.hub.rule = lambda source, target, message: 1
+        lab.hub.cut_pairs.clear()
+        if crashes:
+            await member.start()
+        lab.hub.connect_all()
+        assert not member.engine._trust.suspect
+        await lab.until(lambda: not old.engine.is_leader())
+        leader = await lab.leader([old, member, others[0]] if crashes else [new])
+        await leader.engine.propose(b"x", timeout_s=5)
+        assert not member.engine._trust.suspect
 
     run(scenario())
