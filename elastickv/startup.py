@@ -3,6 +3,7 @@ probe."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,7 +14,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import Disk, probe_file_system
-from elastickv.errors import ElasticKVError, KekTooOpen
+from elastickv.errors import ElasticKVError, KekError, KekTooOpen
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
@@ -103,6 +104,7 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
         stored_sidecar=stored_sidecar,
+        rewrapped=_rewrapped(kek, sidecar, stored_sidecar),
         member_ids=member_ids), kek)
 
 
@@ -146,6 +148,21 @@ def _stored_sidecar(store: StoredFacts | None) -> tuple[Sidecar | None, str]:
         return sidecar_file.parse(content), ""
     except ElasticKVError as error:
         return None, f"the store's record of the key state: {error.message}"
+
+
+def _rewrapped(kek: Kek | None, one: Sidecar | None, other: Sidecar | None) -> set[int]:
+    """DEKs that are the same key in different wrappings."""
+    if kek is None or one is None or other is None:
+        return set()
+    found = set()
+    for dek_id in one.keys.keys() & other.keys.keys():
+        key, twin = one.keys[dek_id], other.keys[dek_id]
+        if key.wrapped != twin.wrapped and key.purpose is twin.purpose:
+            with contextlib.suppress(KekError):
+                if kek.unwrap_handle(key.wrapped, dek_id, key.purpose).same_key(
+                        kek.unwrap_handle(twin.wrapped, dek_id, twin.purpose)):
+                    found.add(dek_id)
+    return found
 
 
 def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:

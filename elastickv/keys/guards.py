@@ -8,7 +8,7 @@ person would mend things: the machine first, then the KEK, then what the files s
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -166,6 +166,8 @@ class Facts:
 
     `registry` holds this node's own copy of the writer rows, key to value. `last_encryption_index`
     and `store_cutover_index` are what the store (or the snapshot it came from) recorded.
+    `rewrapped` are the DEKs that sidecar and store hold in different wrappings of the same key: a
+    rotation to a DEK that is known already may bring another one.
     """
 
     full_node_id: int
@@ -186,6 +188,7 @@ class Facts:
     last_encryption_index: int = 0
     store_cutover_index: int = 0
     stored_sidecar: Sidecar | None = None
+    rewrapped: Collection[int] = ()
     member_ids: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -278,20 +281,20 @@ def _sidecar_foreign(facts: Facts) -> Problem | None:
     # Keys are only added, so the earlier of the two states is contained in the later one.
     strange: set[int] = set()
     if sidecar.raft_applied_index >= stored.raft_applied_index:
-        strange |= _not_contained(stored, sidecar)
+        strange |= _not_contained(stored, sidecar, facts.rewrapped)
     if sidecar.raft_applied_index <= stored.raft_applied_index:
-        strange |= _not_contained(sidecar, stored)
+        strange |= _not_contained(sidecar, stored, facts.rewrapped)
     if strange:
         return (f"sidecar and store disagree on DEK {min(strange)}: the sidecar is of another"
                 " cluster", _FOREIGN)
     return None
 
 
-def _not_contained(earlier: Sidecar, later: Sidecar) -> set[int]:
+def _not_contained(earlier: Sidecar, later: Sidecar, rewrapped: Collection[int]) -> set[int]:
     """DEK ids of `earlier` that are missing or stand for another key in `later`."""
     return {dek_id for dek_id, key in earlier.keys.items()
-            if (held := later.keys.get(dek_id)) is None
-            or (held.wrapped, held.purpose) != (key.wrapped, key.purpose)}
+            if (held := later.keys.get(dek_id)) is None or held.purpose != key.purpose
+            or (held.wrapped != key.wrapped and dek_id not in rewrapped)}
 
 
 def _sidecar_behind_log(facts: Facts) -> Problem | None:

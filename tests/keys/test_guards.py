@@ -104,6 +104,16 @@ def test_a_sidecar_is_foreign_when_its_keys_do_not_fit_its_index(
     assert (verdicts["sidecar-foreign"] is Status.FAIL) is foreign
 
 
+@pytest.mark.parametrize(("rewrapped", "foreign"), [((1, 2), False), ((1,), True), ((), True)])
+@pytest.mark.parametrize("ahead", [-1, 0, 1])
+def test_another_wrapping_of_the_same_key_is_not_foreign(
+        ahead: int, rewrapped: tuple[int, ...], foreign: bool) -> None:
+    facts = replace(HEALTHY, sidecar=replace(sidecar(), raft_applied_index=50 + ahead,
+                                             keys=OTHER_KEYS), rewrapped=rewrapped)
+    verdicts = {v.guard: v.status for v in run_guards(facts)}
+    assert (verdicts["sidecar-foreign"] is Status.FAIL) is foreign
+
+
 def test_a_cutover_of_the_storage_that_differs() -> None:
     with pytest.raises(GuardFailed, match=r"cutover-divergence.*storage cutover"):
         require_safe(replace(HEALTHY, stored_sidecar=replace(

@@ -225,6 +225,18 @@ def test_a_sound_node_may_start(case: Case) -> None:
     assert {row["result"] for row in verdicts.values()} == {"pass"}
 
 
+def test_a_node_may_start_with_another_wrapping_of_its_keys(case: Case) -> None:
+    """As a crash leaves it after a rotation to a DEK that was known: the sidecar has the wrapping
+    of that rotation, the store the one before."""
+    kek, sidecar = FileKekProvider(case.kek).load(), case.sidecar()
+    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1, keys={
+        dek_id: replace(key, wrapped=kek.wrap(kek.unwrap(key.wrapped)))
+        for dek_id, key in sidecar.keys.items()}))
+    code, verdicts = doctor(case.arguments)
+    assert {row["result"] for row in verdicts.values()} == {"pass"}
+    assert code == ExitCode.OK
+
+
 @pytest.mark.parametrize(("guard", "spoil", "remedy"), PARAMETERS)
 def test_a_node_refuses_to_start_and_names_the_remedy(
         case: Case, sound: NodeProcess, guard: str, spoil: Callable[[Case], None],
