@@ -10,7 +10,7 @@ sidecar may thus be ahead of the store, never behind: entries at or below the si
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +31,9 @@ from elastickv.errors import (
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.epochs import with_epochs_at_least
 from elastickv.keys.registry import own_epochs
-from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan
+from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan, plan_rows
 from elastickv.keys.sidecar import Sidecar
-from elastickv.wire import EncryptionEntry, Registration
+from elastickv.wire import EncryptionEntry, Registration, RegistryRow
 
 
 def utc_now() -> str:
@@ -93,6 +93,11 @@ class Applier:
         # A proposal is never a replay, and the checks of a replay are weaker.
         sidecar = self._state.sidecar
         self._plan(max(index, sidecar.raft_applied_index + 1) if sidecar else index, entry)
+
+    def validate_writers(self, rows: Sequence[RegistryRow]) -> None:
+        """Run every check of `apply` for registrations of `rows`, one after the other. Raises as
+        `apply` does."""
+        plan_rows(rows, self._read_row)
 
     def apply(self, index: int, entry: EncryptionEntry) -> list[tuple[bytes, bytes]]:
         """Apply a committed entry; the registry rows `(key, value)` to store with the index.

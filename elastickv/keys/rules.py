@@ -9,7 +9,7 @@ says that this node lacks what others may have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -71,9 +71,9 @@ def plan(state: KeyState, index: int, entry: EncryptionEntry, inputs: Inputs) ->
     Raises `EntryRejected` or `EntryNotApplicable`.
     """
     if isinstance(entry, Registration):
-        return Plan(state, _register((entry.row,), inputs))
+        return Plan(state, plan_rows((entry.row,), inputs.read_row))
     if state.sidecar is not None and index <= state.sidecar.raft_applied_index:
-        return Plan(state, _register(_replayed_rows(state.sidecar, index, entry), inputs))
+        return Plan(state, plan_rows(_replayed_rows(state.sidecar, index, entry), inputs.read_row))
     if isinstance(entry, Bootstrap):
         return _plan_bootstrap(state, index, entry, inputs)
     return _ROTATIONS[entry.tag](state, index, entry, inputs)
@@ -82,12 +82,15 @@ def plan(state: KeyState, index: int, entry: EncryptionEntry, inputs: Inputs) ->
 # --- registry rows ---------------------------------------------------------------------------
 
 
-def _register(rows: tuple[RegistryRow, ...], inputs: Inputs) -> list[tuple[bytes, bytes]]:
-    """Run rows through the registry cases in order; a later row sees what an earlier one wrote."""
+def plan_rows(rows: Sequence[RegistryRow], read_row: ReadRow) -> list[tuple[bytes, bytes]]:
+    """Run rows through the registry cases in order; a later row sees what an earlier one wrote.
+
+    Raises as `registry.decide` does.
+    """
     written: dict[bytes, bytes] = {}
     for row in rows:
         key = row_key(row.dek_id, node_id16(row.full_node_id))
-        existing = written[key] if key in written else inputs.read_row(key)
+        existing = written[key] if key in written else read_row(key)
         decision = decide(existing, row)
         if not isinstance(decision, NoChange):
             written[key] = encode_row_value(decision.record)
@@ -193,7 +196,8 @@ def _plan_bootstrap(state: KeyState, index: int, entry: Bootstrap, inputs: Input
         keystore = _install(keystore, dek_id, purpose, wrapped, inputs)
         sidecar = _record_key(sidecar, dek_id, purpose, wrapped, inputs.created)
     sidecar = replace(sidecar, active_storage=entry.storage_dek_id, active_raft=entry.raft_dek_id)
-    return Plan(KeyState(_checked(sidecar, index), keystore), _register(entry.rows, inputs))
+    return Plan(KeyState(_checked(sidecar, index), keystore),
+                plan_rows(entry.rows, inputs.read_row))
 
 
 def _check_repeated_bootstrap(sidecar: Sidecar, entry: Bootstrap) -> None:
@@ -246,7 +250,8 @@ def _plan_rotate_dek(state: KeyState, index: int, entry: Rotation, inputs: Input
         sidecar = replace(sidecar, active_storage=entry.dek_id)
     else:
         sidecar = replace(sidecar, active_raft=entry.dek_id)
-    return Plan(KeyState(_checked(sidecar, index), keystore), _register((entry.proposer,), inputs))
+    return Plan(KeyState(_checked(sidecar, index), keystore),
+                plan_rows((entry.proposer,), inputs.read_row))
 
 
 _CUTOVER_PURPOSE: Final = {RotationTag.ENABLE_STORAGE_ENVELOPE: Purpose.STORAGE,
@@ -272,7 +277,7 @@ def _plan_cutover(state: KeyState, index: int, entry: Rotation, inputs: Inputs) 
     else:
         sidecar = replace(sidecar, raft_envelope_cutover_index=index)
     return Plan(KeyState(_checked(sidecar, index), state.keystore),
-                _register((entry.proposer,), inputs))
+                plan_rows((entry.proposer,), inputs.read_row))
 
 
 def _plan_unsupported(state: KeyState, index: int, entry: Rotation, inputs: Inputs) -> Plan:

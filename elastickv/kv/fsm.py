@@ -33,6 +33,7 @@ from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
+from elastickv.store.mvcc import visible
 from elastickv.store.mvcc_store import Store, encode_number
 from elastickv.wire import (
     CLEAR_OPCODES,
@@ -156,8 +157,8 @@ class KvStateMachine:
                           and index > sidecar.storage_envelope_cutover_index)
         writes: list[tuple[bytes, int, bytes]] = []
         outcomes: list[WriteOutcome] = []
-        # Latest timestamps written by earlier requests of this same entry, for their conditions.
-        latest: dict[bytes, int] = {}
+        # What earlier requests of this same entry wrote last, for later ones' conditions.
+        latest: dict[bytes, tuple[int, bytes]] = {}
         track_latest = any(request.conditions for request in requests)
         known_ids: set[bytes] = set()
         for commit_ts, ops, conditions in requests:
@@ -178,8 +179,7 @@ class KvStateMachine:
             else:
                 writes += group
                 if track_latest:
-                    latest.update((key, commit_ts if kind == OpKind.PUT else 0)
-                                  for kind, key, _ in ops)
+                    latest.update((key, (commit_ts, record)) for _, key, record in ops)
                 outcomes.append(WriteResult(index, commit_ts))
                 if commit_ts > self._hlc.last:
                     self._hlc.last = commit_ts
@@ -190,12 +190,14 @@ class KvStateMachine:
         return outcomes
 
     def _conditions_hold(self, commit_ts: int, conditions: Sequence[tuple[bytes, int]],
-                         latest: Mapping[bytes, int]) -> bool:
+                         latest: Mapping[bytes, tuple[int, bytes]]) -> bool:
         # Expiry is judged at the request's own timestamp: replicated, hence the same everywhere.
         now_ms = timestamp_ms(commit_ts)
         for key, expected in conditions:
-            current = latest.get(key)
-            if current is None:
+            if key in latest:
+                written_ts, record = latest[key]
+                current = written_ts if visible(record, now_ms) else 0
+            else:
                 version = self._store.get(key, commit_ts, now_ms)
                 current = version.commit_ts if version else 0
             if current != expected:

@@ -19,11 +19,13 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import node_id16
 from elastickv.errors import (
+    ElasticKVError,
     EncryptionConflict,
     EntryRejected,
     InvalidArgument,
     NodeIdCollision,
     NotBootstrapped,
+    OutcomeUnknown,
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.epochs import FIRST_EPOCH
@@ -133,9 +135,23 @@ class LeaderOperations:
     async def _register_writers(self, *, dek_id: int, writers: list[tuple[int, int]]) -> int:
         self._require_bootstrapped()
         self._require_known(dek_id)
+        rows = [RegistryRow(dek_id, node, epoch) for node, epoch in writers]
+        require_no_member_shadowed([row.full_node_id for row in rows], self._engine.members())
+        try:
+            self._applier.validate_writers(rows)
+        except EntryRejected as error:
+            raise EncryptionConflict(error.message, remedy=error.remedy) from None
         index = 0
-        for node, epoch in writers:
-            index = await self._propose_validated(Registration(RegistryRow(dek_id, node, epoch)))
+        for done, row in enumerate(rows):
+            try:
+                index = await self._propose_validated(Registration(row))
+            except ElasticKVError as error:
+                if not done or isinstance(error, OutcomeUnknown):
+                    raise
+                raise OutcomeUnknown(
+                    f"{done} of {len(rows)} writers are registered: {error.message}",
+                    remedy="register them again, which changes nothing for those that are"
+                    ) from error
         return index
 
     def _require_known(self, dek_id: int) -> None:

@@ -17,7 +17,7 @@ class LogEnd(NamedTuple):
     """The term and the index of a log's last entry, compared as in an election."""
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]
 
 
 class ReplacedTail(msgspec.Struct, frozen=True, array_like=True):

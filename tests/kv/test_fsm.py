@@ -21,7 +21,7 @@ from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, open_payload
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import decode_number
-from elastickv.store.values import seal_record, tombstone_record
+from elastickv.store.values import plain_record, seal_record, tombstone_record
 from elastickv.wire import (
     Bootstrap,
     HlcCeiling,
@@ -34,7 +34,7 @@ from elastickv.wire import (
     encode_entry,
     encode_writes,
 )
-from tests.kv.machine import KEK, NODE, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
+from tests.kv.machine import KEK, NODE, NOW_MS, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
 
 
 @pytest.fixture
@@ -44,6 +44,10 @@ def machine(tmp_path: Path) -> Machine:
 
 def delete(key: bytes, commit_ts: int) -> WriteRequest:
     return WriteRequest(commit_ts, [WriteOp(OpKind.DELETE, key, tombstone_record())], [])
+
+
+def short_lived(key: bytes, commit_ts: int, expiry_ms: int) -> WriteRequest:
+    return WriteRequest(commit_ts, [WriteOp(OpKind.PUT, key, plain_record(b"v", expiry_ms))], [])
 
 
 def test_a_group_applies_in_order_and_moves_index_and_clock(machine: Machine) -> None:
@@ -66,7 +70,11 @@ def test_rafts_own_entries_only_move_the_index(machine: Machine) -> None:
     ([plain(b"k", ts(1), b"v")], (b"k", 0), False),
     ([plain(b"k", ts(1), b"v"), delete(b"k", ts(2))], (b"k", 0), True),
     ([plain(b"k", ts(1), b"v"), delete(b"k", ts(2))], (b"k", ts(1)), False),
-], ids=["absent is 0", "absent is no version", "latest", "not absent", "deleted is 0", "deleted"])
+    ([short_lived(b"k", ts(1), NOW_MS + 1)], (b"k", ts(1)), True),
+    ([short_lived(b"k", ts(1), NOW_MS)], (b"k", ts(1)), False),
+    ([short_lived(b"k", ts(1), NOW_MS)], (b"k", 0), True),
+], ids=["absent is 0", "absent is no version", "latest", "not absent", "deleted is 0", "deleted",
+        "not expired yet", "expired", "expired is 0"])
 @pytest.mark.parametrize("same_entry", [False, True])
 def test_conditions_see_everything_before_them(
         machine: Machine, before: list[WriteRequest], condition: tuple[bytes, int], holds: bool,

@@ -63,6 +63,27 @@ async def test_a_writer_that_would_keep_a_member_from_registering_is_refused(
     assert not node.fatal
 
 
+async def test_writers_are_registered_together_or_not_at_all(make_cluster: MakeCluster) -> None:
+    """A caller that is told that nothing was done must be able to believe it."""
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    before = node.writer_rows()
+    stranger = full_node_id("n8")
+    for refused in ([WriterRow(stranger, 5), WriterRow(node.full_id, 0)],
+                    [WriterRow(stranger, 5), WriterRow(stranger, 4)],
+                    [WriterRow(stranger, 5), WriterRow(stranger ^ (1 << 40), 5)],
+                    [WriterRow(stranger, 5), WriterRow(node_id16(full_node_id("n1")), 1)]):
+        with pytest.raises(EncryptionConflict):
+            await node.encryption.register_writers(
+                dek_id=node.active(Purpose.STORAGE), writers=refused, timeout_s=TIMEOUT_S)
+        assert node.writer_rows() == before
+    await node.encryption.register_writers(
+        dek_id=node.active(Purpose.STORAGE),
+        writers=[WriterRow(stranger, 4), WriterRow(stranger, 5)], timeout_s=TIMEOUT_S)
+    assert len(node.writer_rows()) == len(before) + 1
+
+
 async def test_two_rotations_at_once_are_two_in_a_row(make_cluster: MakeCluster) -> None:
     cluster = await make_cluster(3)
     leader = await cluster.leader()
