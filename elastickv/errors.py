@@ -90,6 +90,12 @@ class ConditionFailed(CallerError):
     grpc_status = "ABORTED"
 
 
+class ClientClosed(CallerError):
+    """The client was closed: a read, or a write that certainly was not sent."""
+
+    grpc_status = "CANCELLED"
+
+
 class EncryptionConflict(CallerError):
     """An encryption operation contradicts the committed state (a second bootstrap, a taken id)."""
 

@@ -63,7 +63,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Cancel what is under way and disconnect."""
+        """End what is under way, with an error, and disconnect. Idempotent."""
         await self._caller.close()
 
     async def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,

@@ -12,7 +12,7 @@ from elastickv.client import failures
 from elastickv.client.pool import Endpoint, Pool
 from elastickv.client.rpcs import RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles
-from elastickv.errors import ConfigError, ElasticKVError, NotLeader, Unreachable
+from elastickv.errors import ClientClosed, ConfigError, ElasticKVError, NotLeader, Unreachable
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -25,15 +25,34 @@ class Caller:
             raise ConfigError(f"timeout_s is {timeout_s}", remedy="give a time above 0 seconds")
         self._pool = Pool(endpoints, tls)
         self._timeout_s = timeout_s
+        self._closed = False
 
     async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
                    timeout_s: float | None = None) -> ResponseT:
-        """The response, within `timeout_s` (default: the client's). Raises `elastickv.errors`."""
+        """The response, within `timeout_s` (default: the client's). Raises `elastickv.errors`:
+        `ClientClosed` or, for a write under way, `OutcomeUnknown` when `close` is called."""
+        try:
+            return await self._call(rpc, request, timeout_s)
+        except grpc.aio.UsageError:
+            if not self._closed:
+                raise
+            raise ClientClosed("the client was closed before this call was sent") from None
+        except asyncio.CancelledError:
+            # Of the call, by the channel's end; or of the caller's task, which is not ours to hide.
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
+            raise failures.closed_during(write=rpc.write) from None
+
+    async def _call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+                    timeout_s: float | None) -> ResponseT:
         now = asyncio.get_running_loop().time
         deadline = now() + (self._timeout_s if timeout_s is None else timeout_s)
         attempt = 0
         told: ElasticKVError | None = None  # by a member; says more than that time ran out
         while True:
+            if self._closed:
+                raise ClientClosed("the client is closed")
             endpoint = self._pool.current()
             try:
                 return await self._attempt(endpoint, rpc, request, deadline - now())
@@ -73,5 +92,6 @@ class Caller:
         return failures.backoff_s(attempt, known, random.random())
 
     async def close(self) -> None:
-        """Cancel what is under way and disconnect."""
+        """End what is under way, with an error, and disconnect. Idempotent."""
+        self._closed = True
         await self._pool.close()

@@ -17,6 +17,7 @@ import grpc
 
 from elastickv import errors
 from elastickv.errors import (
+    ClientClosed,
     DeadlineExceeded,
     ElasticKVError,
     InvalidArgument,
@@ -95,6 +96,14 @@ def error_of(failure: Failure, *, write: bool) -> ElasticKVError:
         return OutcomeUnknown(f"the connection or the time ran out while the write was under way: "
                               f"{_told(failure)}", remedy=_READ_FIRST)
     return _READ_FAILURES.get(failure.code, ElasticKVError)(_told(failure))
+
+
+def closed_during(*, write: bool) -> ElasticKVError:
+    """The error of a call that was under way when its client was closed."""
+    if write:
+        return OutcomeUnknown("the client was closed while the write was under way",
+                              remedy=_READ_FIRST)
+    return ClientClosed("the client was closed while the call was under way")
 
 
 def _typed(name: str, failure: Failure, message: str, remedy: str) -> ElasticKVError:

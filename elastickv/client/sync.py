@@ -28,7 +28,7 @@ from elastickv.client.model import (
     WriteResult,
 )
 from elastickv.config import TlsFiles
-from elastickv.errors import ElasticKVError
+from elastickv.errors import ClientClosed
 
 T = TypeVar("T")
 
@@ -38,34 +38,45 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._entry = threading.Lock()
+        self._closing = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="elastickv-client",
                                         daemon=True)
         self._thread.start()
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._loop.is_closed()
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; an interrupted caller cancels it."""
-        if self._loop.is_closed():
-            work.close()
-            raise ElasticKVError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """The result of `work`; an interrupted caller cancels it. Raises `ClientClosed`."""
+        with self._entry:
+            if self._closing:
+                work.close()
+                raise ClientClosed("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        """Stop the loop and end the thread. Idempotent."""
-        if self._loop.is_closed():
-            return
+    def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
+        """Do `last`, wait for the calls that other threads have under way, stop the loop and end
+        the thread. Idempotent."""
+        with self._entry:
+            if self._closing:
+                if last is not None:
+                    last.close()
+                return
+            self._closing = True
+        asyncio.run_coroutine_threadsafe(_finish(last), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _finish(last: Coroutine[Any, Any, None] | None) -> None:
+    under_way = asyncio.all_tasks() - {asyncio.current_task()}
+    if last is not None:
+        await last
+    await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def _open(endpoints: Sequence[str], tls: TlsFiles | None, timeout_s: float) -> Client:
@@ -98,10 +109,8 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is under way and disconnect. Idempotent."""
-        if not self._loop.closed:
-            self._loop.run(self._client.close())
-            self._loop.close()
+        """End what is under way in any thread, with an error, and disconnect. Idempotent."""
+        self._loop.close(self._client.close())
 
     def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,
             timeout_s: float | None = None) -> WriteResult:

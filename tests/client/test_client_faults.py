@@ -13,6 +13,7 @@ from proxy import Proxy, proxied
 
 from elastickv.client import Client
 from elastickv.errors import (
+    ClientClosed,
     DeadlineExceeded,
     InvalidArgument,
     NoLeader,
@@ -283,3 +284,51 @@ async def test_an_unavailable_read_without_trailers_is_retried() -> None:
         assert not (await client.get(b"k")).exists
     assert seen == ["RawGet"] * 3
     await server.stop(0)
+
+
+# --- a client that is closed -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [True, False])
+async def test_a_call_under_way_ends_when_the_client_is_closed(nodes: list[MemoryNode],
+                                                               write: bool) -> None:
+    nodes[0].faults.hold = asyncio.Event()
+    client = Client([nodes[0].address])
+    call = asyncio.ensure_future(client.put(b"k", b"v") if write else client.get(b"k"))
+    await eventually(lambda: asked(nodes)[0] == 1)
+    await client.close()
+    with pytest.raises(OutcomeUnknown if write else ClientClosed):
+        await call
+    nodes[0].faults.hold.set()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["no answer", "refused"])
+async def test_a_write_that_was_not_sent_when_the_client_was_closed_is_certain(
+        nodes: list[MemoryNode], proxies: list[Proxy], frozen: bool) -> None:
+    if frozen:
+        proxies[0].freeze()
+    else:
+        await proxies[0].refuse()
+    client = Client([proxies[0].address])
+    call = asyncio.ensure_future(client.put(b"k", b"v"))
+    await asyncio.sleep(0)
+    if frozen:
+        await eventually(lambda: proxies[0].connections > 0)
+    await client.close()
+    with pytest.raises(ClientClosed):
+        await call
+    with pytest.raises(ClientClosed):
+        await client.put(b"k", b"v")
+    assert asked(nodes) == [0, 0, 0]
+
+
+async def test_closing_does_not_hide_that_the_caller_was_cancelled(nodes: list[MemoryNode]) -> None:
+    nodes[0].faults.hold = asyncio.Event()
+    client = Client([nodes[0].address])
+    call = asyncio.ensure_future(client.put(b"k", b"v"))
+    await eventually(lambda: asked(nodes)[0] == 1)
+    call.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    nodes[0].faults.hold.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,14 @@ from elastickv.client import (
     SyncRaftCalls,
     Writer,
 )
-from elastickv.errors import ConfigError, ElasticKVError, GateOff, InvalidArgument, Unreachable
+from elastickv.errors import (
+    ClientClosed,
+    ConfigError,
+    GateOff,
+    InvalidArgument,
+    OutcomeUnknown,
+    Unreachable,
+)
 
 
 @pytest.fixture
@@ -108,8 +116,24 @@ def test_closing(node: MemoryNode) -> None:
     client.close()
     client.close()
     assert threading.active_count() == before
-    with pytest.raises(ElasticKVError, match="closed"):
+    with pytest.raises(ClientClosed):
         client.get(b"k")
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_closing_ends_the_calls_of_other_threads(node: MemoryNode, reachable: bool) -> None:
+    node.faults.hold = asyncio.Event()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        client = SyncClient([node.address if reachable
+                             else f"127.0.0.1:{nobody.getsockname()[1]}"], timeout_s=60)
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(client.put, b"k", b"v")
+            while reachable and not node.faults.before:
+                threading.Event().wait(0.01)
+            client.close()
+            assert isinstance(call.exception(20), OutcomeUnknown if reachable else ClientClosed)
+    node.faults.hold = None
 
 
 def test_bad_settings_leave_no_thread_behind() -> None:
