@@ -17,14 +17,25 @@ PING_TIMEOUT_S: Final = 20.0
 
 
 class Budget:
-    """Counts control frames, resets and empty frames; time forgives them. Pure but for `now`."""
+    """Counts control frames, resets and empty frames; time forgives them. Pure but for `now`.
 
-    __slots__ = ("_at", "_now", "_spent")
+    `answers` counts responses: each is worth a PING, by which a busy client measures the link.
+    """
+
+    __slots__ = ("_at", "_now", "_spent", "answers")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._at = now()
         self._spent = 0.0
+        self.answers = 0
+
+    def spend_on_ping(self) -> None:
+        """A PING, which a response may have paid for. Raises as `spend` does."""
+        if self.answers:
+            self.answers = min(self.answers, MAX_NUISANCES) - 1
+        else:
+            self.spend()
 
     def spend(self) -> None:
         """One more. Raises `ConnectionFailed` when it is a flood."""
@@ -38,15 +49,21 @@ class Budget:
 class Watchdog:
     """Asks a silent peer for a sign of life and gives up on one that shows none.
 
-    `heard` is set by whoever receives; `ping()` asks, `give_up(reason)` ends the connection.
+    `heard` is set by whoever receives; `taken()` counts the bytes that the peer took, which is a
+    sign of life as well: from one that reads slowly nothing is read meanwhile. `ping()` asks,
+    `give_up(reason)` ends the connection.
     """
 
-    __slots__ = ("_give_up", "_greeted", "_loop", "_ping", "_timer", "heard")
+    __slots__ = ("_give_up", "_greeted", "_loop", "_ping", "_taken", "_taken_before", "_timer",
+                 "heard")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, greeted: Callable[[], bool],
-                 ping: Callable[[], None], give_up: Callable[[str], None]) -> None:
+                 taken: Callable[[], int], ping: Callable[[], None],
+                 give_up: Callable[[str], None]) -> None:
         self._loop = loop
         self._greeted = greeted
+        self._taken = taken
+        self._taken_before = 0
         self._ping = ping
         self._give_up = give_up
         self.heard = False
@@ -64,17 +81,21 @@ class Watchdog:
 
     def _expect(self, within_s: float, check: Callable[[], None]) -> None:
         self.heard = False
+        self._taken_before = self._taken()
         self._timer = self._loop.call_later(within_s, check)
 
+    def _is_alive(self) -> bool:
+        return self.heard or self._taken() > self._taken_before
+
     def _check_silence(self) -> None:
-        if self.heard:
+        if self._is_alive():
             self._expect(PING_AFTER_S, self._check_silence)
         else:
             self._ping()
             self._expect(PING_TIMEOUT_S, self._check_answer)
 
     def _check_answer(self) -> None:
-        if self.heard:
+        if self._is_alive():
             self._expect(PING_AFTER_S, self._check_silence)
         else:
             self._give_up("no answer to a PING")

@@ -93,6 +93,8 @@ class H2Connection(asyncio.Protocol):
         self._heads = HeadReader(table, max_header_list_bytes=MAX_HEADER_LIST_BYTES)
         self._out: list[bytes] = []
         self._flush_scheduled = False
+        self._written_bytes = 0
+        self._pump_due = False
         self._write_paused = False
         self._going_away = False
         self._budget = Budget(self._loop.time)
@@ -108,8 +110,8 @@ class H2Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._watchdog = Watchdog(
-            self._loop, greeted=lambda: self._reader.greeted, ping=lambda: self._send(_PING),
-            give_up=self.abort)
+            self._loop, greeted=lambda: self._reader.greeted, taken=self._taken_bytes,
+            ping=lambda: self._send(_PING), give_up=self.abort)
         self._send(_GREETING)
         self._on_opened(self)
 
@@ -141,6 +143,14 @@ class H2Connection(asyncio.Protocol):
             self._reader.feed(data)
         except ConnectionFailed as error:
             self._fail(error.code, error.reason)
+        if self._pump_due:
+            self._pump_due = False
+            self._pump()
+
+    def _taken_bytes(self) -> int:
+        """How many bytes have left for the peer."""
+        transport = self._transport
+        return self._written_bytes - (transport.get_write_buffer_size() if transport else 0)
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -155,7 +165,9 @@ class H2Connection(asyncio.Protocol):
         self._flush_scheduled = False
         out, self._out = self._out, []
         if out and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+            content = b"".join(out) if len(out) > 1 else out[0]
+            self._written_bytes += len(content)
+            self._transport.write(content)
 
     def _pump(self) -> None:
         if self._windows.waiting and not self._write_paused:
@@ -392,6 +404,7 @@ class H2Connection(asyncio.Protocol):
         """The response is out; a peer that is still sending is told to stop."""
         if not call.ended:
             self._send(wire.rst_stream(call.stream_id, Code.NO_ERROR))
+        self._budget.answers += 1
         self._drop(call)
         self._windows.forget(call.stream_id)
         self._close_if_done()
@@ -451,7 +464,7 @@ class H2Connection(asyncio.Protocol):
         raise ConnectionFailed(Code.PROTOCOL_ERROR, "a client promises nothing")
 
     def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._budget.spend()
+        self._budget.spend_on_ping()
         if stream_id:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
@@ -477,7 +490,7 @@ class H2Connection(asyncio.Protocol):
             self._budget.spend()
             return  # of a call that is over
         if self._windows.grow(stream_id, increment):
-            self._pump()
+            self._pump_due = True
         else:
             self._reset(self._calls[stream_id], Code.FLOW_CONTROL_ERROR)
 

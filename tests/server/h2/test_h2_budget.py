@@ -71,16 +71,29 @@ def test_time_forgives() -> None:
         budget.spend()
 
 
+def test_every_response_is_worth_a_ping() -> None:
+    budget = Budget(lambda: 0.0)
+    for _ in range(3 * MAX_NUISANCES):
+        budget.answers += 1
+        budget.spend_on_ping()
+    budget.answers += 10 * MAX_NUISANCES
+    for _ in range(2 * MAX_NUISANCES):
+        budget.spend_on_ping()
+    with pytest.raises(ConnectionFailed):
+        budget.spend_on_ping()
+
+
 class Peer:
     """What the watchdog did."""
 
     def __init__(self, *, greeted: bool) -> None:
         self.greeted = greeted
+        self.taken = 0
         self.pings = 0
         self.given_up: list[str] = []
         self.timers = Timers()
         self.dog = Watchdog(self.timers, greeted=lambda: self.greeted,  # type: ignore[arg-type]
-                            ping=self.ping, give_up=self.given_up.append)
+                            taken=lambda: self.taken, ping=self.ping, give_up=self.given_up.append)
 
     def ping(self) -> None:
         self.pings += 1
@@ -117,6 +130,17 @@ def test_an_answer_is_enough() -> None:
         assert (peer.pings, peer.given_up) == (asked, [])
         peer.dog.heard = True
         peer.timers.pass_time(PING_TIMEOUT_S + PING_AFTER_S)
+
+
+def test_a_peer_that_reads_slowly_is_left_alone() -> None:
+    """While it does, nothing is read from it, not even the answer to a PING."""
+    peer = Peer(greeted=True)
+    for _ in range(100):
+        peer.taken += 1
+        peer.timers.pass_time(PING_TIMEOUT_S / 2)
+    assert (peer.pings, peer.given_up) == (0, [])
+    peer.timers.pass_time(PING_AFTER_S + PING_TIMEOUT_S + PING_AFTER_S)
+    assert peer.given_up == ["no answer to a PING"]
 
 
 def test_a_stopped_watchdog_does_nothing() -> None:

@@ -81,6 +81,30 @@ def test_a_forgotten_stream_sends_nothing_more() -> None:
     assert [out.stream_id for out in windows.pump()[1]] == [3]
 
 
+def test_a_stream_whose_window_is_used_up_is_not_looked_at() -> None:
+    """However many wait, a peer that opens windows a byte at a time costs no search."""
+
+    class Counted(SendWindows):
+        looked_at = 0
+
+        def _next_chunk(self, item: Outgoing) -> bytes:
+            self.looked_at += 1
+            return super()._next_chunk(item)
+
+    windows = Counted()
+    windows.set_initial(0)
+    windows.grow(0, 1 << 20)
+    for number in range(1000):
+        windows.add(item(2 * number + 1, 100))
+    for number in range(500):
+        windows.grow(2 * number + 1, 1)
+        assert sizes(windows.pump()[0]) == [(2 * number + 1, 1)]
+    assert windows.looked_at == 500
+    windows.set_initial(200)
+    assert len(windows.pump()[1]) == 1000
+    assert windows.waiting == 0
+
+
 def test_overflows() -> None:
     windows = SendWindows()
     assert windows.grow(1, wire.MAX_WINDOW - wire.DEFAULT_WINDOW)
