@@ -128,8 +128,9 @@ SETTINGS: tuple[Setting, ...] = (
             "plain HTTP; not served when empty."),
     Setting("audit_log", Kind.PATH, "File to which a line is appended for every administrative "
             "call: who, what, which key ids, the result. Empty = `audit.log` in --raftDataDir."),
+    # A log entry holds 64 MiB, of which 2 MiB are for keys, conditions and what sealing adds.
     Setting("max_value_bytes", Kind.INT, "Largest value a write may carry.",
-            default=str(8 * MIB), minimum=1, maximum=64 * MIB),
+            default=str(8 * MIB), minimum=1, maximum=62 * MIB),
     Setting("flush_interval_ms", Kind.INT, "Longest time that applied writes stay only in the log "
             "and in memory before they go to the store; 8 MiB go at once. A flush competes with "
             "the fsync of the log; what is not flushed is applied again after a crash.",

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from elastickv import config
 from elastickv.config import Address, BootstrapMember, Kind, NodeSettings
 from elastickv.errors import ConfigError, ExitCode
+from elastickv.node import REQUEST_SLACK_BYTES
+from elastickv.wire import MAX_ENTRY_BYTES
 
 LOCAL = {"raft_id": "n1", "insecure": "true"}
 TLS = {"raft_id": "n1", "tls_cert": "c", "tls_key": "k", "tls_ca": "a"}
@@ -46,6 +48,12 @@ def test_defaults_parse_and_agree_with_the_api() -> None:
     assert settings.kek_file is None
     assert settings.tls is None
     assert not settings.encryption_enabled
+
+
+def test_the_largest_value_fits_a_log_entry() -> None:
+    limit = next(setting.maximum for setting in config.SETTINGS
+                 if setting.name == "max_value_bytes")
+    assert limit + 2 * REQUEST_SLACK_BYTES == MAX_ENTRY_BYTES
 
 
 @pytest.mark.parametrize(("flag", "variable", "file", "expected"), [

@@ -66,11 +66,15 @@ class Environment:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         self.path = path
+        self._open(map_bytes)
+
+    def _open(self, map_bytes: int) -> None:
         self.env: Any = None
         try:
             self.env = lmdb.open(
-                str(path), subdir=False, mode=0o600, map_size=map_bytes, max_dbs=len(Table) + 1,
-                sync=True, metasync=True, readahead=False, max_readers=_MAX_READERS)
+                str(self.path), subdir=False, mode=0o600, map_size=map_bytes,
+                max_dbs=len(Table) + 1, sync=True, metasync=True, readahead=False,
+                max_readers=_MAX_READERS)
             self.forget_dead_readers()
             self.map_bytes: int = self.env.info()["map_size"]
             self.databases: dict[Table, Any] = {
@@ -154,7 +158,9 @@ class Environment:
         try:
             self.env.set_mapsize(wanted)
         except lmdb.Error:
-            # Address space was refused: a write that needs it then ends in `DiskFull`.
+            # Address space was refused, and LMDB has closed the file. As large as it was it can be
+            # opened again; a write that needs more then ends in `DiskFull`.
+            self._open(self.map_bytes)
             return False
         self.map_bytes = wanted
         return True

@@ -132,6 +132,30 @@ def test_a_store_at_its_limit_goes_on_reading(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_store_that_gets_no_address_space_goes_on_reading(tmp_path: Path) -> None:
+    """In a process of its own, since the limit cannot be lifted again."""
+    child = run_child("""
+        import pathlib, resource, sys
+        from elastickv.errors import DiskFull
+        from elastickv.store.lmdb_backend import LmdbBackend
+        from elastickv.store.mvcc_store import Store
+        from elastickv.store.values import plain_record
+
+        store = Store.open(LmdbBackend(pathlib.Path(sys.argv[1]), initial_map_bytes=64 << 20))
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20), used + (30 << 20)))
+        record = plain_record(bytes(1 << 20))
+        try:
+            for number in range(1, 100):
+                store.apply_group(number, [(b"%d" % number, number, record)])
+                if number % 4 == 0:
+                    store.flush_now()
+        except DiskFull as error:
+            print(store.durable_index > 4, store.get(b"1", 1 << 60, 0).record == record, error)
+        """, str(tmp_path))
+    assert child.stdout.startswith("True True the store has reached its limit"), child.stderr[-999:]
+
+
 @pytest.mark.parametrize("read_bytes", [10, 100_000])
 def test_growth_ends_open_exports_with_a_typed_error(tmp_path: Path, read_bytes: int) -> None:
     """Whether they have only begun or stand in the middle of a table."""
