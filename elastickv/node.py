@@ -175,7 +175,7 @@ class Node:
         log.info("node started", node=settings.raft_id, address=str(settings.address),
                  raft_address=str(settings.raft_address), applied_index=store.applied_index,
                  encryption=self._encryption.gate_open())
-        if self._joining(store.applied_index):
+        if settings.raft_id not in {member.node_id for member in self._engine.members()}:
             log.info("waiting to be added to the cluster",
                      command=f"elastickv admin raft add-learner {settings.raft_id}"
                              f" {settings.raft_address}")
@@ -183,10 +183,6 @@ class Node:
     def _keys_changed(self, index: int) -> None:
         hygiene.lock_memory()
         self._encryption.keys_changed(index)
-
-    def _joining(self, applied_index: int) -> bool:
-        """Whether this node has never been a member: only members receive entries."""
-        return bool(self._settings.raft_join) and applied_index == 0
 
     def _open_keys(self, disk: OsDisk, kek: Kek | None, store: Store) -> Applier:
         metrics = self._metrics
@@ -218,8 +214,7 @@ class Node:
     def _build_engine(self, disk: OsDisk, machine: KvStateMachine,
                       snapshots: SnapshotSource, applied_index: int) -> PySyncObjEngine:
         settings = self._settings
-        joining = self._joining(applied_index)
-        members = settings.raft_join if joining else settings.founding_members
+        members = settings.raft_join or settings.founding_members
         if applied_index == 0 and not members:
             raise NoCluster(f"{settings.raft_id} belongs to no cluster",
                             remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
@@ -236,7 +231,7 @@ class Node:
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
             client_address=str(settings.address), raft_address=str(settings.raft_address),
-            joining=joining, max_entry_bytes=max_entry_bytes,
+            joining=bool(settings.raft_join), max_entry_bytes=max_entry_bytes,
             compact_entries=settings.snapshot_entries,
             compact_bytes=settings.snapshot_log_bytes,
             keep_entries=min(KEEP_ENTRIES, settings.snapshot_entries),

@@ -63,7 +63,7 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1;
     `suspect`: this node has lost data and has not yet caught up with a leader. The floor is the
     entry below which nobody may be elected with this node's help, (0, 0) for none. `replaced`:
-    what a leader had this node drop of its log."""
+    what a leader had this node drop of its log. `joined`: it has been a member."""
 
     term: int
     vote: str
@@ -72,6 +72,7 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     floor_term: int = 0
     floor_index: int = 0
     replaced: ReplacedTail = NOTHING_REPLACED
+    joined: bool = False
 
 
 class HardStateFile:
@@ -113,6 +114,11 @@ class HardStateFile:
         """Durably remember what was dropped of the log, before it is."""
         if replaced != self.state.replaced:
             self._save(msgspec.structs.replace(self.state, replaced=replaced))
+
+    def set_joined(self) -> None:
+        """Durably remember that this node has been a member."""
+        if not self.state.joined:
+            self._save(msgspec.structs.replace(self.state, joined=True))
 
     def raise_boot(self, boot_epoch: int) -> None:
         """Durably count on from at least `boot_epoch`: a peer saw higher boots than this disk."""

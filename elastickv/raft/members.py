@@ -93,7 +93,7 @@ class Members:
             self._leave(message.index)
 
     def tell_stranger(self, peer_id: str) -> None:
-        """A candidate that is no member may not know that it was removed."""
+        """Whoever is no member may not know that it was removed."""
         configuration = self._context.configuration
         if configuration.find(peer_id) is None \
                 and 0 < configuration.index <= self._context.core.commit_index():

@@ -86,6 +86,10 @@ class MembershipLog:
         """The configuration in force at `index`."""
         return next((c for c in reversed(self._stack) if c.index <= index), self._stack[0])
 
+    def has_held(self, node_id: str, index: int) -> bool:
+        """Whether a node is in any of the configurations up to that of `index`."""
+        return any(c.find(node_id) is not None for c in self._stack if c.index <= index)
+
     def appended(self, index: int, command: bytes) -> None:
         """The entry at `index` is a configuration. One that the base already covers is ignored."""
         if index > self.current.index:

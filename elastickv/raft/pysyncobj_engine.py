@@ -130,7 +130,8 @@ class PySyncObjEngine:
 
     def _refuse_if_removed(self) -> None:
         current = self._storage.membership.current
-        if not self._settings.joining and current.find(self.node_id) is None \
+        if self._storage.has_joined(self._storage.applied_index) \
+                and current.find(self.node_id) is None \
                 and current.index <= self._storage.applied_index:
             self._storage.close(sync=False)
             raise RemovedFromCluster(
@@ -246,6 +247,7 @@ class PySyncObjEngine:
         """Remember peers durably, compact, ask for the configuration. The disk's part is done
         beside the loop: a lone write waits for nothing but its own fsync."""
         try:
+            self._storage.remember_joining(self._core.applied_index())
             self._resume_installation()
             remember = self._storage.memory.begin_flush()
             if remember is not None:
@@ -461,6 +463,7 @@ class PySyncObjEngine:
                 self._core.connected(peer_id)
                 if self._core.is_leading():
                     self._replication.connected(peer_id)
+            self._members.tell_stranger(peer_id)
         except DiskFull as error:
             # It has to greet again, on another link.
             self._note_full_disk(error)

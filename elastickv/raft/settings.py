@@ -13,15 +13,15 @@ from elastickv.raft.engine import Member
 class EngineSettings:
     """One member's settings. Times are seconds unless the name says otherwise.
 
-    `members` is the initial configuration; a stored one takes precedence. A node that is
-    `joining` is no member yet: there `members` are those whom it asks for the configuration, and
-    `raft_address` is its own. `path` is the directory for the journal and its records. `cluster_id`
-    must be equal on all members. A new commit index waits up to `commit_delay_s` for entries to
-    travel with before it gets a message of its own. Up to `inline_sync_bytes` (a lone small write)
-    are synced in the loop, which is faster than a thread while nobody else waits for the loop. A
-    follower leaves up to `apply_lag_entries` committed entries until its next tick, unless somebody
-    waits for them there. What it remembers of peers is written, and the log compacted, every
-    `housekeeping_s`.
+    `members` is the initial configuration; a stored one takes precedence. A node that is started
+    for `joining` is no founding member: until it is one, `members` are those whom it asks for the
+    configuration. `raft_address` is its own. `path` is the directory for the journal and its
+    records. `cluster_id` must be equal on all members. A new commit index waits up to
+    `commit_delay_s` for entries to travel with before it gets a message of its own. Up to
+    `inline_sync_bytes` (a lone small write) are synced in the loop, which is faster than a thread
+    while nobody else waits for the loop. A follower leaves up to `apply_lag_entries` committed
+    entries until its next tick, unless somebody waits for them there. What it remembers of peers is
+    written, and the log compacted, every `housekeeping_s`.
     """
 
     node_id: str

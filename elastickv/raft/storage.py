@@ -87,6 +87,18 @@ class RaftStorage:
         """Whether this node was in the configuration before that of entry `index`."""
         return self.membership.at(index - 1).find(self._node_id) is not None
 
+    def has_joined(self, applied_index: int) -> bool:
+        """Whether this node is or was a member. Until then it gets entries as well, those before
+        the one that makes it one, and may be restarted between them."""
+        return self.hard_state.state.joined \
+            or self.membership.has_held(self._node_id, applied_index)
+
+    def remember_joining(self, applied_index: int) -> None:
+        """Remember durably that this node is a member, before the log forgets it. Raises
+        `DiskFull`."""
+        if self.has_joined(applied_index):
+            self.hard_state.set_joined()
+
     def adopt(self, base: Configuration) -> None:
         """A joining node was told the configuration."""
         self._base_file.save(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from raft_lab import Lab, LabNode, outcome, run
@@ -409,5 +410,50 @@ def test_a_node_that_joins_votes_for_nobody_before_it_knows_who_remembers_it():
         assert not anew.engine._is_trusted()
         await asyncio.sleep(SECOND)
         assert anew.engine._is_trusted()
+
+    run(scenario())
+
+
+def test_a_newcomer_that_is_restarted_before_it_is_a_member_goes_on_joining():
+    """It gets the entries before the one that makes it a member first."""
+    async def scenario() -> None:
+        lab = Lab(1, batch_bytes=100)
+        leader = await lab.start()
+        for number in range(30):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        joined = await newcomer(lab)
+        await lab.until(lambda: len(joined.engine.members()) == 1)
+        lab.hub.rule = lambda source, target, message: \
+            0 if isinstance(message, frames.AppendEntries) and message.entries \
+            and message.previous_index > 15 else 1
+        adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_LEARNER, "n9"))
+        await lab.until(lambda: joined.state.applied_index > 5)
+        await joined.restart()
+        assert "n9" not in suffrages(joined)
+        lab.hub.rule = lambda source, target, message: 1
+        await adding
+        await lab.settle()
+        assert suffrages(joined)["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["later", "at once"])
+def test_a_removed_member_does_not_join_again_with_its_old_data(remembered: bool):
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        joined = await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        if remembered:
+            await lab.until(lambda: joined.engine._storage.hard_state.state.joined)
+        await change(leader, ChangeKind.REMOVE, "n9")
+        await lab.until(lambda: bool(joined.fatal))
+        joined.kill()
+        with contextlib.suppress(RemovedFromCluster):
+            await joined.start()
+            await lab.until(lambda: bool(joined.fatal))
+            assert isinstance(joined.fatal[0], RemovedFromCluster)
 
     run(scenario())

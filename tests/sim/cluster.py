@@ -276,10 +276,10 @@ class SimNode:
         cluster = self.cluster
         settings = EngineSettings(
             node_id=self.name, path=DATA / "raft", client_address=f"client-{self.name}",
-            members=[Member(name, f"{name}:{PORT}", cluster.suffrage(name))
-                     for name in cluster.names],
+            members=cluster.first_members(),
+            joining=not cluster.is_founder(self.name),
             **cluster.plan.settings)
-        links = TlsLinks(self.name, f"{self.name}:{PORT}", tls=None,
+        links = TlsLinks(self.name, address_of(self.name), tls=None,
                          max_entry_bytes=settings.max_entry_bytes, generator=generator)
         engine = PySyncObjEngine(
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
@@ -367,6 +367,11 @@ class SimNode:
         self.cluster.loop.schedule(None, self.cluster.loop.now, life.end)
 
 
+def address_of(name: str) -> str:
+    """Where members reach a node."""
+    return f"{name}:{PORT}"
+
+
 class Lost(Exception):
     """The node was gone before it answered; the operation may or may not have happened."""
 
@@ -389,16 +394,22 @@ class Cluster:
         self.network.conditions.base_s = plan.network_s / 2
         self.network.conditions.jitter_s = plan.network_s
         loop.connector = self.network
-        self.names = [f"n{number}" for number in range(1, plan.size + plan.learners + 1)]
+        self.names = [f"n{number}" for number in range(1, plan.size + plan.others + 1)]
         self.nodes = [SimNode(self, name, rate)
-                      for name, rate in zip(self.names, plan.rates, strict=True)]
+                      for name, rate in zip(self.names, plan.rates, strict=False)]
         oracle.nodes = {node.name: node for node in self.nodes}
         loop.after_step = oracle.after_step
         self._armed: dict[str, tuple[str, int]] = {}
 
-    def suffrage(self, name: str) -> Suffrage:
-        """What a member begins as."""
-        return Suffrage.VOTER if name in self.names[:self.plan.size] else Suffrage.LEARNER
+    def is_founder(self, name: str) -> bool:
+        """Whether a node is a member from the beginning on."""
+        return not self.plan.joins or name in self.names[:self.plan.size]
+
+    def first_members(self) -> list[Member]:
+        """The members that the cluster begins with."""
+        return [Member(name, address_of(name), Suffrage.VOTER if number < self.plan.size
+                       else Suffrage.LEARNER)
+                for number, name in enumerate(self.names) if self.is_founder(name)]
 
     # --- crash points, and what disks and network report ----------------------------------------
 

@@ -18,6 +18,8 @@ RESTART_S = (0.03, 0.4)
 ALONE = ("bit-flip", "old-disk")
 ALONE_LIMIT_S = 1.5
 ABSENCE_LIMIT_S = 3.0
+RARE_KINDS = ("sidecar", "store")
+"""Files that are often not there yet when a bit is flipped."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Nemesis:
     def _victim(self) -> SimNode | None:
         """A node whose data may be destroyed; None when a minority already was."""
         node = self._node()
-        limit = (self._cluster.plan.size - 1) // 2
+        limit = (self._cluster.plan.fewest_voters - 1) // 2
         if node.name not in self._victims and len(self._victims) >= limit:
             return None
         self._victims.add(node.name)
@@ -335,7 +337,8 @@ class Nemesis:
             if inode.durable and not path.endswith(".tmp"):
                 files.setdefault(_file_kind(path), []).append((path, inode))
         if files:
-            path, inode = self._generator.choice(files[self._generator.choice(sorted(files))])
+            kinds = sorted(files) + 2 * [kind for kind in RARE_KINDS if kind in files]
+            path, inode = self._generator.choice(files[self._generator.choice(kinds)])
             offset = self._generator.randrange(len(inode.durable))
             bit = self._generator.randrange(8)
             node.medium.flip_bit(path, offset, bit)

@@ -15,7 +15,12 @@ FAULTS = (
 
 SIZES = (3, 3, 3, 3, 5)
 
-LEARNERS = (0, 0, 0, 1)
+STORIES = ("", "", "", "", "", "promote", "dismiss", "leave", "join", "join-learner")
+"""What becomes of the membership during a run: a learner is promoted or dismissed, a voter leaves
+(perhaps the leader), or a node joins as a voter, or as a learner that is promoted then."""
+
+BEGIN_WITH = {"leave": (3, 4), "join": (1, 2, 3), "join-learner": (1, 2, 3)}
+"""How many voters there are before such a story."""
 
 ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 """How far a run takes the encryption life cycle, and when."""
@@ -24,8 +29,7 @@ ENCRYPTION = ("none", "bootstrap", "storage", "full-early", "full-late")
 @dataclass(frozen=True)
 class Plan:
     """One run. Times are virtual seconds; `settings` are those of every engine. `size` counts the
-    voters that it begins with, `learners` those who only follow, until one is promoted, or
-    removed if `leaves`."""
+    voters that it begins with."""
 
     seed: int
     size: int
@@ -39,8 +43,22 @@ class Plan:
     sync_delay_s: float
     network_s: float
     rates: tuple[float, ...] = field(default=())
-    learners: int = 0
-    leaves: bool = False
+    story: str = ""
+
+    @property
+    def others(self) -> int:
+        """How many nodes there are that do not vote at the beginning."""
+        return int(self.story not in ("", "leave"))
+
+    @property
+    def fewest_voters(self) -> int:
+        """How many voters there are at least at any time."""
+        return self.size - (self.story == "leave")
+
+    @property
+    def joins(self) -> bool:
+        """Whether the node that does not vote at the beginning is no member either."""
+        return self.story.startswith("join")
 
 
 def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FAULTS,
@@ -70,7 +88,8 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         "housekeeping_s": 0.2,
         "greeting_grace_s": 2 * election_s,
     }
-    learners = generator.choice(LEARNERS) if size == min(SIZES) else 0
+    story = generator.choice(STORIES) if size == min(SIZES) else ""
+    size = generator.choice(BEGIN_WITH.get(story, (size,)))
     count = min(len(enabled), generator.choice((1, 2, 3, 4)))
     encryption = generator.choice(ENCRYPTION)
     faults = tuple(generator.sample(enabled, count))
@@ -84,5 +103,5 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         clients=generator.choice((2, 2, 4)), flush_interval_ms=generator.choice((15, 60, 150)),
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
         network_s=generator.choice((0.0005, 0.002, 0.008)),
-        rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size + learners)),
-        learners=learners, leaves=bool(learners) and generator.choice((False, True)))
+        rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size + 1)),
+        story=story)

@@ -147,6 +147,8 @@ class Promises:
 
     def elected(self, node: SimNode, term: int) -> None:
         """`node` begins to lead in `term`."""
+        if voters_of(node) == [node.name]:
+            self._voted(node, term, node.name)  # it asks nobody
         voted = {voter for (voter, of), candidate in self._votes.items()
                  if of == term and candidate == node.name}
         if not is_majority(voted, voters_of(node)):

@@ -35,7 +35,7 @@ REQUIRED = (
     "snapshots installed", "installations cut short", "histories checked",
     "sealed: storage", "sealed: raft",
     "bootstrap", "storage cutover", "raft cutover", "rotate storage", "rotate raft", "register",
-    "promotions", "removals",
+    "promotions", "removals", "additions",
 )
 """Counters that must not be zero over a run of `FULL_RUN_SEEDS` seeds or more."""
 
@@ -86,8 +86,8 @@ def run_seeds(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
 def explain(outcome: Outcome) -> str:
     """A violation, and how to see it again."""
     return (f"seed {outcome.plan.seed}: {outcome.violation}\n"
-            f"    {outcome.plan.size} nodes, faults {', '.join(outcome.plan.faults)}, "
-            f"encryption {outcome.plan.encryption}\n"
+            f"    {outcome.plan.size} voters, {outcome.plan.story or 'the same to the end'}; "
+            f"faults {', '.join(outcome.plan.faults)}; encryption {outcome.plan.encryption}\n"
             f"    replay: make sim SEED={outcome.plan.seed}")
 
 

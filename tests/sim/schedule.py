@@ -97,9 +97,7 @@ class Schedule:
                    for number in range(plan.clients)]
         reader = asyncio.ensure_future(workload.reader())
         operator = asyncio.ensure_future(workload.operator(until=plan.encryption, repeat=True))
-        change = workload.dismiss if plan.leaves else workload.promote
-        changes = [asyncio.ensure_future(change(learner))
-                   for learner in self.cluster.nodes[plan.size:]]
+        changes = [asyncio.ensure_future(story) for story in workload.membership()]
         if early:
             await self._until(self._is_cut_over, ELECTION_LIMIT_S, "the cutovers at the start")
         await self.nemesis.run()

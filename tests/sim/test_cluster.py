@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from tests.sim import instruments
 from tests.sim.cluster import SimNode
@@ -14,8 +15,8 @@ from tests.sim.schedule import Schedule
 def run_scenario(scenario: Callable[[Schedule], Awaitable[None]]) -> None:
     """Run `scenario` on a cluster of three without load and without other faults."""
     streams = Streams(0)
-    schedule = Schedule(draw_plan(0, streams.stream("plan"), sizes=(3,)), streams, hashed=False,
-                        echo=None)
+    plan = replace(draw_plan(0, streams.stream("plan")), size=3, story="")
+    schedule = Schedule(plan, streams, hashed=False, echo=None)
     with instruments.installed(schedule, streams.stream("entropy")):
         try:
             schedule.loop.run(scenario(schedule))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id
@@ -19,7 +20,7 @@ from elastickv.errors import (
 from elastickv.kv.api import Condition, Op, OpKind, WriterRow
 from elastickv.raft.membership import ChangeKind, MembershipChange
 from jepsen.history import Kind, Recorder
-from tests.sim.cluster import Cluster, Lost, Refused, SimNode
+from tests.sim.cluster import Cluster, Lost, Refused, SimNode, address_of
 from tests.sim.invariants import SECRET
 
 KEYS = tuple(f"k{number}" for number in range(4))
@@ -215,6 +216,33 @@ class Workload:
 
     # --- membership -----------------------------------------------------------------------------
 
+    def membership(self) -> list[Coroutine[Any, Any, None]]:
+        """The plan's story, to be run."""
+        plan, nodes = self.cluster.plan, self.cluster.nodes
+        leaver = self.cluster.streams.stream("leaver").choice(nodes)
+        match plan.story:
+            case "promote":
+                return [self.promote(nodes[-1])]
+            case "dismiss":
+                return [self.dismiss(nodes[-1])]
+            case "leave":
+                return [self.dismiss(leaver)]
+            case "join" | "join-learner":
+                return [self.join(nodes[-1], as_learner=plan.story == "join-learner")]
+        return []
+
+    async def join(self, newcomer: SimNode, *, as_learner: bool) -> None:
+        """Add a node, at some time in the run. To the end: whether it must agree then would be
+        open otherwise."""
+        generator = self.cluster.streams.stream("membership")
+        await asyncio.sleep(generator.uniform(0.05, 1.0))
+        kind = ChangeKind.ADD_LEARNER if as_learner else ChangeKind.ADD_VOTER
+        change = MembershipChange(kind, newcomer.name, address_of(newcomer.name))
+        while not await self._change(change, generator, done="is a member already"):
+            await asyncio.sleep(generator.uniform(0.01, 0.1))
+        if as_learner:
+            await self.promote(newcomer)
+
     async def promote(self, learner: SimNode) -> None:
         """Make a voter of a learner, at some time in the run."""
         generator = self.cluster.streams.stream("membership")
@@ -225,19 +253,19 @@ class Workload:
                 return
             await asyncio.sleep(generator.uniform(0.01, 0.1))
 
-    async def dismiss(self, learner: SimNode) -> None:
-        """Remove a learner, at some time in the run, while it is asked for reads. It may go on
+    async def dismiss(self, member: SimNode) -> None:
+        """Remove a member, at some time in the run, while it is asked for reads. It may go on
         running and come back: it is only not counted on any more."""
         generator = self.cluster.streams.stream("membership")
         await asyncio.sleep(generator.uniform(0.1, 1.5))
-        learner.excuses.add("removal")
-        readers = [asyncio.ensure_future(self._keep_reading(learner, number))
+        member.excuses.add("removal")
+        readers = [asyncio.ensure_future(self._keep_reading(member, number))
                    for number in range(2)]
-        change = MembershipChange(ChangeKind.REMOVE, learner.name)
+        change = MembershipChange(ChangeKind.REMOVE, member.name)
         # To the end: a removal whose outcome is unknown leaves open who must agree at the end.
         while not await self._change(change, generator, done="is not a member"):
             await asyncio.sleep(generator.uniform(0.01, 0.1))
-        learner.is_removed = True
+        member.is_removed = True
         await asyncio.gather(*readers)
 
     async def _keep_reading(self, node: SimNode, number: int) -> None:
@@ -259,7 +287,8 @@ class Workload:
         except (Refused, Lost, ElasticKVError) as error:
             self.cluster.trace.add("change refused", change.kind.value, error)
             return done in str(error)
-        self.cluster.trace.count("promotions" if change.kind is ChangeKind.PROMOTE else "removals")
+        self.cluster.trace.count({ChangeKind.PROMOTE: "promotions",
+                                  ChangeKind.REMOVE: "removals"}.get(change.kind, "additions"))
         return True
 
 
