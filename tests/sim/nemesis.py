@@ -337,7 +337,7 @@ class Nemesis:
             if inode.durable and not path.endswith(".tmp"):
                 files.setdefault(_file_kind(path), []).append((path, inode))
         if files:
-            kinds = sorted(files) + 2 * [kind for kind in RARE_KINDS if kind in files]
+            kinds = sorted(files) + 3 * [kind for kind in RARE_KINDS if kind in files]
             path, inode = self._generator.choice(files[self._generator.choice(kinds)])
             offset = self._generator.randrange(len(inode.durable))
             bit = self._generator.randrange(8)

@@ -39,7 +39,7 @@ REQUIRED = (
 )
 """Counters that must not be zero over a run of `FULL_RUN_SEEDS` seeds or more."""
 
-FULL_RUN_SEEDS = 200
+FULL_RUN_SEEDS = 300
 COLLECT_EVERY = 25
 
 
