@@ -12,9 +12,10 @@ from elastickv import contacts, data_directory
 from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
+from elastickv.crypto.keystore import KeyHandle, Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import Disk, probe_file_system
-from elastickv.errors import ElasticKVError, KekError, KekTooOpen
+from elastickv.errors import ElasticKVError, EncryptionConflict, KekError, KekTooOpen
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
 from elastickv.keys.registry import WRITERS_PREFIX
@@ -86,6 +87,7 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
     file_system_problem, file_system_remedy = _probe(settings, disk)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
+    unwrap_problem, key_problem = _key_problems(kek, sidecar)
     stored_sidecar, stored_problem = _stored_sidecar(store)
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
@@ -98,8 +100,8 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         kek_remedy=kek_error.remedy if kek_error else "",
         kek_insecure=isinstance(kek_error, KekTooOpen),
         sidecar=sidecar,
-        sidecar_problem=sidecar_problem,
-        unwrap_problem=_unwrap_problem(kek, sidecar),
+        sidecar_problem=sidecar_problem or key_problem,
+        unwrap_problem=unwrap_problem,
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
         last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
@@ -165,12 +167,19 @@ def _rewrapped(kek: Kek | None, one: Sidecar | None, other: Sidecar | None) -> s
     return found
 
 
-def _unwrap_problem(kek: Kek | None, sidecar: Sidecar | None) -> str:
+def _key_problems(kek: Kek | None, sidecar: Sidecar | None) -> tuple[str, str]:
+    """Why a key does not unwrap, and why those that do cannot be the cluster's. A wrapping binds
+    no id: whoever can write the disk can put one key under two ids, and no nonce would be safe."""
     if kek is None:
-        return "no KEK is loaded" if sidecar is not None else ""
+        return "no KEK is loaded" if sidecar is not None else "", ""
+    handles: dict[int, KeyHandle] = {}
     for dek_id, key in (sidecar.keys if sidecar else {}).items():
         try:
-            kek.unwrap_handle(key.wrapped, dek_id, key.purpose)
+            handles[dek_id] = kek.unwrap_handle(key.wrapped, dek_id, key.purpose)
         except ElasticKVError as error:
-            return f"DEK {dek_id}: {error.message}"
-    return ""
+            return f"DEK {dek_id}: {error.message}", ""
+    try:
+        Keystore(handles)
+    except EncryptionConflict as error:
+        return "", f"the sidecar contradicts itself: {error.message}"
+    return "", ""

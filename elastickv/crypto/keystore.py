@@ -102,16 +102,26 @@ class KeyHandle:
 
 
 class Keystore:
-    """An immutable set of keys. A change makes a new one, so a reader never sees half a change."""
+    """An immutable set of keys. A change makes a new one, so a reader never sees half a change.
+
+    No two ids stand for one key: nonces are counted per id, so one would be used twice under the
+    same key bytes.
+    """
 
     __slots__ = ("_handles", "_openers")
 
     def __init__(self, handles: Mapping[int, KeyHandle] | None = None) -> None:
+        """Raises `EncryptionConflict` when two ids stand for one key."""
         self._handles: Final[dict[int, KeyHandle]] = dict(handles or {})
         self._openers: Final[dict[bytes, Aead]] = {}
+        known: dict[bytes, int] = {}
         for key_id, handle in self._handles.items():
             if key_id != handle.key_id:
                 raise InvalidArgument(f"key {handle.key_id} stored under id {key_id}")
+            twin = known.setdefault(handle._fingerprint, key_id)
+            if twin != key_id:
+                raise EncryptionConflict(f"DEK {key_id} is the same key as DEK {twin}",
+                                         remedy="use a newly generated key")
             for aead, prefixes in zip(handle.aead, handle.value_prefix, strict=True):
                 if aead is not None:
                     self._openers[prefixes[0]] = aead
@@ -132,12 +142,14 @@ class Keystore:
     def with_key(self, handle: KeyHandle) -> Keystore:
         """A keystore that also holds `handle`; the later purpose wins for a key already held.
 
-        Raises `EncryptionConflict` when the id is taken by other key bytes.
+        Raises `EncryptionConflict` when the id is taken by other key bytes, or the key by another
+        id.
         """
         held = self._handles.get(handle.key_id)
         if held is not None:
             if not held.same_key(handle):
-                raise EncryptionConflict(f"key id {handle.key_id} already stands for another key")
+                raise EncryptionConflict(f"key id {handle.key_id} already stands for another key",
+                                         remedy="use a new id")
             if held.purpose == handle.purpose:
                 return self
         return Keystore({**self._handles, handle.key_id: handle})

@@ -79,7 +79,8 @@ class Applier:
     def load(self) -> None:
         """Read the sidecar at start and unwrap every key in it.
 
-        Raises `SidecarCorrupt`, or `KekError` when there is no KEK or a key does not unwrap.
+        Raises `SidecarCorrupt`, `KekError` when there is no KEK or a key does not unwrap, or
+        `EncryptionConflict` when two ids stand for one key.
         """
         if self._path is None:
             return
@@ -144,8 +145,9 @@ class Applier:
         """Durably take over another member's sidecar (a snapshot, a resync).
 
         Epochs are this node's own: known ones are kept, new keys start at 0. Raises `KekError` when
-        a key does not unwrap, `EncryptionConflict` when an id stands for another key here, and
-        `SidecarCorrupt` when `foreign` contradicts itself; then nothing has changed.
+        a key does not unwrap, `EncryptionConflict` when an id stands for another key here or two
+        ids stand for one, and `SidecarCorrupt` when `foreign` contradicts itself; then nothing has
+        changed.
         """
         own = self._state.sidecar.keys if self._state.sidecar is not None else {}
         keys = {dek_id: replace(key, local_epoch=own[dek_id].local_epoch if dek_id in own else 0)

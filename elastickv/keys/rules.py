@@ -135,23 +135,17 @@ def _check_new_key(dek_id: int, wrapped: bytes) -> None:
 
 def _install(keystore: Keystore, dek_id: int, purpose: Purpose, wrapped: bytes,
              inputs: Inputs) -> Keystore:
-    """The keystore with one more DEK. One id never stands for two keys, nor one key for two ids:
-    nonces are counted per id, so the latter would use a nonce twice under the same key bytes."""
+    """The keystore with one more DEK: a new key under a new id, or what is held already."""
     _check_new_key(dek_id, wrapped)
     try:
         handle = inputs.unwrap(wrapped, dek_id, purpose)
     except KekError as error:
         raise EntryNotApplicable(f"DEK {dek_id} does not unwrap: {error.message}",
                                  remedy=error.remedy) from None
-    for held_id in keystore.ids():
-        held = keystore.get(held_id)
-        if held is not None and held_id != dek_id and held.same_key(handle):
-            raise EntryRejected(f"DEK {dek_id} is the same key as DEK {held_id}",
-                                remedy="propose a newly generated key")
     try:
         return keystore.with_key(handle)
     except EncryptionConflict as error:
-        raise EntryRejected(error.message, remedy="propose the key under a new id") from None
+        raise EntryRejected(error.message, remedy=error.remedy) from None
 
 
 def _record_key(sidecar: Sidecar, dek_id: int, purpose: Purpose, wrapped: bytes,

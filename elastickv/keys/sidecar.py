@@ -83,6 +83,11 @@ class Sidecar:
         """The DEK id that new ciphertext of `purpose` uses; 0 before the bootstrap."""
         return self.active_storage if purpose == Purpose.STORAGE else self.active_raft
 
+    def holds_active(self, purpose: Purpose, dek_id: int, wrapped: bytes) -> bool:
+        """Whether this very DEK, in this wrapping, is the active one of `purpose`."""
+        return bool(dek_id) and self.active(purpose) == dek_id \
+            and self.keys[dek_id].wrapped == wrapped
+
     def with_key(self, dek_id: int, key: SidecarKey) -> Sidecar:
         """A copy in which `dek_id` stands for `key`."""
         return replace(self, keys=MappingProxyType({**self.keys, dek_id: key}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
 from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConflict, NotCapable
 from elastickv.keys.registry import decode_row_key, decode_row_value, row_key
 from elastickv.kv.api import Capability
@@ -64,6 +64,17 @@ def require_no_member_shadowed(writers: Iterable[int], members: Iterable[Member]
                 f" {name}",
                 remedy="name writers by their 64-bit node ids; elastickv admin encryption"
                        " probe-node-id shows them")
+
+
+def require_epochs_left(writers: Iterable[tuple[int, int]], members: Iterable[Member]) -> None:
+    """Raise `EncryptionConflict` if a member (its 64-bit node id and an epoch) is to be registered
+    with the last epoch that there is: it takes the one after, and would stop."""
+    names = {full_node_id(member.node_id): member.node_id for member in members}
+    for writer, epoch in writers:
+        if epoch >= MAX_EPOCH and writer in names:
+            raise EncryptionConflict(
+                f"epoch {epoch} is the last one, and member {names[writer]} takes the one after"
+                " what is registered for it", remedy="name an epoch that the member has used, or 0")
 
 
 def require_admissible(candidate: Candidate, address: str) -> None:

@@ -25,6 +25,7 @@ from elastickv.errors import (
     InvalidArgument,
     NodeIdCollision,
     NotBootstrapped,
+    NotLeader,
     OutcomeUnknown,
 )
 from elastickv.keys.applier import Applier
@@ -32,7 +33,7 @@ from elastickv.keys.epochs import FIRST_EPOCH
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv import forwarding
-from elastickv.kv.admission import require_no_member_shadowed
+from elastickv.kv.admission import require_epochs_left, require_no_member_shadowed
 from elastickv.kv.api import CutoverResult, SidecarState
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
 from elastickv.kv.members import Members
@@ -72,6 +73,8 @@ class LeaderOperations:
         self._require_gate = require_gate
         self.lock = asyncio.Lock()
         """Held while a key change is decided; a node is added under it too (`kv.membership`)."""
+        self._term = 0
+        """In which the operation that holds the lock began."""
 
     async def run(self, operation: str, arguments: dict[str, object]) -> bytes:
         """Run an operation by name, once this node may; its msgpack result.
@@ -88,11 +91,17 @@ class LeaderOperations:
             if known.proposes:
                 await self._prepare(known.seals_under)
             async with self.lock:
-                self._proposer.require_leader()
+                self._begin()
                 try:
                     return forwarding.encode(await known.handler(self, **arguments))
-                except NotSealable:
+                except (NotSealable, LedElsewhere):
                     continue
+
+    def _begin(self) -> None:
+        """What follows is decided by what this leadership knows. Needs the lock, which is this
+        process's alone: under another leadership anything may have been decided meanwhile."""
+        self._proposer.require_leader()
+        self._term = self._engine.status().term
 
     async def _prepare(self, purpose: Purpose | None) -> None:
         """Wait until the entry can be sealed and, for a cutover, until what follows it can be."""
@@ -117,7 +126,7 @@ class LeaderOperations:
         DEK that the cluster does not have.
         """
         async with self.lock:
-            self._proposer.require_leader()
+            self._begin()
             value = self._store.row(row_key(message.dek_id, node_id16(message.full_node_id)))
             if value is not None:
                 row = decode_row_value(value)
@@ -136,6 +145,7 @@ class LeaderOperations:
         self._require_bootstrapped()
         self._require_known(dek_id)
         rows = [RegistryRow(dek_id, node, epoch) for node, epoch in writers]
+        require_epochs_left(writers, self._engine.members())
         require_no_member_shadowed([row.full_node_id for row in rows], self._engine.members())
         try:
             self._applier.validate_writers(rows)
@@ -167,9 +177,12 @@ class LeaderOperations:
                                  then: Callable[[], None] | None = None) -> int:
         """Validate against applied state, propose, and stay until decided. Needs the lock.
 
-        `then()` runs when the entry is in the log and not yet decided.
+        `then()` runs when the entry is in the log and not yet decided. Raises `LedElsewhere` if
+        what the caller found before may be out of date.
         """
         self._proposer.require_leader()
+        if self._engine.status().term != self._term:
+            raise LedElsewhere("another member led meanwhile; nothing was proposed")
         require_no_member_shadowed(_writers_of(entry), self._engine.members())
         try:
             self._applier.validate(self._engine.status().last_log_index + 1, entry)
@@ -203,8 +216,14 @@ class LeaderOperations:
             wrapped_raft = kek.generate_wrapped_dek()
             writers = [(member.full_node_id, member.local_epoch) for member in capable]
         await self._members.require_unwraps([wrapped_storage, wrapped_raft])
+        require_epochs_left(writers, self._engine.members())
         rows = [RegistryRow(dek_id, node, epoch)
                 for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in writers]
+        sidecar = self._applier.sidecar
+        if sidecar is not None and all(map(self._has_registered, rows)) \
+                and sidecar.holds_active(Purpose.STORAGE, storage_dek_id, wrapped_storage) \
+                and sidecar.holds_active(Purpose.RAFT, raft_dek_id, wrapped_raft):
+            return sidecar.raft_applied_index, storage_dek_id, raft_dek_id
         index = await self._propose_validated(Bootstrap(
             storage_dek_id, wrapped_storage, raft_dek_id, wrapped_raft, tuple(rows)))
         return index, storage_dek_id, raft_dek_id
@@ -223,9 +242,14 @@ class LeaderOperations:
             wrapped = kek.generate_wrapped_dek()
             proposer_node_id, proposer_local_epoch = self._full_node_id, FIRST_EPOCH
         await self._members.require_unwraps([wrapped])
-        entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped,
-                         RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch))
+        row = RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch)
+        entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped, row)
         if not own:
+            require_epochs_left([(proposer_node_id, proposer_local_epoch)], self._engine.members())
+            sidecar = self._require_bootstrapped()
+            if sidecar.holds_active(Purpose(purpose), new_dek_id, wrapped) \
+                    and self._has_registered(row):
+                return sidecar.raft_applied_index, new_dek_id
             return await self._propose_validated(entry), new_dek_id
         return await self._propose_own_rotation(entry), new_dek_id
 
@@ -282,6 +306,17 @@ class LeaderOperations:
             Rotation(tag, dek_id, int(purpose), b"", RegistryRow(dek_id, node_id, epoch)),
             barrier=tag is RotationTag.ENABLE_RAFT_ENVELOPE)
 
+    def _has_registered(self, row: RegistryRow) -> bool:
+        """Whether the registry holds a writer with this epoch or, as it goes on by itself, a later
+        one. With the key in place, too, a request has been carried out before: its caller did not
+        hear of that and asks again."""
+        value = self._store.row(row_key(row.dek_id, node_id16(row.full_node_id)))
+        if value is None:
+            return False
+        found = decode_row_value(value)
+        return (found.full_node_id == row.full_node_id
+                and found.first_seen_epoch <= row.local_epoch <= found.last_seen_epoch)
+
     # --- the rest -------------------------------------------------------------------------------
 
     async def _sidecar_state_for(self, *, caller_full_node_id: int) -> SidecarState:
@@ -303,6 +338,11 @@ class LeaderOperations:
             rows = self._store.rows(WRITERS_PREFIX + dek_id.to_bytes(4, "big"))
             if dek_id and dek_id != other_than and dek_id not in taken and not rows:
                 return dek_id
+
+
+class LedElsewhere(NotLeader):
+    """This node leads again: what an operation found out before may have changed under another
+    leader. Certainly nothing was proposed."""
 
 
 class Operation(NamedTuple):
@@ -332,6 +372,5 @@ def _writers_of(entry: Entry) -> list[int]:
             return [row.full_node_id]
         case Bootstrap(rows=rows):
             return [row.full_node_id for row in rows]
-        case Rotation(tag=RotationTag.ROTATE_DEK, proposer=row):
+        case Rotation(proposer=row):
             return [row.full_node_id]
-    return []

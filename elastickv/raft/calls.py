@@ -1,7 +1,7 @@
 """Calls between peers: requests matched with responses, typed errors carried across.
 
 An error travels as (class name, message, remedy). It comes back as the same class of
-`elastickv.errors`; a name that is not there becomes a `PeerError`.
+`elastickv.errors`; a name that is not there leaves open what was done, hence `OutcomeUnknown`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ Send = Callable[[str, bytes], bool]
 
 
 def error_fields(error: BaseException) -> tuple[str, str, str]:
-    """What crosses the wire for `error`; an unexpected one tells nothing but its class."""
+    """What crosses the wire for `error`: its nearest class that every node knows. An unexpected one
+    tells nothing but its class, and not how far the call had come."""
     if isinstance(error, ElasticKVError):
-        return type(error).__name__, error.message, error.remedy
-    return "PeerError", f"the peer failed with {type(error).__name__}", ""
+        known = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        return known.__name__, error.message, error.remedy
+    return OutcomeUnknown.__name__, f"the peer failed with {type(error).__name__}", ""
 
 
 def error_from(name: str, message: str, remedy: str) -> ElasticKVError:
-    """The error that `error_fields` described."""
+    """The error that `error_fields` described; of unknown outcome when only newer nodes know it."""
     kind = getattr(errors, name, None)
     if kind is NotLeader:
         error: ElasticKVError = NotLeader(message)
@@ -42,7 +44,7 @@ def error_from(name: str, message: str, remedy: str) -> ElasticKVError:
         return error
     if isinstance(kind, type) and issubclass(kind, ElasticKVError):
         return kind(message, remedy=remedy)
-    return PeerError(message, remedy=remedy)
+    return OutcomeUnknown(message, remedy=remedy)
 
 
 @dataclass(slots=True)
@@ -128,8 +130,8 @@ class PeerCalls:
         try:
             payload = await self._run_handler(peer_id, request.method, request.payload)
             if len(payload) > self._max_payload_bytes:
-                raise PeerError(f"the reply to {request.method} exceeds "
-                                f"{self._max_payload_bytes} bytes")
+                raise OutcomeUnknown(f"the reply to {request.method} exceeds "
+                                     f"{self._max_payload_bytes} bytes")
             response = Response(request.request, payload, "", "", "")
         except Exception as error:
             response = Response(request.request, b"", *error_fields(error))

@@ -26,7 +26,7 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import GUARDS
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
-from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX
+from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX, META_SIDECAR
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store, encode_number
 from tests.cluster.cluster import Cluster, NodeProcess
@@ -106,6 +106,16 @@ def damaged_sidecar(case: Case) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def one_key_under_two_ids(case: Case) -> None:
+    """As somebody who can write the disk and does not have the KEK can make it."""
+    sidecar = case.sidecar()
+    wrapped = sidecar.keys[sidecar.active_raft].wrapped
+    changed = sidecar.with_key(sidecar.active_storage, replace(
+        sidecar.keys[sidecar.active_storage], wrapped=wrapped))
+    case.write(changed)
+    case.change_store(meta={META_SIDECAR: changed.encode()})
+
+
 def no_flag(case: Case) -> None:
     case.without("--encryption-enabled", values=0)
 
@@ -171,7 +181,8 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "kek-required": [(no_kek, "--kekFile")],
     "kek-insecure": [(kek_readable_by_others, "chmod 600")],
     "kek-readable": [(kek_too_short, "raw key")],
-    "sidecar-readable": [(damaged_sidecar, "resync-sidecar")],
+    "sidecar-readable": [(damaged_sidecar, "resync-sidecar"),
+                         (one_key_under_two_ids, "resync-sidecar")],
     "sidecar-without-flag": [(no_flag, "--encryption-enabled")],
     "kek-unwraps": [(another_kek, "bootstrapped with")],
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],

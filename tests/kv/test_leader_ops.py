@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
-from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
 from elastickv.errors import (
     EncryptionConflict,
     GateOff,
@@ -18,9 +19,9 @@ from elastickv.errors import (
 )
 from elastickv.keys.guards import NodeIdTaken
 from elastickv.keys.registry import decode_row_value, row_key
-from elastickv.kv.api import WriterRow
-from elastickv.kv.forwarding import RegisterSelf
-from tests.kv.key_cluster import KEK_BYTES, TIMEOUT_S, MakeCluster, until
+from elastickv.kv.api import CutoverResult, WriterRow
+from elastickv.kv.forwarding import METHOD_CAPABILITY, RegisterSelf
+from tests.kv.key_cluster import KEK_BYTES, TIMEOUT_S, KeyCluster, MakeCluster, Node, until
 
 OTHER_KEK = bytes(32)
 
@@ -306,3 +307,115 @@ async def test_status_tells_a_line_for_each_problem(make_cluster: MakeCluster) -
     assert rows[down].reachable is False
     assert "start it" in rows[down].problem
     cluster.make(down)
+
+
+async def move_leadership(cluster: KeyCluster, node_id: str) -> None:
+    leader = await cluster.leader()
+    if leader.node_id != node_id:
+        await leader.engine.transfer_leadership(node_id, timeout_s=TIMEOUT_S)
+    await until(cluster.nodes[node_id].engine.is_leader)
+
+
+@pytest.mark.parametrize("operation", ["enable_storage_envelope", "enable_raft_envelope"])
+async def test_a_cutover_that_was_made_under_another_leader_meanwhile_is_not_made_again(
+        make_cluster: MakeCluster, operation: str) -> None:
+    """The leader waits for a member's answer, loses the leadership and gets it back. A second raft
+    cutover would be an entry in the clear above the first, at which every replica stops."""
+    cluster = await make_cluster(3)
+    first, second, slow = cluster.nodes.values()
+    await move_leadership(cluster, first.node_id)
+    await first.bootstrap()
+    if operation == "enable_raft_envelope":
+        await first.encryption.enable_storage_envelope(
+            proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+    await cluster.settled()
+    answer, asked = asyncio.Event(), asyncio.Event()
+    serve = slow.encryption.members._serve_capability
+
+    async def serve_slowly(peer_id: str, method: str, payload: bytes) -> bytes:
+        if peer_id == first.node_id:
+            asked.set()
+            await answer.wait()
+        return await serve(peer_id, method, payload)
+
+    slow.engine.handle(METHOD_CAPABILITY, serve_slowly)
+
+    def enable(node: Node) -> Awaitable[CutoverResult]:
+        return getattr(node.encryption, operation)(
+            proposer_node_id=0, proposer_local_epoch=0, timeout_s=TIMEOUT_S)
+
+    waiting = asyncio.ensure_future(enable(first))
+    await asked.wait()
+    await move_leadership(cluster, second.node_id)
+    made = await enable(second)
+    await move_leadership(cluster, first.node_id)
+    answer.set()
+    repeated = await waiting
+    assert (repeated.applied_index, repeated.was_already_active) == (made.applied_index, True)
+    await first.put(b"k")
+    await cluster.settled()
+    assert not any(node.fatal for node in cluster.nodes.values())
+
+
+async def test_a_cutover_registers_nobody_who_shadows_a_member(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.bootstrap()
+    with pytest.raises(EncryptionConflict, match="of member n1"):
+        await node.encryption.enable_storage_envelope(
+            proposer_node_id=node.full_id ^ (1 << 40), proposer_local_epoch=1, timeout_s=TIMEOUT_S)
+    assert not node.sidecar.storage_envelope_active
+
+
+async def test_no_member_is_registered_with_the_last_epoch(make_cluster: MakeCluster) -> None:
+    """It takes the epoch after it: there is none, and the member would stop for good."""
+    cluster = await make_cluster(1)
+    node, kek = cluster.nodes["n1"], Kek(KEK_BYTES)
+    with pytest.raises(EncryptionConflict, match="the last one"):
+        await node.encryption.bootstrap(
+            wrapped_storage=kek.generate_wrapped_dek(), wrapped_raft=kek.generate_wrapped_dek(),
+            storage_dek_id=11, raft_dek_id=22, writers=[WriterRow(node.full_id, MAX_EPOCH)],
+            timeout_s=TIMEOUT_S)
+    await node.bootstrap()
+    with pytest.raises(EncryptionConflict, match="the last one"):
+        await node.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=kek.generate_wrapped_dek(), new_dek_id=33,
+            proposer_node_id=node.full_id, proposer_local_epoch=MAX_EPOCH, timeout_s=TIMEOUT_S)
+    with pytest.raises(EncryptionConflict, match="the last one"):
+        await node.encryption.register_writers(
+            dek_id=node.active(Purpose.STORAGE), writers=[WriterRow(node.full_id, MAX_EPOCH)],
+            timeout_s=TIMEOUT_S)
+    await node.encryption.register_writers(
+        dek_id=node.active(Purpose.STORAGE), writers=[WriterRow(full_node_id("n9"), MAX_EPOCH)],
+        timeout_s=TIMEOUT_S)
+    await cluster.settled()
+    assert not node.fatal
+
+
+async def test_the_same_request_once_more_says_that_it_is_done(make_cluster: MakeCluster) -> None:
+    """As after an unknown outcome: meanwhile the member has registered its next epoch itself."""
+    cluster = await make_cluster(1)
+    node, kek = cluster.nodes["n1"], Kek(KEK_BYTES)
+    wrapped = [kek.generate_wrapped_dek() for _ in range(3)]
+
+    async def bootstrap(epoch: int = 0) -> object:
+        return await node.encryption.bootstrap(
+            wrapped_storage=wrapped[0], wrapped_raft=wrapped[1], storage_dek_id=11, raft_dek_id=22,
+            writers=[WriterRow(node.full_id, epoch)], timeout_s=TIMEOUT_S)
+
+    async def rotate(dek: bytes, epoch: int = 0) -> object:
+        return await node.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=dek, new_dek_id=33, proposer_node_id=node.full_id,
+            proposer_local_epoch=epoch, timeout_s=TIMEOUT_S)
+
+    for request in (bootstrap, lambda: rotate(wrapped[2])):
+        first = await request()
+        await cluster.settled()
+        index = node.engine.status().last_log_index
+        assert await request() == first
+        assert node.engine.status().last_log_index == index
+    with pytest.raises(EncryptionConflict):
+        await bootstrap()
+    with pytest.raises(EncryptionConflict, match="another key"):
+        await rotate(kek.generate_wrapped_dek())
+    assert not node.fatal

@@ -16,6 +16,7 @@ from elastickv.errors import (
     PeerError,
     Unreachable,
 )
+from elastickv.kv.proposer import NotSealable
 from elastickv.raft.calls import PeerCalls, error_fields, error_from
 from elastickv.raft.frames import Request, Response, decode_message
 
@@ -30,13 +31,19 @@ def test_typed_error_comes_back_as_itself(error):
 
 
 @pytest.mark.parametrize("name", ["NoSuchError", "Outcome", "annotations", "ExitCode", "__name__"])
-def test_unknown_name_becomes_a_peer_error(name):
-    assert type(error_from(name, "m", "")) is PeerError
+def test_unknown_name_becomes_an_unknown_outcome(name):
+    assert type(error_from(name, "m", "")) is OutcomeUnknown
+
+
+def test_a_class_of_the_nodes_own_comes_back_as_the_nearest_one_that_all_know():
+    again = error_from(*error_fields(NotSealable("not yet", remedy="retry")))
+    assert type(again) is PeerError
+    assert (again.message, again.remedy) == ("not yet", "retry")
 
 
 def test_unexpected_error_tells_only_its_class():
-    assert error_fields(ValueError("a value")) == ("PeerError", "the peer failed with ValueError",
-                                                   "")
+    assert error_fields(ValueError("a value")) == ("OutcomeUnknown",
+                                                   "the peer failed with ValueError", "")
 
 
 class Wire:
