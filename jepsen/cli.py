@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import random
 import shutil
 import signal
@@ -36,18 +37,42 @@ BUDGET_S = 1680.0
 SHORTEST_LOAD_S = 6.0
 
 
-def parse_names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
-    """A comma list of names, "all" or "none". Raises `ValueError`."""
-    if text == ALL:
-        return tuple(known)
-    if text == "none":
-        return ()
+def parse_names(text: str, known: Sequence[str], what: str, *,
+                may_be_none: bool = False) -> tuple[str, ...]:
+    """A comma list of names, "all", or where there may be none "none". Raises `ValueError`."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if ALL in names:
+        return tuple(known)
+    if may_be_none and names == ("none",):
+        return ()
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"unknown {what} {', '.join(unknown) or repr(text)}; known: "
                          f"{', '.join(known)}, {ALL}")
     return tuple(dict.fromkeys(names))
+
+
+def positive(text: str) -> float:
+    """A finite number above zero, of the command line."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number above zero, of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def pair_of(text: str) -> str:
+    """NAME=VALUE, of the command line."""
+    if not text.partition("=")[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,14 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
                      help=f"comma list of {', '.join(WORKLOADS)}, or all")
     run.add_argument("--faults", default="kill-one,partition-halves",
                      help=f"comma list of {', '.join(FAULTS)}; all mixes them; none")
-    run.add_argument("--time", type=float, default=60.0, help="seconds of load")
+    run.add_argument("--time", type=positive, default=60.0, help="seconds of load")
     run.add_argument("--seed", type=int, help="repeats the choices of a run")
     run.add_argument("--nodes", type=int, choices=(3, 5), default=3)
-    run.add_argument("--rate", type=float, default=150.0, help="operations per second")
-    run.add_argument("--concurrency", type=int, default=10,
+    run.add_argument("--rate", type=positive, default=150.0, help="operations per second")
+    run.add_argument("--concurrency", type=count, default=10,
                      help="clients per workload that write; one more per node only reads")
     every = commands.add_parser("all", help="every workload with every fault package")
-    every.add_argument("--budget", type=float, default=BUDGET_S,
+    every.add_argument("--budget", type=positive, default=BUDGET_S,
                        help="seconds that all runs together may take")
     every.add_argument("--seed", type=int, help="seed of the first run")
     again = commands.add_parser("check", help="judge a history that is on disk")
@@ -78,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
         command.add_argument("--launcher", help="starts a node, instead of python -m elastickv")
         command.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE",
+                             type=pair_of,
                              help="set for the nodes only")
     return parser
 
@@ -89,7 +115,7 @@ def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
         extra["launcher"] = (sys.executable, *arguments.launcher.split())
     return RunSettings(
         workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"),
-        faults=parse_names(arguments.faults, tuple(FAULTS), "fault"),
+        faults=parse_names(arguments.faults, tuple(FAULTS), "fault", may_be_none=True),
         duration_s=arguments.time, seed=arguments.seed, node_count=arguments.nodes,
         directory=directory, network=arguments.network, rate=arguments.rate,
         concurrency=arguments.concurrency, every_fault_must_happen=arguments.faults != ALL,
@@ -99,6 +125,14 @@ def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
 def run_directory(name: str, root: Path = Path("runs")) -> Path:
     """A new directory under `runs/`, named by time."""
     return root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory unless it is there. Raises `ValueError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def execute(settings: RunSettings) -> Outcome:
@@ -113,8 +147,9 @@ def execute(settings: RunSettings) -> Outcome:
     async def run() -> Outcome:
         task = asyncio.current_task()
         if task is not None:
-            # Ended from outside, everything is taken down as after an interrupt.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            # Ended from outside, everything is taken down; a second signal does not hinder that.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await Run(settings, say).execute()
 
     outcome = asyncio.run(run())
@@ -129,7 +164,7 @@ def run_all(arguments: argparse.Namespace) -> int:
 
     Each load is as long as the rest of the budget allows, going by what the runs took so far.
     """
-    root = arguments.out or run_directory(ALL)
+    root = arguments.out
     begin = time.monotonic()
     loaded_s = 0.0
     rows: list[dict[str, object]] = []
@@ -172,6 +207,8 @@ def check_file(workload: str, path: Path) -> int:
         verdict = WORKLOADS[workload]().check(read_history(path))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path} is no history of the workload {workload}") from None
     for problem in verdict.problems:
         print(f"{verdict.checker}: {problem}")
     print(f"verdict: {verdict.validity}")
@@ -212,11 +249,15 @@ def dispatch(argv: Sequence[str]) -> int:
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(SEED_LIMIT)
     if arguments.command == ALL:
+        arguments.out = arguments.out or run_directory(ALL)
+        with usage_errors(parser):
+            make_directory(arguments.out)
         return run_all(arguments)
     with usage_errors(parser):
         name = arguments.workload.replace(",", "+")
         settings = settings_of(arguments, arguments.out or run_directory(name))
         if settings.directory.exists():
             raise ValueError(f"{settings.directory} exists already")
+        make_directory(settings.directory.parent)
     outcome = execute(settings)
     return 0 if outcome.summary.validity is Validity.VALID else 1

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -199,14 +200,18 @@ class Cluster:
         return dict(zip(self.processes, codes, strict=True))
 
     async def close(self) -> None:
-        """Kill what still runs and take everything down but the files. Idempotent."""
-        await self.close_clients()
-        await asyncio.gather(*(process.kill() for process in self.processes.values()
-                               if process.is_running))
-        await asyncio.to_thread(self.tap.stop)
-        await self.network.stop()
-        while self._mounts:
-            preload.keep_and_unmount(self._mounts.pop())
+        """Kill what still runs and take everything down but the files, whatever of it fails.
+        Idempotent."""
+        # In reverse: what is entered last is done first.
+        async with contextlib.AsyncExitStack() as steps:
+            while self._mounts:
+                steps.callback(preload.keep_and_unmount, self._mounts.pop())
+            steps.push_async_callback(self.network.stop)
+            steps.push_async_callback(asyncio.to_thread, self.tap.stop)
+            for process in self.processes.values():
+                if process.is_running:
+                    steps.push_async_callback(process.kill)
+            steps.push_async_callback(self.close_clients)
 
     async def restart(self, node: str) -> None:
         """Start `node` again if it does not run."""

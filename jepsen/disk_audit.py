@@ -1,4 +1,4 @@
-"""What is on the disks: no plaintext of any value, no nonce used twice, replicas equal.
+"""What is on the disks: no nonce used twice, replicas equal. (`leaks.py` looks for plaintext.)
 
 Reads stopped nodes' data directories, the journal tap's spool (`tap.py`: what compaction and wiped
 disks took away), and log files. Stores are opened as copies, so that an audit changes nothing.
@@ -6,9 +6,7 @@ disks took away), and log files. Stores are opened as copies, so that an audit c
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import mmap
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.raft import records
 from elastickv.raft.segment import HEADER_SIZE, SegmentHeader
+from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
 from elastickv.store.tables import Table
@@ -32,53 +31,6 @@ from jepsen.verdict import Verdict, judge
 MAX_COMMAND_BYTES = 128 << 20
 REGULAR_KIND = b"\x00"
 """The first byte of a journal command that carries a state machine payload."""
-
-
-# --- plaintext -------------------------------------------------------------------------------
-
-
-def disguises(marker: bytes) -> dict[str, bytes]:
-    """The forms in which a marker's bytes could lie in a file: as they are, as hexadecimal digits,
-    and in base64 at each of its three alignments (without the characters that depend on the
-    neighbouring bytes)."""
-    forms = {"bytes": marker, "hex": marker.hex().encode()}
-    for shift in range(3):
-        text = base64.b64encode(b"\0" * shift + marker)
-        end = (shift + len(marker)) * 8 // 6
-        forms[f"base64+{shift}"] = text[-(-shift * 8 // 6):end]
-    return forms
-
-
-def files_below(roots: Iterable[Path]) -> Iterator[Path]:
-    """Every regular file below `roots`."""
-    for root in roots:
-        yield from (path for path in sorted(root.rglob("*"))
-                    if path.is_file() and not path.is_symlink())
-
-
-def audit_plaintext(roots: Sequence[Path], markers: Sequence[bytes]) -> Verdict:
-    """Search every file below `roots` for every marker in every form.
-
-    Unknown when there was nothing to search.
-    """
-    needles = [(name, form) for marker in markers for name, form in disguises(marker).items()]
-    problems: list[str] = []
-    file_count = byte_count = 0
-    for path in files_below(roots):
-        size = path.stat().st_size
-        if not size:
-            continue
-        file_count += 1
-        byte_count += size
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for name, needle in needles:
-                at = data.find(needle)
-                if at >= 0:
-                    problems.append(f"plaintext ({name}) in {path} at byte {at}")
-                    break
-    unknown = [] if file_count and needles else ["there was nothing to search"]
-    return judge("plaintext", problems, {"files": file_count, "bytes": byte_count,
-                                         "markers": len(markers)}, unknown)
 
 
 # --- reading disks ---------------------------------------------------------------------------
@@ -120,13 +72,14 @@ class StoreContent:
     rows: list[tuple[bytes, bytes]]
 
     def newest(self) -> dict[bytes, tuple[int, bytes]]:
-        """The newest version of each user key. Old versions are no part of the logical state: each
-        node drops them by its own clock."""
+        """The newest version of each user key that has not been deleted. Old versions and
+        tombstones are no part of the logical state: each node drops them by its own clock."""
         state: dict[bytes, tuple[int, bytes]] = {}
         for store_key, record in self.versions:
             user_key, commit_ts = decode_store_key(store_key)
             state.setdefault(user_key, (commit_ts, record))
-        return state
+        return {key: version for key, version in state.items()
+                if not version[1][0] & TOMBSTONE_BIT}
 
 
 def read_store(disk: NodeDisk) -> StoreContent | None:
@@ -221,9 +174,13 @@ def _enter_store(disk: NodeDisk, ledger: NonceLedger) -> list[str]:
 # --- replicas --------------------------------------------------------------------------------
 
 
-def audit_replicas(disks: Sequence[NodeDisk]) -> Verdict:
-    """Stopped members that had applied everything hold the same newest versions, the same writer
-    registry and the same keys. Unknown with fewer than two readable stores."""
+def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verdict:
+    """Stopped members that had applied the same hold the same newest versions, the same writer
+    registry and the same keys.
+
+    Unknown with fewer than two readable stores, or one that is missing. Not `caught_up`: members
+    may have been cut short at different entries, and what differs between those shows nothing.
+    """
     problems: list[str] = []
     unknown: list[str] = []
     contents: dict[str, StoreContent] = {}
@@ -233,6 +190,8 @@ def audit_replicas(disks: Sequence[NodeDisk]) -> Verdict:
             content = read_store(disk)
             if content is not None:
                 contents[disk.name] = content
+            else:
+                unknown.append(f"{disk.name} has no store")
             keys[disk.name] = _replicated_part(load_sidecar(disk))
         except ElasticKVError as error:
             problems.append(f"{disk.name} cannot be read: {error}")
@@ -241,11 +200,16 @@ def audit_replicas(disks: Sequence[NodeDisk]) -> Verdict:
     states = {name: content.newest() for name, content in contents.items()}
     reference = max(contents, key=lambda name: contents[name].applied_index, default="")
     for name in contents:
-        problems += _differences(reference, states[reference], name, states[name])
+        different = _differences(reference, states[reference], name, states[name])
         if contents[name].rows != contents[reference].rows:
-            problems.append(f"the writer registries of {reference} and {name} differ")
+            different.append(f"the writer registries of {reference} and {name} differ")
         if keys.get(name) != keys.get(reference):
-            problems.append(f"the sidecars of {reference} and {name} differ")
+            different.append(f"the sidecars of {reference} and {name} differ")
+        if caught_up or contents[name].applied_index == contents[reference].applied_index:
+            problems += different
+        elif different:
+            unknown.append(f"{name} had applied {contents[name].applied_index} entries, "
+                           f"{reference} {contents[reference].applied_index}")
     digests = {name: hashlib.blake2b(repr(sorted(state.items())).encode(),
                                      digest_size=8).hexdigest()
                for name, state in states.items()}

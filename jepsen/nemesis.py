@@ -41,9 +41,10 @@ class Window:
 
 
 class Nemesis:
-    """Runs the schedule. Everything it decides comes from `source`."""
+    """Runs the schedule. What it decides comes from `seed`, for each lane by itself: how long the
+    calls of one take must not change what the other does."""
 
-    def __init__(self, cluster: Cluster, faults: Sequence[Fault], source: random.Random,
+    def __init__(self, cluster: Cluster, faults: Sequence[Fault], seed: int,
                  now_ns: Callable[[], int], not_available: Mapping[str, str], *,
                  every_must_happen: bool = True) -> None:
         """`not_available` says of packages that were asked for why this machine lacks them.
@@ -52,7 +53,8 @@ class Nemesis:
         self._long = [fault for fault in faults if not fault.is_brief]
         self._brief = sorted((fault for fault in faults if fault.is_brief),
                              key=lambda fault: not fault.requirements.starts_in_clear)
-        self._random = source
+        self._random = random.Random(f"{seed} faults")
+        self._brief_random = random.Random(f"{seed} calls")
         self._now_ns = now_ns
         self.windows: list[Window] = []
         self.injected: Counter[str] = Counter()
@@ -69,6 +71,7 @@ class Nemesis:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._run_long(deadline))
             group.create_task(self._run_brief(deadline))
+            group.create_task(asyncio.sleep(duration_s))
         if self._every_must_happen:
             await self._run_rest(asyncio.get_running_loop().time() + OVERTIME_S)
 
@@ -136,7 +139,7 @@ class Nemesis:
         now = asyncio.get_running_loop().time
         turn = 0
         while (usable := [f for f in self._brief if f.name not in self.not_available]):
-            pause_s = self._random.uniform(*BRIEF_PAUSE_S)
+            pause_s = self._brief_random.uniform(*BRIEF_PAUSE_S)
             if now() + pause_s >= deadline:
                 return
             await asyncio.sleep(pause_s)

@@ -11,8 +11,8 @@ Each needs a Debian package (`jepsen/install.sh`) or root; what is missing is `U
 
 from __future__ import annotations
 
-import contextlib
 import enum
+import errno
 import functools
 import os
 import shutil
@@ -173,13 +173,17 @@ def keep_and_unmount(directory: Path) -> None:
 
 
 def fill_disk(directory: Path) -> int:
-    """Write a ballast file until nothing more fits; its size in bytes."""
+    """Write a ballast file until nothing more fits; its size in bytes. Raises `OSError` for what
+    is no full disk."""
     written = 0
     with (directory / BALLAST).open("wb", buffering=0) as ballast:
         for block in (1 << 20, 4096, 1):
-            with contextlib.suppress(OSError):
+            try:
                 while True:
                     written += ballast.write(b"\0" * block)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
     return written
 
 

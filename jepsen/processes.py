@@ -52,11 +52,14 @@ class NodeProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._is_ending = False
+        self._has_begun = asyncio.Event()
+        self._has_begun.set()
 
     @property
     def is_running(self) -> bool:
         """True from `start` until the process has ended."""
-        return self._watcher is not None and not self._watcher.done()
+        return not self._has_begun.is_set() \
+            or (self._watcher is not None and not self._watcher.done())
 
     @property
     def pid(self) -> int:
@@ -72,11 +75,15 @@ class NodeProcess:
         self._is_ending = False
         self.is_frozen = False
         self.starts += 1
-        with self.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
-                stdout=log, stderr=log)
-        self._watcher = asyncio.create_task(self._watch(self._process))
+        self._has_begun.clear()
+        try:
+            with self.log_path.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log, stderr=log)
+            self._watcher = asyncio.create_task(self._watch(self._process))
+        finally:
+            self._has_begun.set()
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
@@ -100,6 +107,7 @@ class NodeProcess:
 
     async def kill(self) -> None:
         """`kill -9`, and wait for the end."""
+        await self._has_begun.wait()
         self._is_ending = True
         self.send_signal(signal.SIGKILL)
         await self.wait(STOP_TIMEOUT_S)

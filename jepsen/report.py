@@ -42,7 +42,10 @@ class Summary:
 
 
 def longest_unavailability_s(operations: Sequence[Operation], begin_ns: int, end_ns: int) -> float:
-    """The longest time within the load during which no operation succeeded, in seconds."""
+    """The longest time within the load during which no operation succeeded, in seconds; 0 without
+    load."""
+    if end_ns <= begin_ns:
+        return 0.0
     moments = sorted(op.completed_ns for op in operations
                      if op.kind is Kind.OK and op.completed_ns is not None
                      and begin_ns <= op.completed_ns <= end_ns)

@@ -16,9 +16,11 @@ from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.errors import ElasticKVError
 from jepsen import preload, report
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
-from jepsen.disk_audit import audit_nonces, audit_plaintext, audit_replicas
+from jepsen.disk_audit import audit_nonces, audit_replicas
 from jepsen.faults import FAULTS, Requirements
-from jepsen.history import Recorder, pair
+from jepsen.history import HistoryError, Operation, Recorder, pair
+from jepsen.leaks import LeakWatch, audit_plaintext
+from jepsen.load import check_load
 from jepsen.nemesis import Nemesis, check_processes
 from jepsen.network import Network, Unsupported
 from jepsen.network.namespaces import NamespaceNetwork, namespaces_work
@@ -133,10 +135,11 @@ class Run:
         self._cluster = Cluster(settings.directory, network, cluster_options(settings, usable),
                                 self._now_ns)
         self._codec = Codec(lambda: self._cluster.sealed)
-        source = random.Random(f"{settings.seed} faults")
+        self._watch = LeakWatch({node: self._cluster.data_directory(node)
+                                 for node in self._cluster.nodes}, self._codec.sealed_secrets)
         self._nemesis = Nemesis(
             self._cluster, [FAULTS[name](self._cluster, random.Random(f"{settings.seed} {name}"))
-                            for name in usable], source, self._now_ns, missing,
+                            for name in usable], settings.seed, self._now_ns, missing,
             every_must_happen=settings.every_fault_must_happen)
         verdicts: list[Verdict] = []
         self._begin_ns = self._end_ns = 0
@@ -146,14 +149,30 @@ class Run:
                 self._recorders[name] = Recorder(
                     self._now_ns, files.enter_context(path.open("w", encoding="utf-8")))
             try:
+                self._watch.start()
                 verdicts.append(await self._load())
             except Exception as error:
                 # Of the harness itself, which cut the load short; what was seen is judged.
                 verdicts.append(self._broke_down("recovery", error))
             finally:
-                await self._cluster.close()
-        verdicts += await asyncio.to_thread(self._check)
+                await self._close()
+        verdicts += await asyncio.to_thread(self._check, verdicts[0].is_valid)
         return self._report(verdicts)
+
+    async def _close(self) -> None:
+        """Take everything down, to the end: who interrupts a run twice wants it ended, and would
+        be left with mounts and networks."""
+        self._watch.stop()
+        closing = asyncio.ensure_future(self._cluster.close())
+        interrupted: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                interrupted = error
+        closing.result()
+        if interrupted is not None:
+            raise interrupted
 
     # --- load ---------------------------------------------------------------------------------
 
@@ -256,11 +275,14 @@ class Run:
 
     # --- judgement ----------------------------------------------------------------------------
 
-    def _check(self) -> list[Verdict]:
+    def _check(self, recovered: bool) -> list[Verdict]:
         cluster = self._cluster
         checks: list[tuple[str, Callable[[], Verdict]]] = []
         for name, workload in self._workloads.items():
             checks.append((name, partial(workload.check, self._recorders[name].records)))
+        checks.append(("load", lambda: check_load(
+            self._operations(), self._nemesis.windows, self._begin_ns, self._end_ns,
+            self._settings.rate)))
         checks.append(("faults", self._nemesis.verdict))
         checks.append(("processes", partial(check_processes, cluster)))
         if cluster.kek_file.exists():
@@ -268,11 +290,14 @@ class Run:
             roots = [self._settings.directory / name
                      for name in ("cluster", "logs", "old-disks", "taps")]
             checks += [
-                ("replicas", partial(audit_replicas, cluster.present_disks)),
+                ("replicas", partial(audit_replicas, cluster.present_disks, caught_up=recovered)),
                 ("nonces", partial(audit_nonces, cluster.disks, cluster.tap.spools, kek,
                                    cluster.tap.error)),
                 ("plaintext", partial(audit_plaintext, [root for root in roots if root.exists()],
-                                      [self._codec.sealed_marker]))]
+                                      self._codec.sealed_secrets, written=self._codec.sealed_count,
+                                      seen=self._watch.problems))]
+            if self._watch.error:
+                checks.append(("watch", lambda: judge("watch", [], {}, [self._watch.error])))
         return [self._verdict(name, check) for name, check in checks]
 
     def _verdict(self, name: str, check: Callable[[], Verdict]) -> Verdict:
@@ -287,22 +312,36 @@ class Run:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         return judge(name, [], {}, [f"broke down, see {path}: {type(error).__name__}: {error}"])
 
+    def _operations(self) -> list[Operation]:
+        """Of all workloads, as they began."""
+        return sorted((operation for recorder in self._recorders.values()
+                       for operation in pair(recorder.records)),
+                      key=lambda operation: operation.invoked_ns)
+
     def _report(self, verdicts: Sequence[Verdict]) -> Outcome:
         directory = self._settings.directory
-        operations = sorted((operation for recorder in self._recorders.values()
-                             for operation in pair(recorder.records)),
-                            key=lambda operation: operation.invoked_ns)
         nemesis = self._nemesis
-        summary = report.summarise(operations, nemesis.windows, verdicts, nemesis.injected,
-                                   list(nemesis.not_available), self._begin_ns, self._end_ns)
+        try:
+            operations = self._operations()
+        except HistoryError:  # Which the checkers of that workload have met as well.
+            operations = []
+
+        def summarise() -> report.Summary:
+            return report.summarise(operations, nemesis.windows, verdicts, nemesis.injected,
+                                    list(nemesis.not_available), self._begin_ns, self._end_ns)
+
+        title = (f"{', '.join(self._settings.workloads)} under "
+                 f"{', '.join(self._settings.faults) or 'no faults'}, {self._settings.node_count} "
+                 f"nodes, seed {self._settings.seed}: {summarise().validity}")
+        try:
+            report.plot(directory / "plot.png", operations, nemesis.windows, title,
+                        self._end_ns or self._now_ns())
+        except Exception as error:
+            verdicts = [*verdicts, self._broke_down("plot", error)]
+        summary = summarise()
         report.write_results(directory / "results.json", summary, verdicts, nemesis.windows,
                              self._settings.as_dict() | {
                                  "network": self._cluster.network.name})
-        title = (f"{', '.join(self._settings.workloads)} under "
-                 f"{', '.join(self._settings.faults) or 'no faults'}, {self._settings.node_count} "
-                 f"nodes, seed {self._settings.seed}: {summary.validity}")
-        report.plot(directory / "plot.png", operations, nemesis.windows, title,
-                    self._end_ns or self._now_ns())
         return Outcome(summary, verdicts)
 
 

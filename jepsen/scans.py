@@ -9,6 +9,8 @@ the pairs it saw, as a mapping. Hence
 * a scan at T sees the acknowledged batch with the highest timestamp up to T that was over when the
   scan began, or a batch that may be later than it: one of unknown outcome, or still under way;
 * timestamps are unique and grow in real time;
+* what a scan showed had happened by the end of that scan, whenever it was acknowledged;
+* a latest state that another one has followed does not come back;
 * a batch of unknown outcome that a scan showed did happen, so from the end of that scan on it is
   due like an acknowledged one, at a timestamp that the scans that show it narrow down.
 
@@ -18,9 +20,11 @@ is still in the making.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from jepsen.history import Kind, Operation, Record, Value, pair
@@ -36,16 +40,18 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     operations = [op for op in pair(history) if op.f in ("batch", "scan")]
     for operation in operations:
         by_group[operation.key].append(operation)
-    problems: list[str] = _timestamp_problems(
-        op for op in operations if op.f == "batch" and op.kind is Kind.OK)
+    problems: list[str] = []
+    done: list[Operation] = []
     past_scans = 0
     for group, part in by_group.items():
         scans = [op for op in part if op.f == "scan" and op.kind is Kind.OK]
-        batches = {op.argument: op for op in part if op.f == "batch"}
+        batches = _over_once_seen({op.argument: op for op in part if op.f == "batch"}, scans)
+        done += [op for op in batches.values() if op.kind is Kind.OK]
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
         problems += [f"group {group}: {problem}" for problem in (
             *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches),
-            *_hidden_again(scans, batches))]
+            *_hidden_again(scans, batches), *_back_again(scans))]
+    problems += _timestamp_problems(done)
     facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
              "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
     unknown = [] if past_scans else ["no scan at a timestamp saw anything"]
@@ -72,6 +78,49 @@ def _timestamp_problems(batches: Iterable[Operation]) -> list[str]:
         if other is not batch:
             problems.append(f"one timestamp twice: {other.describe()} and {batch.describe()}")
     return problems
+
+
+def _over_once_seen(batches: Mapping[Value, Operation],
+                    scans: Iterable[Operation]) -> dict[Value, Operation]:
+    """The batches, with each acknowledged one over at the end of the first scan that showed it, if
+    that came before its acknowledgement: it had happened by then."""
+    result = dict(batches)
+    for scan in scans:
+        batch = result.get(scan.result[0][1]) if scan.result else None
+        if batch is not None and batch.kind is Kind.OK and scan.completed is not None \
+                and batch.invoked < scan.completed < (batch.completed or 0):
+            result[batch.argument] = replace(batch, completed=scan.completed)
+    return result
+
+
+def _back_again(scans: Iterable[Operation]) -> list[str]:
+    """Latest states that were seen, then another one, then the first again: whatever is known of
+    their timestamps, each was later than the other."""
+    latest = sorted((scan for scan in scans if scan.argument == 0 and scan.result),
+                    key=lambda scan: scan.invoked)
+    seen_by: dict[Value, int] = {}
+    for scan in latest:
+        value, end = scan.result[0][1], scan.completed or 0
+        seen_by[value] = min(seen_by.get(value, end), end)
+    begins = [scan.invoked for scan in latest]
+    # From each position on: the earliest end, and the earliest end of one that shows another value.
+    ends: list[tuple[tuple[float, Value], tuple[float, Value]]] = \
+        [((math.inf, None), (math.inf, None))]
+    for scan in reversed(latest):
+        first, second = ends[-1]
+        candidate = (float(scan.completed or 0), scan.result[0][1])
+        if candidate[0] < first[0]:
+            first, second = candidate, first if first[1] != candidate[1] else second
+        elif candidate[1] != first[1] and candidate[0] < second[0]:
+            second = candidate
+        ends.append((first, second))
+    ends.reverse()
+    replaced_by = {}
+    for value, end in seen_by.items():
+        first, second = ends[bisect.bisect_right(begins, end)]
+        replaced_by[value] = first[0] if first[1] != value else second[0]
+    return [f"seen, then another one, then back again: {scan.describe()}" for scan in latest
+            if scan.invoked > replaced_by[scan.result[0][1]]]
 
 
 def _torn(scans: Iterable[Operation], group_size: int) -> list[str]:

@@ -79,11 +79,10 @@ class Fault:
 
     async def some_node(self, prefer_leader: float = 0.5) -> str:
         """A node; with the given probability the leader, if there is one."""
-        if self.random.random() < prefer_leader:
-            leader = await self.cluster.leader()
-            if leader is not None:
-                return leader
-        return self.random.choice(self.cluster.nodes)
+        # Both are drawn each time: a moment without a leader must not change what comes later.
+        wants_leader = self.random.random() < prefer_leader
+        other = self.random.choice(self.cluster.nodes)
+        return (await self.cluster.leader() if wants_leader else None) or other
 
     async def restart_all(self) -> None:
         """Start whatever does not run, and let nobody end by itself any more."""

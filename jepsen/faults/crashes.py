@@ -16,6 +16,8 @@ class _Kill(Fault):
     async def inject(self) -> str:
         victims = await self.victims()
         processes = [self.cluster.processes[node] for node in victims]
+        if not all(process.is_running for process in processes):
+            raise NotNow("a node does not run")
         await asyncio.gather(*(process.kill() for process in processes))
         if any(process.exits[-1].code != -signal.SIGKILL for process in processes):
             raise NotNow("a node had ended by itself before")

@@ -20,6 +20,9 @@ SYNCING_CALLS = ("posix/io/sync/fsync", "posix/io/sync/fdatasync", "posix/io/dir
 """libfiu's names of the calls that write to the journal and the store, and of those that make
 durable. Not `write`: sockets, the log and libfiu's own answers go through it."""
 
+NEARLY_FULL_BYTES = 1 << 20
+"""What the node itself may have freed again at once."""
+
 FAILURE_PROBABILITY = 0.2
 ENDING_S = 1.0
 """A process that does not answer within this time any more is not about to end."""
@@ -84,7 +87,10 @@ class DiskFull(_FailingCalls):
         if not self.cluster.options.small_disk_mib:
             await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
             return f"{node}: ENOSPC on every write"
-        ballast = await asyncio.to_thread(preload.fill_disk, self.cluster.data_directory(node))
+        directory = self.cluster.data_directory(node)
+        ballast = await asyncio.to_thread(preload.fill_disk, directory)
+        if (free := preload.free_bytes(directory)) > NEARLY_FULL_BYTES:
+            raise NotNow(f"{free} bytes are still free on the disk of {node}")
         return f"{node} full, {ballast >> 20} MiB of ballast"
 
     async def effect(self) -> str:

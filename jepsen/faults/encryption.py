@@ -7,7 +7,7 @@ import asyncio
 import random
 
 from elastickv.client import Client, Purpose
-from elastickv.errors import EncryptionConflict, Unimplemented
+from elastickv.errors import EncryptionConflict, ExitCode, Unimplemented
 from elastickv.keys.sidecar import RELATIVE_PATH
 from jepsen.cluster import POLL_S, Cluster
 from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements, Violation
@@ -181,6 +181,8 @@ class WrongKek(Fault):
         code = await process.wait(REFUSAL_TIMEOUT_S)
         if code is None or code == 0:
             raise Violation(f"{node} runs with a KEK that is not the cluster's (exit code {code})")
+        if code != ExitCode.STARTUP_REFUSED:
+            raise NotNow(f"{node} ended with exit code {code}, not because of its KEK")
         return f"{node} refused with exit code {code}"
 
     async def heal(self) -> None:

@@ -19,8 +19,9 @@ class BankWorkload(Workload):
     name = "bank"
 
     async def prepare(self, session: Session) -> None:
-        await session.client.batch([Put(account.encode(), session.codec.encode(OPENING_BALANCE))
-                                    for account in ACCOUNTS])
+        await session.client.batch([
+            Put(account.encode(), session.codec.encode([OPENING_BALANCE, 0]))
+            for account in ACCOUNTS])
 
     async def step(self, session: Session) -> None:
         if session.only_reads or session.random.random() < 0.2:
@@ -36,22 +37,27 @@ class BankWorkload(Workload):
         """Raises `ConditionFailed` also when the source has too little: nothing was written."""
         source_found = await session.client.get(source.encode())
         target_found = await session.client.get(target.encode())
-        source_balance = session.codec.decode(source_found.value)
-        target_balance = session.codec.decode(target_found.value)
-        if not isinstance(source_balance, int) or source_balance < amount:
+        try:
+            source_balance, source_count = session.codec.decode(source_found.value)
+            target_balance, target_count = session.codec.decode(target_found.value)
+        except ValueError:
+            raise ConditionFailed("an account is not what was written") from None
+        if source_balance < amount:
             raise ConditionFailed(f"{source} has too little")
         return await session.client.batch(
-            [Put(source.encode(), session.codec.encode(source_balance - amount)),
-             Put(target.encode(), session.codec.encode(target_balance + amount))],
+            [Put(source.encode(), session.codec.encode([source_balance - amount,
+                                                        source_count + 1])),
+             Put(target.encode(), session.codec.encode([target_balance + amount,
+                                                        target_count + 1]))],
             conditions=[Condition(source.encode(), source_found.commit_ts),
                         Condition(target.encode(), target_found.commit_ts)])
 
     async def _read(self, session: Session) -> None:
-        def balances(pairs: list[Pair]) -> Value:
+        def accounts(pairs: list[Pair]) -> Value:
             return {pair.key.decode(): session.codec.decode(pair.value) for pair in pairs}
 
         await session.read("read", None, None,
-                           lambda: session.client.scan(b"account-", b"account."), balances)
+                           lambda: session.client.scan(b"account-", b"account."), accounts)
 
     async def finish(self, sessions: Sequence[Session]) -> None:
         for session in sessions:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 from elastickv.client import Condition, Put, ReadResult
-from jepsen.history import Kind, Record, Value
+from jepsen.history import Kind, Operation, Record, Value, pair
 from jepsen.linearizable import check_register
 from jepsen.verdict import Verdict, judge
 from jepsen.workloads.api import Session, Workload
@@ -84,7 +84,26 @@ class RegisterWorkload(Workload):
 
     def check(self, history: Sequence[Record]) -> Verdict:
         verdict = check_register(history)
-        if verdict.is_valid and not any(record.f == "read" and record.kind is Kind.OK
-                                        and record.value is not None for record in history):
-            return judge(verdict.checker, [], verdict.facts, ["no read saw anything written"])
-        return verdict
+        if not verdict.is_valid:
+            return verdict
+        doubts = [f"the last acknowledged writes of {', '.join(unread)} were never read afterwards"
+                  for unread in [unread_keys(pair(history))] if unread]
+        if not any(record.f == "read" and record.kind is Kind.OK and record.value is not None
+                   for record in history):
+            doubts.append("no read saw anything written")
+        return judge(verdict.checker, [], verdict.facts, doubts)
+
+
+def unread_keys(operations: Sequence[Operation]) -> list[str]:
+    """The keys whose last acknowledged write no read that ended well came after: of a write that
+    nobody looked at, nothing is known."""
+    written: dict[str | None, int] = {}
+    read: dict[str | None, int] = {}
+    for operation in operations:
+        if operation.kind is Kind.OK and operation.completed is not None:
+            key = operation.key
+            if operation.f == "read":
+                read[key] = max(read.get(key, -1), operation.invoked)
+            else:
+                written[key] = max(written.get(key, -1), operation.completed)
+    return sorted(str(key) for key, position in written.items() if read.get(key, -1) < position)

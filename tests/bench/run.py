@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -270,6 +271,7 @@ def verdicts(document: dict[str, Any]) -> list[tuple[str, float, float]]:
     """`(name, median ratio, target)` of everything that has a target."""
     return [(f"{prefix}{name}", entry["ratio"]["median"], entry["target"])
             for section, prefix in (("plain", ""), ("plain_aio", "grpc.aio "),
+                                    ("tls", "TLS "), ("tls_aio", "TLS grpc.aio "),
                                     ("encryption", "encryption on/off "))
             for name, entry in document.get(section, {}).items() if entry["target"]]
 
@@ -295,6 +297,8 @@ def limited(document: dict[str, Any]) -> list[tuple[str, float, float]]:
 def last_line(found: Sequence[tuple[str, float, float]],
               bounded: Sequence[tuple[str, float, float]] = ()) -> str:
     """Every ratio with its target and every figure with its limit; what falls short is marked."""
+    if not found:
+        return "no ratio that has a target was measured"
     line = "ratios: " + ", ".join(
         f"{name} {ratio:.2f} (>= {target:g}{'' if ratio >= target else ', SHORT'})"
         for name, ratio, target in found)
@@ -388,6 +392,8 @@ def main() -> int:
     if arguments.part and not page.exists():
         parser.error(f"there is no {page} to put the part into; run the whole benchmark first")
     published = json.loads(page.read_text()) if arguments.part else {}
+    # Ended from outside, it takes its servers and gigabytes of data with it, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
     try:

@@ -95,6 +95,11 @@ def test_only_points_with_a_target_are_judged() -> None:
                      ("encryption on/off put-16x8", 0.7, 0.97)]
 
 
+def test_figures_with_tls_are_judged_as_well() -> None:
+    with_tls = {"tls": document()["plain"], "tls_aio": document()["plain_aio"]}
+    assert verdicts(with_tls) == [("TLS put-16x8", 0.7, 0.6), ("TLS grpc.aio put-16x8", 0.7, 0.6)]
+
+
 def test_every_limit_is_judged() -> None:
     found = limited(document())
     assert found == [("rotation p99, during / before", 1.2, 2.0), ("fail-over s", 0.8, 1.0),
@@ -107,6 +112,7 @@ def test_every_limit_is_judged() -> None:
 def test_the_last_line_names_each_ratio_and_marks_what_falls_short() -> None:
     assert last_line([("a", 0.7, 0.6), ("b", 0.9, 0.97)]) == \
         "ratios: a 0.70 (>= 0.6), b 0.90 (>= 0.97, SHORT)"
+    assert last_line([]) == "no ratio that has a target was measured"
     assert last_line([("a", 0.7, 0.6)], [("x", 1.0, 2.0), ("y", 3.0, 2.0)]) == \
         "ratios: a 0.70 (>= 0.6); limits: x 1.00 (<= 2), y 3.00 (<= 2, OVER)"
 

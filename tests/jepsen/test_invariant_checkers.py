@@ -85,20 +85,37 @@ def transfer(kind: str = "ok") -> Call:
     return ("transfer", None, ["a", "b", 5], kind, None)
 
 
-def balances(**amounts: int) -> Call:
-    return ("read", None, None, "ok", amounts)
+def balances(transfers: int = 1, **amounts: int) -> Call:
+    return ("read", None, None, "ok",
+            {account: [amount, transfers] for account, amount in amounts.items()})
 
 
 BANK_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "conserved": (sequential(transfer(), balances(a=5, b=15)), Validity.VALID, ""),
-    "unknown transfer": (sequential(transfer(), transfer("info"), balances(a=0, b=20)),
-                         Validity.VALID, ""),
+    "unknown transfer happened": (sequential(transfer(), transfer("info"), balances(2, a=0, b=20)),
+                                  Validity.VALID, ""),
+    "unknown transfer did not": (sequential(transfer(), transfer("info"), balances(1, a=5, b=15)),
+                                 Validity.VALID, ""),
+    "failed transfer did not": (sequential(transfer(), transfer("fail"), balances(1, a=5, b=15)),
+                                Validity.VALID, ""),
+    "failed transfer happened": (sequential(transfer(), transfer("fail"), balances(2, a=0, b=20)),
+                                 Validity.INVALID, "2 transfers, not 1 to 1"),
+    "acknowledged and lost": (sequential(transfer(), balances(1, a=5, b=15), transfer(),
+                                         balances(1, a=5, b=15)),
+                              Validity.INVALID, "1 transfers, not 2 to 2"),
+    "all lost": (sequential(transfer(), balances(0, a=10, b=10)), Validity.INVALID,
+                 "0 transfers, not 1 to 1"),
+    "made twice": (sequential(transfer(), balances(2, a=0, b=20)), Validity.INVALID,
+                   "2 transfers, not 1 to 1"),
     "money made": (sequential(transfer(), balances(a=10, b=15)), Validity.INVALID, "sum to 25"),
     "money lost": (sequential(transfer(), balances(a=5, b=10)), Validity.INVALID, "sum to 15"),
     "negative": (sequential(transfer(), balances(a=-1, b=21)), Validity.INVALID, "a below zero"),
     "account missing": (sequential(transfer(), balances(a=20)), Validity.INVALID, "accounts are"),
-    "no transfer": (sequential(balances(a=10, b=10)), Validity.UNKNOWN, "no read began"),
-    "no read after": (sequential(balances(a=10, b=10), transfer()), Validity.UNKNOWN,
+    "no account": (sequential(transfer(), ("read", None, None, "ok",
+                                           {"a": "foreign", "b": [5, 1]})),
+                   Validity.INVALID, "nobody wrote"),
+    "no transfer": (sequential(balances(0, a=10, b=10)), Validity.UNKNOWN, "no read began"),
+    "no read after": (sequential(balances(0, a=10, b=10), transfer()), Validity.UNKNOWN,
                       "no read began"),
 }
 
@@ -206,6 +223,19 @@ SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "unknown batch seen, then below one that began later": (
         sequential(batch("v", 10), batch("u", None, "info"), scan(0, x="u", y="u"), batch("w", 30),
                    scan(30, x="u", y="u")), Validity.INVALID, "no timestamp is left"),
+    "seen, then gone, then acknowledged": (
+        [*sequential(batch("v", 10), scan(10, x="v", y="v")),
+         Record(Kind.INVOKE, 9, 9, "batch", "g", "w"),
+         *then([], sequential(scan(0, x="w", y="w"), scan(0, x="v", y="v"))),
+         Record(Kind.OK, 9, 9999, "batch", "g", 20)], Validity.INVALID, "stale"),
+    "two unknown batches in turns": (
+        sequential(batch("v", 10), scan(10, x="v", y="v"), batch("a", None, "info"),
+                   batch("b", None, "info"), scan(0, x="a", y="a"), scan(0, x="b", y="b"),
+                   scan(0, x="a", y="a")), Validity.INVALID, "then back again"),
+    "two unknown batches after each other": (
+        sequential(batch("v", 10), scan(10, x="v", y="v"), batch("a", None, "info"),
+                   batch("b", None, "info"), scan(0, x="b", y="b"), scan(0, x="a", y="a"),
+                   scan(0, x="a", y="a")), Validity.VALID, ""),
 }
 
 

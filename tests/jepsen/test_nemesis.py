@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,12 +16,17 @@ from elastickv.errors import NoLeader
 from jepsen import nemesis
 from jepsen.cluster import Cluster
 from jepsen.faults import Fault, NotAvailable, NotNow, Requirements, Violation
+from jepsen.faults.crashes import KillAll
 from jepsen.nemesis import Nemesis
+from jepsen.processes import NodeProcess
 from jepsen.verdict import Validity
 
 
 class FakeCluster:
     """Always whole."""
+
+    nodes: Sequence[str] = ()
+    processes: Mapping[str, NodeProcess] = {}
 
     async def wait_ready(self, timeout_s: float) -> None:
         return
@@ -57,7 +65,7 @@ def scripted(name: str, **parts: Any) -> Scripted:
 
 
 def schedule(*faults: Fault, every_must_happen: bool = True) -> Nemesis:
-    return Nemesis(cast("Cluster", FakeCluster()), faults, random.Random(1),
+    return Nemesis(cast("Cluster", FakeCluster()), faults, 1,
                    itertools.count().__next__, {}, every_must_happen=every_must_happen)
 
 
@@ -134,3 +142,73 @@ async def test_an_interrupted_run_heals_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert fault.healed == 0
+
+
+async def test_a_run_without_faults_takes_its_time() -> None:
+    one = schedule()
+    began = asyncio.get_running_loop().time()
+    await one.run(0.2)
+    assert asyncio.get_running_loop().time() - began >= 0.2
+    assert one.verdict().is_valid
+
+
+async def test_how_long_calls_take_does_not_change_the_faults(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each lane draws for itself."""
+    monkeypatch.setattr(nemesis, "LONGEST_CYCLE_S", 0.01)
+    orders = []
+    for pause_s in (0.0, 0.02):
+        class Slow(Scripted):
+            name, is_brief = "slow", True
+
+            async def inject(self, pause_s: float = pause_s) -> str:
+                await asyncio.sleep(pause_s)
+                return "done"
+
+        one = schedule(*(scripted(name) for name in "abcd"),
+                       Slow(cast("Cluster", FakeCluster()), random.Random(1)))
+        await one.run(0.3)
+        orders.append([window.name for window in one.windows if not window.is_brief][:8])
+    assert orders[0] == orders[1]
+
+
+async def test_a_moment_without_a_leader_does_not_change_later_choices() -> None:
+    async def choices(leaders: list[str | None]) -> list[str]:
+        class Led(FakeCluster):
+            nodes = ("n1", "n2", "n3")
+
+            async def leader(self) -> str | None:
+                return leaders.pop(0)
+
+        fault = Fault(cast("Cluster", Led()), random.Random(5))
+        return [await fault.some_node() for _ in range(12)]
+
+    always, at_times = await choices(["n9"] * 12), await choices([None, *["n9"] * 11])
+    assert [a == b for a, b in zip(always, at_times, strict=True)].count(False) <= 1
+
+
+async def test_a_node_that_does_not_run_is_not_killed() -> None:
+    process = NodeProcess("n1", ["sleep", "60"], {"PATH": os.defpath}, Path(os.devnull), lambda: 0)
+    cluster = FakeCluster()
+    cluster.processes = {"n1": process}
+    cluster.nodes = ("n1",)
+    fault = KillAll(cast("Cluster", cluster), random.Random(1))
+    with pytest.raises(NotNow, match="does not run"):
+        await fault.inject()
+    await process.start()
+    assert "kill -9 n1" in await fault.inject()
+    with pytest.raises(NotNow, match="does not run"):
+        await fault.inject()
+
+
+async def test_a_process_is_started_once_at_a_time() -> None:
+    process = NodeProcess("n1", ["sleep", "60"], {"PATH": os.defpath}, Path(os.devnull), lambda: 0)
+    first = asyncio.ensure_future(process.start())
+    await asyncio.sleep(0)
+    assert process.is_running
+    with pytest.raises(RuntimeError, match="runs already"):
+        await process.start()
+    await process.kill()
+    await first
+    assert not process.is_running
+    assert process.starts == 1

@@ -67,11 +67,32 @@ def test_results_and_plot_are_written(tmp_path: Path) -> None:
 def test_names() -> None:
     assert parse_names("a,b,a", ("a", "b", "c"), "fault") == ("a", "b")
     assert parse_names("all", ("a", "b"), "fault") == ("a", "b")
-    assert parse_names("none", ("a", "b"), "fault") == ()
+    assert parse_names("all,b", ("a", "b"), "fault") == ("a", "b")
+    assert parse_names("none", ("a", "b"), "fault", may_be_none=True) == ()
+    with pytest.raises(ValueError, match="unknown workload none"):
+        parse_names("none", ("a", "b"), "workload")
     with pytest.raises(ValueError, match="unknown fault d; known: a, b, all"):
         parse_names("a,d", ("a", "b"), "fault")
     with pytest.raises(ValueError, match="unknown fault"):
         parse_names("", ("a", "b"), "fault")
+
+
+@pytest.mark.parametrize("arguments", [
+    ["run", "--time", "0"], ["run", "--time", "nan"], ["run", "--time", "inf"],
+    ["run", "--rate", "0"], ["run", "--rate", "-1"], ["run", "--concurrency", "0"],
+    ["run", "--nodes", "4"], ["run", "--workload", "none"], ["run", "--faults", "nosuch"],
+    ["run", "--out", "/proc/no/run"], ["all", "--out", "/proc/no/run"], ["all", "--budget", "0"],
+    ["all", "--environment", "NAME"], ["check", "--workload", "bank", "{history}"],
+    ["check", "--workload", "append", "{history}"], ["check", "--workload", "bank", "/nowhere"]],
+    ids=" ".join)
+def test_what_cannot_be_run_is_refused_in_a_line(
+        arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_history(tmp_path / "history", [
+        Record(Kind.INVOKE, 0, 1, "read", "k"), Record(Kind.OK, 0, 2, "read", "k", 5)])
+    with pytest.raises(SystemExit) as end:
+        cli.main([argument.format(history=tmp_path / "history") for argument in arguments])
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:

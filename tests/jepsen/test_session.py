@@ -88,8 +88,12 @@ def test_values_carry_the_marker_of_their_phase() -> None:
     early = codec.encode([1, "a"])
     sealed = True
     late = codec.encode([1, "a"])
-    assert codec.sealed_marker in late
-    assert codec.sealed_marker not in early
+    marker, unit = codec.sealed_secrets
+    assert marker in late
+    assert marker not in early
+    assert codec.sealed_count == 1
+    longest = max((codec.encode(1) for _ in FILLER_SIZES), key=len)
+    assert longest.count(unit) > 10
     assert codec.decode(early) == codec.decode(late) == [1, "a"]
 
 
@@ -104,7 +108,7 @@ def test_values_of_every_size_are_what_was_written() -> None:
     codec = Codec(lambda: True)
     values = [codec.encode(number) for number in range(2 * len(FILLER_SIZES))]
     assert [codec.decode(value) for value in values] == list(range(len(values)))
-    assert {len(value) for value in values} == {len(codec.sealed_marker) + 3 + size
+    assert {len(value) for value in values} == {len(codec.sealed_secrets[0]) + 3 + size
                                                 for size in FILLER_SIZES}
     for value in values:
         damaged = value.replace(b"|", b"|.", 1)

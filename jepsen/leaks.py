@@ -1,0 +1,178 @@
+"""No plaintext of any written value in any file: at the end in all, in small ones during the run.
+
+Values carry secrets (`values.py`). What is looked for are pieces of those, so that a value that
+lost some of its bytes is found as well, in the forms in which programs leave bytes behind: as they
+are, hexadecimal, base64, UTF-16, with or without line breaks, and behind the header of zlib or
+gzip.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import mmap
+import re
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from jepsen.verdict import Verdict, judge
+
+PIECE_BYTES = 12
+"""What is looked for at a time: short enough for a damaged copy, and not met by chance."""
+
+STEP_BYTES = 10
+SMALL_FILE_BYTES = 1 << 20
+"""Up to this size a file is also searched without its white space, and during the run."""
+
+POLL_S = 0.1
+KNOWN_FILES = ("*.mdb", "*.mdb-lock", "*.log", "*.spare")
+"""Stores and journals: large, and searched at the end."""
+
+_COMPRESSED = re.compile(rb"\x78[\x01\x5e\x9c\xda]|\x1f\x8b\x08")
+_COMPRESSED_BYTES = 4096
+_ANY_HEADER = 47
+"""`wbits` of zlib for either header."""
+
+_WHITE_SPACE = b" \t\r\n"
+
+Needles = Sequence[tuple[str, bytes]]
+
+
+def pieces(secret: bytes) -> list[bytes]:
+    """Overlapping pieces, of which any 22 consecutive bytes of `secret` hold one."""
+    last = len(secret) - PIECE_BYTES
+    return [secret[at:at + PIECE_BYTES] for at in sorted({*range(0, last, STEP_BYTES), last})]
+
+
+def disguises(piece: bytes) -> dict[str, bytes]:
+    """The forms in which a piece could lie in a file: as it is, as hexadecimal digits, in UTF-16,
+    and in base64 at each of its three alignments (without the characters that depend on the
+    neighbouring bytes)."""
+    forms = {"bytes": piece, "hex": piece.hex().encode(), "HEX": piece.hex().upper().encode(),
+             "utf-16": b"\0".join(bytes([byte]) for byte in piece)}
+    for shift in range(3):
+        text = base64.b64encode(b"\0" * shift + piece)
+        end = (shift + len(piece)) * 8 // 6
+        forms[f"base64+{shift}"] = text[-(-shift * 8 // 6):end]
+    return forms
+
+
+def needles_of(secrets: Iterable[bytes]) -> Needles:
+    """Everything to look for."""
+    return [(name, form) for secret in secrets for piece in pieces(secret)
+            for name, form in disguises(piece).items()]
+
+
+def find(data: bytes | mmap.mmap, needles: Needles) -> str:
+    """Where and how a needle lies in `data`; "" when none does."""
+    found = _find_plain(data, needles)
+    if not found and len(data) <= SMALL_FILE_BYTES:
+        found = _find_plain(bytes(data).translate(None, _WHITE_SPACE), needles)
+        found = found and f"{found}, white space left out"
+    return found or _find_compressed(data, needles)
+
+
+def _find_plain(data: bytes | mmap.mmap, needles: Needles) -> str:
+    for name, needle in needles:
+        at = data.find(needle)
+        if at >= 0:
+            return f"{name} at byte {at}"
+    return ""
+
+
+def _find_compressed(data: bytes | mmap.mmap, needles: Needles) -> str:
+    for match in _COMPRESSED.finditer(data):
+        at = match.start()
+        with contextlib.suppress(zlib.error):
+            clear = zlib.decompressobj(_ANY_HEADER).decompress(
+                data[at:at + _COMPRESSED_BYTES], _COMPRESSED_BYTES)
+            if found := _find_plain(clear, needles):
+                return f"{found} of what is compressed at byte {at}"
+    return ""
+
+
+def files_below(roots: Iterable[Path]) -> Iterator[Path]:
+    """Every regular file below `roots`."""
+    for root in roots:
+        yield from (path for path in sorted(root.rglob("*"))
+                    if path.is_file() and not path.is_symlink())
+
+
+def audit_plaintext(roots: Sequence[Path], secrets: Sequence[bytes], *, written: int = 1,
+                    seen: Sequence[str] = ()) -> Verdict:
+    """Search every file below `roots` for every piece of the secrets in every form.
+
+    `seen` is what a `LeakWatch` found before. Unknown when there was nothing to search, or when no
+    value with these secrets was `written`.
+    """
+    needles = needles_of(secrets)
+    problems = list(seen)
+    file_count = byte_count = 0
+    for path in files_below(roots):
+        size = path.stat().st_size
+        if not size:
+            continue
+        file_count += 1
+        byte_count += size
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if found := find(data, needles):
+                problems.append(f"plaintext in {path}: {found}")
+    unknown = [] if file_count and needles else ["there was nothing to search"]
+    if not written:
+        unknown.append("no value was written that must not be found")
+    return judge("plaintext", problems, {"files": file_count, "bytes": byte_count,
+                                         "secrets": len(secrets), "values": written}, unknown)
+
+
+class LeakWatch:
+    """Looks into small files of running nodes as they come and go, in a thread."""
+
+    def __init__(self, directories: Mapping[str, Path], secrets: Sequence[bytes]) -> None:
+        self._directories = dict(directories)
+        self._needles = needles_of(secrets)
+        self._looked_at: dict[Path, tuple[int, int, int]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leak-watch", daemon=True)
+        self.problems: list[str] = []
+        self.error = ""
+        """Why the watch ended early; "" while it goes on."""
+
+    def start(self) -> None:
+        """Look until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End. Idempotent."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(POLL_S):
+                self.look()
+        except Exception as error:  # Whatever it is, the audit has to know.
+            self.error = f"the watch for leaks ended early: {type(error).__name__}: {error}"
+
+    def look(self) -> None:
+        """Search every small file that is new or has changed."""
+        for node, directory in self._directories.items():
+            # Files and directories go away while they are looked at.
+            with contextlib.suppress(FileNotFoundError):
+                for path in directory.rglob("*"):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._look_into(node, path)
+
+    def _look_into(self, node: str, path: Path) -> None:
+        if any(path.match(pattern) for pattern in KNOWN_FILES) or path.is_symlink() \
+                or not path.is_file():
+            return
+        stat = path.stat()
+        identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._looked_at.get(path) == identity or stat.st_size > SMALL_FILE_BYTES:
+            return
+        self._looked_at[path] = identity
+        if found := find(path.read_bytes(), self._needles):
+            self.problems.append(f"plaintext in {path} of {node} during the run: {found}")

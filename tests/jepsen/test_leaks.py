@@ -1,0 +1,110 @@
+"""A planted plaintext is found in every disguise, damaged, packed or short-lived."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jepsen.leaks import LeakWatch, audit_plaintext, disguises, find, needles_of, pieces
+from jepsen.values import Codec
+from jepsen.verdict import Validity
+
+MARKER = b"8c1f2ab0d3e4957786aa01bc55d0e9f2"
+UNIT = b"0f5e77b1c2d3a49688aa35bc12d0e4c7"
+SECRETS = (MARKER, UNIT)
+
+DISGUISES: dict[str, Callable[[bytes], bytes]] = {
+    "bytes": lambda value: value,
+    "without its first bytes": lambda value: value[9:],
+    "without its last bytes": lambda value: value[:-9],
+    "without its marker": lambda value: value[33:],
+    "split": lambda value: value[:24] + os.urandom(4096) + value[24:],
+    "hex": lambda value: value.hex().encode(),
+    "HEX": lambda value: value.hex().upper().encode(),
+    "hex with spaces": lambda value: re.sub(b"(..)", rb"\1 ", value.hex().encode()),
+    "base64": base64.b64encode,
+    "base64, 1 byte later": lambda value: base64.b64encode(b"x" + value),
+    "base64, 2 bytes later": lambda value: base64.b64encode(b"xy" + value + b"tail"),
+    "base64 in lines": base64.encodebytes,
+    "repr": lambda value: repr({"value": value}).encode(),
+    "utf-16": lambda value: value.decode().encode("utf-16-le"),
+    "zlib": zlib.compress,
+    "gzip": gzip.compress,
+}
+
+
+def value() -> bytes:
+    return b"|".join((MARKER, UNIT * 3, b"17"))
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_finds_plaintext_in_every_disguise(tmp_path: Path, disguise: str) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "clean").write_bytes(os.urandom(10_000))
+    assert audit_plaintext([tmp_path], SECRETS).is_valid
+    hidden = DISGUISES[disguise](value())
+    (tmp_path / "deep" / "spill").write_bytes(os.urandom(9_000) + hidden + os.urandom(50))
+    verdict = audit_plaintext([tmp_path], SECRETS)
+    assert verdict.validity is Validity.INVALID
+    assert "deep/spill" in verdict.problems[0]
+
+
+@pytest.mark.parametrize("size", range(22, 33))
+def test_any_long_piece_of_a_secret_is_found(size: int) -> None:
+    needles = needles_of([MARKER])
+    for start in range(len(MARKER) - size + 1):
+        assert find(MARKER[start:start + size], needles)
+
+
+def test_nothing_to_search_is_not_a_pass(tmp_path: Path) -> None:
+    assert audit_plaintext([tmp_path], SECRETS).validity is Validity.UNKNOWN
+    (tmp_path / "file").write_bytes(b"content")
+    assert audit_plaintext([tmp_path], []).validity is Validity.UNKNOWN
+    assert audit_plaintext([tmp_path], SECRETS, written=0).validity is Validity.UNKNOWN
+
+
+def test_a_disguise_is_long_enough_not_to_be_found_by_chance() -> None:
+    assert all(len(form) >= 12 for piece in pieces(MARKER) for form in disguises(piece).values())
+
+
+def test_values_of_a_run_are_found_by_their_secrets() -> None:
+    codec = Codec(lambda: True)
+    needles = needles_of(codec.sealed_secrets)
+    for number in range(8):
+        written = codec.encode(number)
+        assert find(written, needles)
+        assert find(written[8:], needles)
+    assert not find(Codec(lambda: True).encode(1), needles)
+
+
+def test_a_file_that_is_gone_at_the_end_was_seen(tmp_path: Path) -> None:
+    data = tmp_path / "n1"
+    data.mkdir()
+    watch = LeakWatch({"n1": data, "n2": tmp_path / "nowhere"}, SECRETS)
+    (data / "harmless").write_bytes(b"content")
+    watch.look()
+    assert watch.problems == []
+    spill = data / "spill.tmp"
+    spill.write_bytes(value())
+    watch.look()
+    watch.look()
+    spill.unlink()
+    watch.look()
+    assert len(watch.problems) == 1
+    assert "spill.tmp of n1 during the run" in watch.problems[0]
+    assert audit_plaintext([data], SECRETS, seen=watch.problems).validity is Validity.INVALID
+
+
+def test_the_watch_ends(tmp_path: Path) -> None:
+    watch = LeakWatch({"n1": tmp_path}, SECRETS)
+    watch.stop()
+    watch.start()
+    watch.stop()
+    assert watch.error == ""
