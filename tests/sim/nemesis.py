@@ -7,17 +7,22 @@ Raft promises nothing beyond that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from elastickv.errors import ElasticKVError
-from tests.sim.cluster import Cluster, Lost, Refused, SimNode
+from elastickv.raft.membership import ChangeKind, MembershipChange
+from tests.sim.cluster import Cluster, Lost, Refused, SimNode, address_of
 from tests.sim.disk import Inode, Medium
 
 RESTART_S = (0.03, 0.4)
 ALONE = ("bit-flip", "old-disk")
 ALONE_LIMIT_S = 1.5
 ABSENCE_LIMIT_S = 3.0
+GHOST = "ghost"
+"""A learner that is never started."""
+
 RARE_KINDS = ("sidecar", "store")
 """Files that are often not there yet when a bit is flipped."""
 
@@ -219,6 +224,25 @@ class Nemesis:
                    and node.journal.anchor_index > absent.journal.last_index
                    for node in self._cluster.nodes if node.is_up)
 
+    async def stranded_change(self) -> None:
+        """A leader that is cut off appends a membership change that nobody else will ever hear of,
+        and is away until it has to be sent the state."""
+        leader = self._leader_or_any()
+        if leader.core is None or not leader.core.is_leading():
+            return
+        self._count("stranded-change")
+        others = [name for name in self._cluster.names if name != leader.name]
+        pairs = {pair for other in others for pair in ((leader.name, other), (other, leader.name))}
+        for source, target in sorted(pairs):
+            self._cluster.network.cut(source, target)
+        change = MembershipChange(ChangeKind.ADD_LEARNER, GHOST, address_of(GHOST))
+        with contextlib.suppress(Refused, Lost, ElasticKVError):
+            await self._cluster.request(
+                leader, lambda n: n.engine.change_members(change, timeout_s=0.3), 0.3)
+        await self._wait(lambda: leader.journal is not None
+                         and self._must_be_sent_the_state(leader), ABSENCE_LIMIT_S)
+        self._cluster.network.heal(pairs)
+
     async def transfer(self) -> None:
         """An operator hands the leadership to another node, and perhaps back at once, so that
         answers from the first term reach the same leader in a later one."""
@@ -400,4 +424,5 @@ _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {
     "old-disk": Nemesis.old_disk,
     "long-absence": Nemesis.long_absence,
     "transfer": Nemesis.transfer,
+    "stranded-change": Nemesis.stranded_change,
 }

@@ -10,6 +10,7 @@ FAULTS = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
     "partition", "isolate-leader", "one-way", "flapping", "weather", "reset",
     "fsync-error", "disk-full", "clock-step", "bit-flip", "old-disk", "long-absence", "transfer",
+    "stranded-change",
 )
 """Every fault that a run can draw; `nemesis.py` carries them out."""
 
@@ -93,7 +94,7 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
     count = min(len(enabled), generator.choice((1, 2, 3, 4)))
     encryption = generator.choice(ENCRYPTION)
     faults = tuple(generator.sample(enabled, count))
-    if "long-absence" in faults:
+    if not {"long-absence", "stranded-change"}.isdisjoint(faults):
         # Who was away is to be sent the state, not the log.
         settings |= {"segment_bytes": min(settings["segment_bytes"], 3000),
                      "compact_entries": 12, "keep_entries": 2}

@@ -28,7 +28,7 @@ REQUIRED = (
     "frames lost", "frames doubled", "reordered", "reset", "late bytes", "fsync-error",
     "disk-full", "clock-step", "clock-step back", "bit-flip journal", "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
-    "long-absence", "transfer", "torn writes", "torn tails cut",
+    "long-absence", "transfer", "stranded-change", "torn writes", "torn tails cut",
     "segments reused",
     "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",

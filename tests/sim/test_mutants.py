@@ -17,7 +17,7 @@ from elastickv.errors import OutcomeUnknown, Unreachable, WireError
 from elastickv.kv.fsm import KvStateMachine
 from elastickv.kv.sealing import Sealing, _plain_sealer
 from elastickv.kv.writers import WriterEvent, WriterRegistrar
-from elastickv.raft import pysyncobj_engine, readindex, rules, trust
+from elastickv.raft import pysyncobj_engine, readindex, rules, storage, trust
 from elastickv.raft.elections import Elections
 from elastickv.raft.hardstate import HardState, HardStateFile
 from elastickv.raft.journal import Journal
@@ -202,6 +202,22 @@ def learner_counts(patch: pytest.MonkeyPatch) -> None:
         self, [*voters, *learners], ()))
 
 
+def only_voters_vote(patch: pytest.MonkeyPatch) -> None:
+    """A member that has not heard that it is a voter refuses its vote."""
+    on_pre_vote = Elections.on_pre_vote
+
+    def refuse(self: Elections, peer_id: str, message: Any) -> None:
+        if self._context.core.is_voter():
+            on_pre_vote(self, peer_id, message)
+
+    patch.setattr(Elections, "on_pre_vote", refuse)
+
+
+def configuration_outlives_the_log(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot takes the place of the log, and not of the configurations that were in it."""
+    patch.setattr(storage, "follow_log", lambda membership, journal: None)
+
+
 def peer_memory_ignored(patch: pytest.MonkeyPatch) -> None:
     """Nobody tells a node that its disk is an old copy."""
     patch.setattr(trust, "what_was_lost", lambda remembered, own: "")
@@ -310,6 +326,8 @@ MUTANTS: dict[str, Mutate] = {
     "vote for any log": vote_for_any_log,
     "vote twice": vote_twice,
     "learner counts": learner_counts,
+    "only voters vote": only_voters_vote,
+    "configuration outlives the log": configuration_outlives_the_log,
     "peer memory ignored": peer_memory_ignored,
     "snapshot keeps the log": snapshot_keeps_the_log,
     "state ahead of the log takes part": state_ahead_of_the_log_takes_part,
