@@ -49,6 +49,10 @@ def require_free_node_id(node_id: str, members: Iterable[Member],
             raise MembershipConflict(
                 f"{node_id} has the 16-bit node id {short_id:#06x} of node {writer:#x}, which was"
                 f" registered as a writer of DEK {dek_id}", remedy=_RENAME)
+        if registered == short_id and decode_row_value(value).last_seen_epoch >= MAX_EPOCH:
+            raise MembershipConflict(
+                f"{node_id} has used every epoch of DEK {dek_id}",
+                remedy="rotate that DEK first, if it is active, or give the node another --raftId")
 
 
 def require_no_member_shadowed(writers: Iterable[int], members: Iterable[Member]) -> None:

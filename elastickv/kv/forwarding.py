@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
-from elastickv import errors
-from elastickv.errors import ElasticKVError, PeerError, WireError
+from elastickv.errors import ElasticKVError, WireError
+from elastickv.raft.calls import error_fields, error_from
 
 METHOD_WRITE = "kv.write"
 METHOD_CAPABILITY = "encryption.capability"
@@ -103,14 +103,9 @@ def decode(payload: bytes, message_type: type[T]) -> T:
 
 def error_to_info(error: ElasticKVError) -> ErrorInfo:
     """The transportable form of an error."""
-    return ErrorInfo(type(error).__name__, error.message, error.remedy)
+    return ErrorInfo(*error_fields(error))
 
 
 def info_to_error(info: ErrorInfo) -> ElasticKVError:
-    """The same class again; `PeerError` for a class that this version does not know."""
-    error_class = getattr(errors, info.name, None)
-    if not (isinstance(error_class, type) and issubclass(error_class, ElasticKVError)):
-        return PeerError(f"{info.name}: {info.message}", remedy=info.remedy)
-    error = error_class(info.message)
-    error.remedy = info.remedy
-    return error
+    """The same class again, or what `raft.calls.error_from` makes of one that is not known."""
+    return error_from(info.name, info.message, info.remedy)

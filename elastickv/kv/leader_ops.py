@@ -298,6 +298,7 @@ class LeaderOperations:
     async def _propose_cutover(self, tag: RotationTag, purpose: Purpose, node_id: int,
                                epoch: int) -> int:
         dek_id = self._require_bootstrapped().active(purpose)
+        require_epochs_left([(node_id, epoch)], self._engine.members())
         if not node_id:
             # The row repeats what is registered already: a cutover makes nobody a writer.
             node_id = self._full_node_id

@@ -28,10 +28,12 @@ class Elections:
     def before_tick(self) -> None:
         """Let an election deadline pass to the core only after a majority granted a pre-vote."""
         core = self._context.core
-        if core.is_leading() or core.election_deadline() >= self._context.now() or self._cleared:
-            return
         if not core.is_voter():
-            core.postpone_election()
+            self.cancel()
+            if core.election_deadline() < self._context.now():
+                core.postpone_election()
+            return
+        if core.is_leading() or core.election_deadline() >= self._context.now() or self._cleared:
             return
         if core.transfer_requested() and self._context.trusted():
             self._transfer = True

@@ -9,7 +9,6 @@ from elastickv.raft.configuration import follow_log
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND
-from elastickv.raft.replaced import LogEnd
 from elastickv.raft.storage import RaftStorage
 
 
@@ -48,7 +47,7 @@ class Follower:
             self.restart(message.term, peer_id)
         self._elections.heard_leader()
         if plan.truncates:
-            self._storage.replacing(LogEnd(plan.previous_term, plan.previous_index))
+            self._storage.truncating(plan.previous_index, core.commit_index())
         try:
             core.receive_append(peer_id, message, plan)
         finally:

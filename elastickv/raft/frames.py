@@ -25,19 +25,22 @@ class FrameDecoder:
     """Cuts a byte stream into frame bodies. Sans-IO: feed it what arrives."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bodies that are complete now. Raises `WireError` on a length over the maximum."""
+        """The bodies that are complete now. Raises `WireError` on a length over the maximum, once
+        what came before it was returned: that may change the maximum."""
         buffer = self._buffer
         buffer += data
         bodies: list[bytes] = []
         offset = 0
         while len(buffer) - offset >= HEADER_BYTES:
             (length,) = _LENGTH.unpack_from(buffer, offset)
-            if not 0 < length <= self._max_bytes:
-                raise WireError(f"a frame of {length} bytes is outside 1 to {self._max_bytes}")
+            if not 0 < length <= self.max_bytes:
+                if bodies:
+                    break
+                raise WireError(f"a frame of {length} bytes is outside 1 to {self.max_bytes}")
             end = offset + HEADER_BYTES + length
             if end > len(buffer):
                 break
@@ -46,6 +49,10 @@ class FrameDecoder:
         if offset:
             del buffer[:offset]
         return bodies
+
+    def has_more(self) -> bool:
+        """Whether another length has come, of a frame that is not whole or was not looked at."""
+        return len(self._buffer) >= HEADER_BYTES
 
 
 def frame(body: bytes) -> bytes:

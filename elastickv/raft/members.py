@@ -88,8 +88,10 @@ class Members:
         self._halt(error)
 
     def on_removed(self, peer_id: str, message: frames.Removed) -> None:
-        """A peer says that this node is no member; believed when it knows a later configuration."""
-        if self.is_member() and message.index > self._context.configuration.index:
+        """A peer says that this node is no member; believed when it knows a later configuration.
+        Who has not become one yet goes on waiting, whatever it was before under the same name."""
+        if self.is_member() and message.index > self._context.configuration.index \
+                and self._storage.has_joined(self._context.core.applied_index()):
             self._leave(message.index)
 
     def tell_stranger(self, peer_id: str) -> None:
@@ -101,23 +103,33 @@ class Members:
 
     # --- joining ------------------------------------------------------------------------------
 
+    def met(self) -> None:
+        """A peer has greeted. With all whom this node was told of, it need not wait to ask."""
+        members = self._context.settings.members
+        if not self._context.configuration.members \
+                and all(member.node_id in self._context.connected for member in members):
+            self.ask()
+
     def ask(self) -> None:
-        """While joining: ask those who are members for the configuration, one after the other."""
+        """While joining: ask those who are members for the configuration. The latest one counts: a
+        member that is behind may know this node from before."""
         if self._context.settings.joining and not self.is_member() \
                 and (self._asking is None or self._asking.done()):
             self._asking = asyncio.get_running_loop().create_task(self._ask())
 
     async def _ask(self) -> None:
-        for member in self._context.settings.members:
-            try:
-                body = await self._calls.call(member.node_id, CONFIGURATION_METHOD, b"",
-                                              timeout_s=self._context.settings.election_max_s)
-            except PeerError:
-                continue
-            configuration = unpack_configuration(body)
-            if not self.is_member() and configuration.index >= self._context.configuration.index:
-                self._adopt(configuration)
-            return
+        told = await asyncio.gather(*(
+            self._calls.call(member.node_id, CONFIGURATION_METHOD, b"",
+                             timeout_s=self._context.settings.election_max_s)
+            for member in self._context.settings.members), return_exceptions=True)
+        known = [unpack_configuration(answer) for answer in told if isinstance(answer, bytes)]
+        for error in told:
+            if isinstance(error, BaseException) and not isinstance(error, PeerError):
+                raise error
+        latest = max(known, key=lambda configuration: configuration.index, default=None)
+        if latest is not None and not self.is_member() \
+                and latest.index >= self._context.configuration.index:
+            self._adopt(latest)
 
     def _adopt(self, configuration: Configuration) -> None:
         try:

@@ -247,12 +247,12 @@ class PySyncObjEngine:
         """Remember peers durably, compact, ask for the configuration. The disk's part is done
         beside the loop: a lone write waits for nothing but its own fsync."""
         try:
-            self._storage.remember_joining(self._core.applied_index())
             self._resume_installation()
             remember = self._storage.memory.begin_flush()
             if remember is not None:
                 self._cleanup.submit(remember, self._remembered)
             self._compact()
+            self._storage.remember_joining(self._core.applied_index())
         except DiskFull as error:
             self._note_full_disk(error)
         except Exception as error:
@@ -464,6 +464,7 @@ class PySyncObjEngine:
                 if self._core.is_leading():
                     self._replication.connected(peer_id)
             self._members.tell_stranger(peer_id)
+            self._members.met()
         except DiskFull as error:
             # It has to greet again, on another link.
             self._note_full_disk(error)
@@ -543,6 +544,10 @@ class PySyncObjEngine:
         self._elections.on_request_vote(peer_id, message)
 
     def _on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
+        if not self._context.configuration.members:
+            # It joins, and has asked nobody yet. What it may have been before, under the same name,
+            # is in this log as well, and over.
+            return
         self._follower.on_append(peer_id, message)
         if message.term == self._core.term():
             self._freshness.heard(self._loop.time(), message.commit_index,

@@ -33,15 +33,17 @@ class ReplacedTail(msgspec.Struct, frozen=True, array_like=True):
             term == missing.term and first <= missing.index <= last
             for term, first, last in self.runs)
 
-    def is_settled(self, durable: LogEnd) -> bool:
-        """Whether a log that is durable to `durable` needs the explanation no more."""
-        return all((term, last) <= durable for term, _, last in self.runs)
+    def is_settled(self, committed: LogEnd) -> bool:
+        """Whether a log that is durable and committed up to `committed` needs the explanation no
+        more: it will never hold less. What is only durable may be replaced in its turn."""
+        return all((term, last) <= committed for term, _, last in self.runs)
 
 
 NOTHING_REPLACED = ReplacedTail()
 
 
-def replaced_tail(log: LogView, kept: LogEnd, known: ReplacedTail, durable: LogEnd) -> ReplacedTail:
+def replaced_tail(log: LogView, kept: LogEnd, known: ReplacedTail,
+                  committed: LogEnd) -> ReplacedTail:
     """`known`, while it is needed, and what of `log` is behind `kept`.
 
     An entry's term and index tell it from every other (Raft, log matching), so that nothing that a
@@ -55,6 +57,6 @@ def replaced_tail(log: LogView, kept: LogEnd, known: ReplacedTail, durable: LogE
                     kept.index + 1 if term == kept.term else 0)
         runs.append((term, first, index))
         index = first - 1
-    if known.is_settled(durable):
+    if known.is_settled(committed):
         return ReplacedTail(kept, tuple(runs)) if runs else NOTHING_REPLACED
     return ReplacedTail(min(known.kept, kept), (*runs, *known.runs))

@@ -226,8 +226,8 @@ class Segment:
 
     def seal(self) -> None:
         """Make the segment durable and write its index file; nothing is appended afterwards."""
-        if self._reserved_end:
-            self.file.truncate(self.size)
+        # Room that was made, or what an append left that found the disk full.
+        self.file.truncate(self.size)
         self.file.sync()
         body = SegmentIndex(self.first_index, self.previous_term, self.size,
                             self.offsets.tobytes(), self.runs, self.marked)

@@ -63,25 +63,29 @@ class RaftStorage:
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
                 remedy=_REBUILD)
         self.hard_state.begin_boot()
-        if self.hard_state.state.replaced.is_settled(self._durable_end()):
+        if self.hard_state.state.replaced.is_settled(self._end(self.applied_index)):
             self.hard_state.set_replaced(NOTHING_REPLACED)
         self.boot_id = generator.getrandbits(63)
 
     def position(self) -> Position:
         """What this node has, for comparison with what peers remember."""
-        state, end = self.hard_state.state, self._durable_end()
+        state, end = self.hard_state.state, self._end(self.journal.durable_index)
         return Position(state.boot_epoch, self.boot_id, state.term, end.index, end.term,
                         state.replaced)
 
-    def _durable_end(self) -> LogEnd:
-        durable_index = self.journal.durable_index
-        return LogEnd(self.journal.term_at(durable_index), durable_index)
+    def _end(self, index: int) -> LogEnd:
+        return LogEnd(self.journal.term_at(index), index)
 
-    def replacing(self, kept: LogEnd) -> None:
-        """The log is about to lose what is behind `kept`, by order of a leader. Durable on return.
-        Raises `DiskFull`."""
+    def replacing(self, kept: LogEnd, committed: LogEnd) -> None:
+        """The log is about to lose what is behind `kept`, by order of a leader; it is durable and
+        committed up to `committed`. Durable on return. Raises `DiskFull`."""
         self.hard_state.set_replaced(replaced_tail(
-            self.journal, kept, self.hard_state.state.replaced, self._durable_end()))
+            self.journal, kept, self.hard_state.state.replaced, committed))
+
+    def truncating(self, kept_index: int, commit_index: int) -> None:
+        """As `replacing`, for entries of the log behind `kept_index`."""
+        self.replacing(self._end(kept_index),
+                       self._end(min(commit_index, self.journal.durable_index)))
 
     def was_member(self, index: int) -> bool:
         """Whether this node was in the configuration before that of entry `index`."""
@@ -108,6 +112,7 @@ class RaftStorage:
         """Drop whole segments up to `index`, which the state machine has made durable."""
         base = self.membership.at(index)
         if base.index > self.membership.base.index:
+            self.remember_joining(index)
             self._base_file.save(base)
             self.membership.rebase(base)
         self.journal.compact_to(index)
@@ -115,7 +120,8 @@ class RaftStorage:
     def install(self, marker: InstallMarker) -> None:
         """The state is that of `marker`: let the log follow, and forget the marker."""
         if not self._log_contains(marker):
-            self.replacing(LogEnd(marker.term, marker.index))
+            end = LogEnd(marker.term, marker.index)
+            self.replacing(end, end)
             self.journal.reset(marker.index, marker.term)
             # With every entry go the configurations: those below the snapshot may be entries that
             # a deposed leader never committed.

@@ -39,6 +39,7 @@ log = get_logger("elastickv.raft.links")
 REDIAL_S = 0.1
 FALLBACK_DIAL_S = 1.0
 DIAL_TIMEOUT_S = 2.0
+MAX_GREETING_BYTES = 1 << 16
 GREETING_TIMEOUT_S = 5.0
 PING_S = 0.5
 SILENT_PINGS = 6
@@ -91,7 +92,8 @@ class _Connection(asyncio.Protocol):
         self.silent_pings = 0
         self.queue: list[bytes] = []
         self.settled = asyncio.Event()
-        self._decoder = FrameDecoder(owner.max_frame_bytes)
+        # Until it has greeted, nobody may make this node keep more than a greeting.
+        self._decoder = FrameDecoder(MAX_GREETING_BYTES)
         self._transport: asyncio.Transport | None = None
         self._greeting_timer: asyncio.TimerHandle | None = None
 
@@ -106,6 +108,11 @@ class _Connection(asyncio.Protocol):
         self._greeting_timer = asyncio.get_running_loop().call_later(GREETING_TIMEOUT_S,
                                                                      self.abort)
         self._owner.opened(self)
+        if self._owner.secure and not self._names():
+            log.warning("link refused", peer=self.peer_id,
+                        error="the peer's certificate is none of a node")
+            self.abort()
+            return
         if self.dialled:
             self._greet()
 
@@ -124,13 +131,16 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.silent_pings = 0
         try:
-            for body in self._decoder.feed(data):
-                if self.closed:
-                    return
-                if self.ready:
-                    self._owner.deliver(self, body)
-                else:
-                    self._receive_greeting(body)
+            bodies = self._decoder.feed(data)
+            while bodies:
+                for body in bodies:
+                    if self.closed:
+                        return
+                    if self.ready:
+                        self._owner.deliver(self, body)
+                    else:
+                        self._receive_greeting(body)
+                bodies = self._decoder.feed(b"") if self._decoder.has_more() else []
         except WireError as error:
             log.warning("link refused", peer=self.peer_id, error=str(error))
             self.abort()
@@ -145,6 +155,7 @@ class _Connection(asyncio.Protocol):
             self._greet()
         if self._greeting_timer is not None:
             self._greeting_timer.cancel()
+        self._decoder.max_bytes = self._owner.max_frame_bytes
         self._owner.greeted(self, hello)
 
     def _check(self, hello: Hello) -> None:
@@ -157,10 +168,13 @@ class _Connection(asyncio.Protocol):
         own = self._owner.events.make_hello(hello.node_id)
         if hello.cluster_id != own.cluster_id:
             raise WireError("the peer belongs to another cluster")
-        if self._transport is not None and self._owner.secure:
-            certificate = self._transport.get_extra_info("peercert") or {}
-            if hello.node_id not in certificate_names(certificate):
-                raise WireError(f"the peer's certificate is not for {hello.node_id!r}")
+        if self._owner.secure and hello.node_id not in self._names():
+            raise WireError(f"the peer's certificate is not for {hello.node_id!r}")
+
+    def _names(self) -> set[str]:
+        if self._transport is None:
+            return set()
+        return certificate_names(self._transport.get_extra_info("peercert") or {})
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._greeting_timer is not None:

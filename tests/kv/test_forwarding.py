@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastickv.errors import ConditionFailed, IntegrityError, PeerError, WireError
+from elastickv.errors import ConditionFailed, IntegrityError, OutcomeUnknown, WireError
 from elastickv.kv.forwarding import (
     ErrorInfo,
     RegisterSelf,
@@ -57,10 +57,15 @@ def test_an_error_comes_back_as_its_own_class() -> None:
     assert (error.message, error.remedy) == ("no", "again")
 
 
-def test_an_unknown_class_is_a_peer_error() -> None:
+def test_a_class_of_this_node_alone_comes_back_as_the_nearest_shared_one() -> None:
     class Private(IntegrityError):
         """Not part of the tree that members share."""
 
     error = info_to_error(error_to_info(Private("damaged", remedy="mend")))
-    assert type(error) is PeerError
+    assert type(error) is IntegrityError
     assert "damaged" in str(error)
+
+
+def test_a_class_that_only_newer_members_know_leaves_the_outcome_open() -> None:
+    error = info_to_error(ErrorInfo("FromTheFuture", "something", ""))
+    assert type(error) is OutcomeUnknown

@@ -382,6 +382,9 @@ async def test_no_member_is_registered_with_the_last_epoch(make_cluster: MakeClu
             purpose=Purpose.STORAGE, wrapped=kek.generate_wrapped_dek(), new_dek_id=33,
             proposer_node_id=node.full_id, proposer_local_epoch=MAX_EPOCH, timeout_s=TIMEOUT_S)
     with pytest.raises(EncryptionConflict, match="the last one"):
+        await node.encryption.enable_storage_envelope(
+            proposer_node_id=node.full_id, proposer_local_epoch=MAX_EPOCH, timeout_s=TIMEOUT_S)
+    with pytest.raises(EncryptionConflict, match="the last one"):
         await node.encryption.register_writers(
             dek_id=node.active(Purpose.STORAGE), writers=[WriterRow(node.full_id, MAX_EPOCH)],
             timeout_s=TIMEOUT_S)

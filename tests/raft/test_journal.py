@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -509,3 +511,30 @@ def test_opening_does_not_load_the_log_into_memory(tmp_path, with_indexes):
     grown_kib, entries = int(output[0]), int(output[1])
     assert entries == count
     assert grown_kib < 32 << 10
+
+
+def test_what_a_full_disk_left_of_an_append_is_not_sealed(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large records make no room ahead of themselves, so that nothing was cut behind them."""
+    limits = {"segment_bytes": 1 << 20, "max_command_bytes": 1 << 20}
+    journal = open_journal(tmp_path, **limits)
+    while journal._segments[-1].size < (1 << 20) - (50 << 10):
+        journal.append(journal.last_index + 1, 1, bytes(40 << 10))
+    pwrite = os.pwrite
+
+    def a_part_of_it(file: int, data: bytes, offset: int) -> int:
+        if offset > (1 << 20) + (100 << 10):
+            raise OSError(errno.ENOSPC, "no space left")
+        return pwrite(file, data[:256 << 10], offset)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", a_part_of_it)
+        with pytest.raises(DiskFull):
+            journal.append(journal.last_index + 1, 1, b"\xee" * (500 << 10))
+    for _ in range(4):
+        journal.append(journal.last_index + 1, 1, bytes(40 << 10))
+    journal.sync()
+    last = journal.last_index
+    assert len(segments(tmp_path)) == 2
+    journal.close()
+    assert open_journal(tmp_path, **limits).last_index == last

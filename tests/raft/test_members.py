@@ -457,3 +457,83 @@ def test_a_removed_member_does_not_join_again_with_its_old_data(remembered: bool
             assert isinstance(joined.fatal[0], RemovedFromCluster)
 
     run(scenario())
+
+
+def test_a_node_that_joins_again_under_its_old_name_skips_what_it_was_before():
+    """The log holds its former addition and removal, which it replays; and a member that was away
+    still takes it for one."""
+    async def scenario() -> None:
+        lab = Lab(batch_bytes=100, window_bytes=200)
+        leader = await lab.start()
+        await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        behind = lab.others(leader, lab.nodes["n9"])[0]
+        behind.kill()
+        await change(leader, ChangeKind.REMOVE, "n9")
+        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
+        lab.nodes.pop("n9").kill()
+        for number in range(200):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        lab.hub.isolate(behind.node_id, [node.node_id for node in lab.others(behind)])
+        await behind.start()
+        joined = await newcomer(lab)
+        adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_VOTER, "n9"))
+        await adding
+        await lab.settle(leader, joined)
+        assert not joined.fatal
+        lab.hub.heal()
+        await lab.settle()
+        await joined.restart()
+        await lab.settle()
+        assert suffrages(joined)["n9"] is Suffrage.VOTER
+        assert not joined.fatal
+
+    run(scenario())
+
+
+def test_a_node_that_only_a_member_from_the_past_takes_for_one_goes_on_waiting():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        behind, other = lab.others(leader, lab.nodes["n9"])
+        behind.kill()
+        await change(leader, ChangeKind.REMOVE, "n9")
+        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
+        lab.nodes.pop("n9").kill()
+        lab.hub.isolate(behind.node_id, [leader.node_id, other.node_id])
+        lab.hub.isolate("n9", [leader.node_id, other.node_id])
+        await behind.start()
+        joined = await newcomer(lab)
+        await lab.until(lambda: "n9" in suffrages(joined))
+        lab.hub.heal()
+        await asyncio.sleep(2 * SECOND)
+        assert not joined.fatal
+        await joined.restart()
+        await asyncio.sleep(2 * SECOND)
+        assert not joined.fatal
+        await change(await lab.leader(), ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        assert suffrages(joined) == suffrages(leader)
+
+    run(scenario())
+
+
+def test_a_full_disk_keeps_no_log_from_being_compacted():
+    """That is what makes space. Only a compaction after which the log knows nothing of it any more
+    waits until the node has written down that it is a member."""
+    async def scenario() -> None:
+        lab = Lab(1, segment_bytes=2000, compact_bytes=6000, keep_entries=10, housekeeping_s=5.0)
+        leader = await lab.start()
+        for number in range(300):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        leader.disk.fail["replace"] = DiskFull("no space left")
+        await lab.until(lambda: leader.journal.anchor_index > 100)
+        assert not leader.engine._storage.hard_state.state.joined
+        del leader.disk.fail["replace"]
+        await lab.until(lambda: leader.engine._storage.hard_state.state.joined)
+
+    run(scenario())

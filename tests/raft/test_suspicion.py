@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 
 import pytest
-from raft_lab import Lab, LabNode, outcome, run
+from raft_lab import Lab, LabNode, MemoryDisk, outcome, run
 
 from elastickv.raft import frames
 from elastickv.raft.engine import Member
 from elastickv.raft.membership import ChangeKind, MembershipChange
+from elastickv.raft.offload import InlineOffload
+from elastickv.raft.peer_memory import what_was_lost
+from elastickv.raft.settings import EngineSettings
+from elastickv.raft.storage import RaftStorage
 
 
 async def lead(lab: Lab, node: LabNode) -> None:
@@ -150,3 +156,38 @@ def test_a_member_whose_acknowledged_entry_was_replaced_has_lost_nothing(crashes
         assert not member.engine._trust.suspect
 
     run(scenario())
+
+
+@pytest.mark.parametrize("restarts", [True, False], ids=["after a restart", "at once"])
+def test_a_replacement_may_be_replaced_in_its_turn(restarts):
+    """What is only durable does not settle it: the log can become shorter again."""
+    members = [Member(f"n{number}", f"host{number}:1") for number in range(1, 6)]
+    settings = EngineSettings("n2", members, Path("/raft"))
+    disk = MemoryDisk()
+
+    def opened() -> RaftStorage:
+        return RaftStorage(settings, disk, 0, random.Random(1), InlineOffload(), lambda error: None)
+
+    storage = opened()
+    journal, boot_id = storage.journal, storage.boot_id
+    storage.hard_state.set_term(3, "")
+    for index in range(2, 13):
+        journal.append(index, 2 if index <= 10 else 3, b"\0x")
+    journal.sync()
+    remembered = frames.PeerRecord(1, boot_id, 3, 12, 3, 0, 0)
+    assert not what_was_lost(remembered, storage.position())
+    for term in (4, 5):
+        storage.hard_state.set_term(term, "")
+        storage.truncating(10, 1)
+        journal.truncate_from(11)
+        assert not what_was_lost(remembered, storage.position())
+        journal.append(11, term, b"\0y")
+        journal.sync()
+        assert not what_was_lost(remembered, storage.position())
+        if restarts:
+            storage.close(sync=True)
+            storage = opened()
+            journal = storage.journal
+    assert storage.hard_state.state.replaced.runs
+    storage.truncating(11, 11)
+    assert not storage.hard_state.state.replaced.runs

@@ -13,7 +13,13 @@ from elastickv.certs import create_ca, create_client, create_node, pair_paths
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.raft import tls_links
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, Vote, encode_message, frame
-from elastickv.raft.tls_links import TlsFiles, TlsLinks, certificate_names, split_address
+from elastickv.raft.tls_links import (
+    MAX_GREETING_BYTES,
+    TlsFiles,
+    TlsLinks,
+    certificate_names,
+    split_address,
+)
 
 
 def files_of(directory: Path, name: str) -> TlsFiles:
@@ -325,3 +331,36 @@ def test_unusable_tls_files_are_a_configuration_error(tmp_path, certificates):
     context = files_of(certificates, "n1").context(server=True)
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+async def test_nobody_makes_a_node_keep_more_than_a_greeting_before_it_has_greeted(
+        make, until, certificates, refusals):
+    one, _ = await make("n1", files_of(certificates, "n1"))
+    context = files_of(certificates, "n2").context(server=False)
+    _, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+    writer.write((MAX_GREETING_BYTES + 1).to_bytes(4, "big"))
+    await until(lambda: any("is outside 1 to" in line for line in refusals))
+    await until(lambda: not one._open)
+    writer.close()
+
+
+async def test_a_certificate_of_no_node_ends_the_connection_at_once(make, until, refusals,
+                                                                    tmp_path):
+    create_ca(tmp_path)
+    create_node(tmp_path, "n1")
+    create_client(tmp_path, "somebody")
+    one, _ = await make("n1", files_of(tmp_path, "n1"))
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", one.port, ssl=files_of(tmp_path, "somebody").context(server=False))
+    await until(lambda: any("none of a node" in line for line in refusals))
+    await until(lambda: not one._open)
+    writer.close()
+
+
+async def test_a_greeting_and_a_large_frame_may_come_together(make, until):
+    one, heard_one = await make("n1")
+    _, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    body = bytes(2 * MAX_GREETING_BYTES)
+    writer.write(frame(encode_message(Recorder("n7").make_hello("n1"))) + frame(body))
+    await until(lambda: ("received", "n7", body) in heard_one.events)
+    writer.close()

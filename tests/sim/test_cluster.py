@@ -25,11 +25,11 @@ def run_scenario(scenario: Callable[[Schedule], Awaitable[None]]) -> None:
 
 
 async def started(schedule: Schedule) -> SimNode:
-    """Start all nodes; a follower."""
+    """Start all nodes, and let all know that the leader's first entry is committed; a follower."""
     nodes = schedule.cluster.nodes
     for node in nodes:
         node.start()
-    await schedule._until(lambda: all(node.serving for node in nodes)
+    await schedule._until(lambda: all(node.serving and node.seen_commit > 1 for node in nodes)
                           and any(node.engine.is_leader() for node in nodes), 5.0, "a leader")
     return next(node for node in nodes if not node.engine.is_leader())
 

@@ -111,7 +111,7 @@ class H2Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._watchdog = Watchdog(
             self._loop, greeted=lambda: self._reader.greeted, taken=self._taken_bytes,
-            ping=lambda: self._send(_PING), give_up=self.abort)
+            ping=self._ping, give_up=self.abort)
         self._send(_GREETING)
         self._on_opened(self)
 
@@ -146,6 +146,11 @@ class H2Connection(asyncio.Protocol):
         if self._pump_due:
             self._pump_due = False
             self._pump()
+
+    def _ping(self) -> None:
+        self._send(_PING)
+        # Now: what goes out later would look as if the peer had taken something.
+        self._flush()
 
     def _taken_bytes(self) -> int:
         """How many bytes have left for the peer."""
@@ -457,7 +462,7 @@ class H2Connection(asyncio.Protocol):
             elif name == wire.SETTINGS_MAX_FRAME_SIZE:
                 self._windows.max_frame_bytes = value
         self._send(wire.SETTINGS_ACK)
-        self._pump()
+        self._pump_due = True
 
     def _misplaced(self, flags: int, stream_id: int, payload: bytes) -> None:
         """PUSH_PROMISE; HEADERS and CONTINUATION are the reader's."""

@@ -42,6 +42,7 @@ class SendWindows:
         # By stream: those that only the connection's window can hold back, and the others.
         self._ready: OrderedDict[int, Outgoing] = OrderedDict()
         self._blocked: dict[int, Outgoing] = {}
+        self._all_changed = False
 
     @property
     def waiting(self) -> int:
@@ -80,8 +81,8 @@ class SendWindows:
         self._initial = size
         if self._offsets and max(self._offsets.values()) + size > wire.MAX_WINDOW:
             raise ConnectionFailed(Code.FLOW_CONTROL_ERROR, "a stream's window overflows")
-        for stream_id in list(self._blocked):
-            self._unblock(stream_id)
+        # Looked at in `pump`, once for any number of settings.
+        self._all_changed = True
 
     def _unblock(self, stream_id: int) -> None:
         if stream_id in self._blocked and self.of(stream_id) > 0:
@@ -98,6 +99,10 @@ class SendWindows:
         """The frames that may go now, streams taking turns, and the items that end with them."""
         frames: list[bytes] = []
         done: list[Outgoing] = []
+        if self._all_changed:
+            self._all_changed = False
+            for stream_id in list(self._blocked):
+                self._unblock(stream_id)
         while self._ready and self.connection > 0:
             _, item = self._ready.popitem(last=False)
             chunk = self._next_chunk(item)

@@ -97,6 +97,7 @@ class Peer:
 
     def ping(self) -> None:
         self.pings += 1
+        self.taken += 17  # by the kernel, at once
 
 
 def test_a_peer_that_never_greets_is_given_up() -> None:

@@ -15,7 +15,7 @@ from memory_node import MAX_VALUE_BYTES, MemoryNode, eventually, running
 
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.grpc_server import FRONT_H2
-from elastickv.server.h2 import wire
+from elastickv.server.h2 import budget, wire
 from elastickv.server.h2.budget import MAX_NUISANCES
 from elastickv.server.h2.connection import (
     CONNECTION_WINDOW,
@@ -556,3 +556,18 @@ async def test_any_frames_are_answered_or_refused(frames_of_any_kind: list[bytes
         peer.close()
         await still_serves(node)
     assert raised == []
+
+
+# --- silence ---------------------------------------------------------------------------------
+
+
+async def test_a_peer_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel takes the PING that asks for a sign of life; that is none."""
+    for name in ("HANDSHAKE_TIMEOUT_S", "PING_AFTER_S", "PING_TIMEOUT_S"):
+        monkeypatch.setattr(budget, name, 0.1)
+    node = MemoryNode(front=FRONT_H2)
+    async with running(node):
+        peer = await H2Peer.connect(node.server.port)
+        async with asyncio.timeout(10):
+            await peer.end()
+        assert peer.pings == [b"elastick"]

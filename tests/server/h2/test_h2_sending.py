@@ -100,8 +100,19 @@ def test_a_stream_whose_window_is_used_up_is_not_looked_at() -> None:
         windows.grow(2 * number + 1, 1)
         assert sizes(windows.pump()[0]) == [(2 * number + 1, 1)]
     assert windows.looked_at == 500
-    windows.set_initial(200)
+    unblocked = 0
+    real = windows._unblock
+
+    def unblock(stream_id: int) -> None:
+        nonlocal unblocked
+        unblocked += 1
+        real(stream_id)
+
+    windows._unblock = unblock  # type: ignore[method-assign]
+    for size in range(200, 10_200):  # as many as fit a frame
+        windows.set_initial(size)
     assert len(windows.pump()[1]) == 1000
+    assert unblocked == 1000
     assert windows.waiting == 0
 
 
