@@ -111,7 +111,7 @@ class Members:
             self.ask()
 
     def ask(self) -> None:
-        """While joining: ask those who are members for the configuration. The latest one counts: a
+        """While joining: ask everybody within reach for the configuration. The latest one counts: a
         member that is behind may know this node from before."""
         if self._context.settings.joining and not self.is_member() \
                 and (self._asking is None or self._asking.done()):
@@ -119,10 +119,12 @@ class Members:
 
     async def _ask(self) -> None:
         told = await asyncio.gather(*(
-            self._calls.call(member.node_id, CONFIGURATION_METHOD, b"",
+            self._calls.call(peer_id, CONFIGURATION_METHOD, b"",
                              timeout_s=self._context.settings.election_max_s)
-            for member in self._context.settings.members), return_exceptions=True)
-        known = [unpack_configuration(answer) for answer in told if isinstance(answer, bytes)]
+            for peer_id in sorted(self._context.connected)), return_exceptions=True)
+        known = [configuration for configuration in (
+            unpack_configuration(answer) for answer in told if isinstance(answer, bytes))
+            if configuration.members]  # others that join know none
         for error in told:
             if isinstance(error, BaseException) and not isinstance(error, PeerError):
                 raise error

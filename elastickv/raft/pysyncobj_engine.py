@@ -545,8 +545,9 @@ class PySyncObjEngine:
 
     def _on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
         if not self._context.configuration.members:
-            # It joins, and has asked nobody yet. What it may have been before, under the same name,
+            # It joins, and was told nothing yet. What it may have been before, under the same name,
             # is in this log as well, and over.
+            self._members.ask()
             return
         self._follower.on_append(peer_id, message)
         if message.term == self._core.term():
