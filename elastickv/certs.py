@@ -32,6 +32,9 @@ CA_NAME = "ca"
 CA_DAYS = 3650
 LEAF_DAYS = 825
 # Certificates become valid a little in the past, so that members whose clocks lag accept them.
+MAX_NAME_LENGTH = 64
+"""Of a common name (RFC 5280, appendix A)."""
+
 BACKDATE = datetime.timedelta(minutes=5)
 
 _OWNER_ONLY = 0o600
@@ -126,6 +129,9 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurve
 
 
 def _name(common_name: str) -> x509.Name:
+    if not 1 <= len(common_name) <= MAX_NAME_LENGTH:
+        raise ConfigError(f"--name: {common_name!r} has {len(common_name)} characters",
+                          remedy=f"use 1 to {MAX_NAME_LENGTH}")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
@@ -142,7 +148,7 @@ def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            if not host.isascii() or not host or any(c in host for c in " /,\0"):
+            if not host.isascii() or not host or any(c in host for c in " /,:\0"):
                 raise ConfigError(f"--host: {host!r} is neither a host name nor an IP address",
                                   remedy="give one name or address per --host") from None
             names.append(x509.DNSName(host))
@@ -174,7 +180,11 @@ def _write_pair(directory: Path, name: str, certificate: x509.Certificate,
         if path.exists():
             raise ConfigError(f"{path} exists and is never overwritten",
                               remedy="move it away first, or choose another --dir or name")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--dir: {directory} cannot be made: {error.strerror}",
+                          remedy="choose another directory") from None
     key_bytes = private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption())

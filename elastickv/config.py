@@ -113,7 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
             "them, and refuses writes at 100 %. The same on every member.",
             default=str(1 << 32), minimum=100, maximum=1 << 40),
     Setting("tls_cert", Kind.PATH, "This node's certificate (PEM); its common name is --raftId."),
-    Setting("tls_key", Kind.PATH, "The certificate's private key (PEM), owner-only."),
+    Setting("tls_key", Kind.PATH, "The certificate's private key (PEM). Keep it from other users."),
     Setting("tls_ca", Kind.PATH, "Certificate authority that members and clients must be signed by "
             "(PEM)."),
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "

@@ -28,6 +28,7 @@ from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
 from elastickv.errors import (
+    DiskFull,
     ElasticKVError,
     ExitCode,
     IntegrityError,
@@ -315,8 +316,10 @@ class Node:
         try:
             if hasattr(self, "_flusher"):
                 await self._flusher.stop(flush=not fatal)
+        except DiskFull as error:
+            log.warning("the last flush found no space: the next start applies again from the log",
+                        error=str(error))
         finally:
-            # Also when the last flush finds the disk full: the log has what it would have written.
             if hasattr(self, "_store"):
                 self._store.close()
             for close in reversed(self._closers):
@@ -331,11 +334,17 @@ async def _run(settings: NodeSettings) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, node.request_stop)
     try:
-        await node.start()
-    except BaseException:
-        await node.stop()
-        raise
-    return int(await node.run_until_stopped())
+        try:
+            await node.start()
+        except BaseException:
+            await node.stop()
+            raise
+        return int(await node.run_until_stopped())
+    finally:
+        # A second signal on the way out must not turn a clean stop into a death by signal.
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(name)
+            signal.signal(name, signal.SIG_IGN)
 
 
 def run_node(settings: NodeSettings) -> int:

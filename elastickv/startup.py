@@ -25,6 +25,7 @@ from elastickv.kv.fsm import (
     META_RAFT_CUTOVER_INDEX,
     META_SIDECAR,
 )
+from elastickv.raft.hardstate import owner_of
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
 
@@ -91,6 +92,8 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
     stored_sidecar, stored_problem = _stored_sidecar(store)
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
+        raft_id=settings.raft_id,
+        directory_owner=_owner(settings, disk),
         encryption_enabled=settings.encryption_enabled,
         kek_configured=settings.kek_file is not None,
         file_system_problem=file_system_problem,
@@ -108,6 +111,13 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         stored_sidecar=stored_sidecar,
         rewrapped=_rewrapped(kek, sidecar, stored_sidecar),
         member_ids=member_ids), kek)
+
+
+def _owner(settings: NodeSettings, disk: Disk) -> str:
+    try:
+        return owner_of(disk, settings.raft_data_dir / "raft")
+    except (ElasticKVError, OSError):
+        return ""  # the engine says what is wrong with it
 
 
 def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:

@@ -123,6 +123,7 @@ def commands_page() -> str:
         context = click.Context(command, info_name=path.split()[-1], parent=parent,
                                 terminal_width=90, max_content_width=90,
                                 **command.context_settings)
+        command._help_option = None  # click keeps it from the first context that asked
         parts.append(f"\n## {path}\n\n```text\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):
             for name in command.list_commands(context):

@@ -10,8 +10,8 @@ import click
 from elastickv import config
 from elastickv.cli.node import setting_options
 from elastickv.cli.output import emit, output_option, print_table
-from elastickv.config import NodeSettings
-from elastickv.errors import ExitCode
+from elastickv.config import NodeSettings, TlsFiles
+from elastickv.errors import ConfigError, ExitCode
 from elastickv.keys.guards import Status, Verdict
 
 
@@ -26,7 +26,8 @@ def doctor(config_path: str, output: str, **options: str | None) -> int:
     """Run every start-up guard of a node, without starting it, and say what each came to.
 
     Takes the settings of `elastickv node`. Changes nothing: only the file-system guard writes, a
-    file that it removes. Exit code 0: the node may start; 1: a guard fails. While a node runs on
+    file that it removes. Exit code 0: no guard fails; 1: one does. The TLS files are judged too;
+    the log is not read. While a node runs on
     the directory, `data-directory` fails and the others judge what is on its disk.
     """
     flags = {name: text for name, text in options.items() if text is not None}
@@ -40,7 +41,20 @@ def verdicts(settings: NodeSettings) -> list[Verdict]:
     from elastickv.durable import OsDisk
     from elastickv.keys.guards import run_guards
 
-    return run_guards(startup.examine(settings, OsDisk()))
+    results = run_guards(startup.examine(settings, OsDisk()))
+    if settings.tls is not None:
+        results.append(_tls_files(settings.tls, settings.raft_id))
+    return results
+
+
+def _tls_files(files: TlsFiles, raft_id: str) -> Verdict:
+    from elastickv.certs import check_node_files
+
+    try:
+        check_node_files(files, raft_id)
+    except ConfigError as error:
+        return Verdict("tls-files", Status.FAIL, error.message, error.remedy)
+    return Verdict("tls-files", Status.PASS)
 
 
 def show(results: Sequence[Verdict], output: str) -> int:

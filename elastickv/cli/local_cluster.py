@@ -26,6 +26,7 @@ from elastickv.cli.local_processes import (
     Layout,
     NodeProcess,
     Shape,
+    check_ports,
     exits,
     prepare,
     require_alive,
@@ -58,7 +59,9 @@ def local_cluster(nodes: int, data: Path, client_port: int, raft_port: int) -> i
     # SIGINT too: a shell starts background jobs with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    layout, made = prepare(data, Shape(nodes, client_port, raft_port))
+    shape = Shape(nodes, client_port, raft_port)
+    check_ports(Layout(data, shape))  # before the directory is bound to them
+    layout, made = prepare(data, shape)
     for line in made:
         progress(f"made {line}")
     processes: list[NodeProcess] = []

@@ -106,7 +106,11 @@ def prepare(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
 
     Raises `ConfigError` when `root` was made for another number of nodes or other ports.
     """
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--data: {root} cannot be made: {error.strerror}",
+                          remedy="choose another directory") from None
     layout = Layout(root, wanted)
     made: list[str] = []
     _fix_shape(root / "cluster.json", wanted)
@@ -156,7 +160,12 @@ def client_environment(layout: Layout) -> str:
 
 
 def check_ports(layout: Layout) -> None:
-    """Raise `BindFailed` that names the first port somebody else listens on."""
+    """Raise `BindFailed` that names the first port somebody else listens on, or `ConfigError` when
+    two nodes would share one."""
+    ports = [port for node in layout.nodes for port in (node.client_port, node.raft_port)]
+    if len(set(ports)) < len(ports):
+        raise ConfigError("the client ports and the raft ports overlap",
+                          remedy="choose --client-port and --raft-port further apart")
     for node in layout.nodes:
         for port in (node.client_port, node.raft_port):
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -89,6 +89,11 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
         # The reader of stdout has gone (`| head`); Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.ERROR)
+    except OSError as error:
+        if error.filename is None:  # of the output: Python's flush at exit would fail as well
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return report(ElasticKVError(
+            f"{error.filename or 'the output cannot be written'}: {error.strerror}"))
     return result if isinstance(result, int) else int(ExitCode.OK)
 
 

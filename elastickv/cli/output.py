@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import enum
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ import click
 TABLE = "table"
 JSON = "json"
 _ENCODED = "base64:"
+_BREAKS = re.compile(r"[\t\r\n]+")
 
 Row = Mapping[str, object]
 
@@ -115,7 +117,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str 
         if names:
             click.echo("\t".join(names))
         for line in cells:
-            click.echo("\t".join(" ".join(text.split()) for text in line))
+            click.echo("\t".join(_BREAKS.sub(" ", text) for text in line))
         return
     from rich.console import Console
     from rich.table import Table

@@ -12,6 +12,7 @@ from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.durable import OsDisk
 from elastickv.errors import ConfigError
 from elastickv.keys.registry import WRITERS_PREFIX
+from elastickv.raft.hardstate import FILE_NAME, owner_of
 from elastickv.resync import Resynced
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
@@ -21,12 +22,13 @@ def resync_stopped_node(connection: Connection, raft_id: str, data_directory: Pa
                         kek_file: Path) -> Resynced:
     """Take the node's lock, ask the leader, write the sidecar.
 
-    Raises `ConfigError` for a directory that is none, `AlreadyRunning`, and what
+    Raises `ConfigError` for a directory that is none or another node's, `AlreadyRunning`, and what
     `resync.take_over` raises.
     """
     if not data_directory.is_dir():
         raise ConfigError(f"--raftDataDir: {data_directory} is not a directory",
                           remedy="run this on the stopped node's machine")
+    _require_own(data_directory, raft_id)
     kek = FileKekProvider(kek_file).load()
     descriptor = ownership.take(data_directory)
     try:
@@ -35,6 +37,16 @@ def resync_stopped_node(connection: Connection, raft_id: str, data_directory: Pa
             client, raft_id, kek, OsDisk(), data_directory, rows))
     finally:
         os.close(descriptor)
+
+
+def _require_own(data_directory: Path, raft_id: str) -> None:
+    if not (data_directory / "raft" / FILE_NAME).exists():
+        raise ConfigError(f"--raftDataDir: {data_directory} holds no node's data",
+                          remedy="name the directory that the stopped node was started with")
+    owner = owner_of(OsDisk(), data_directory / "raft")
+    if owner not in ("", raft_id):
+        raise ConfigError(f"--raftDataDir: {data_directory} is that of member {owner}, not of"
+                          f" {raft_id}", remedy=f"give --raftId {owner}, or that node's directory")
 
 
 def _writer_rows(data_directory: Path) -> list[tuple[bytes, bytes]]:

@@ -19,13 +19,19 @@ from elastickv.errors import ConfigError, InvalidArgument
 
 ENCODED = "base64:"
 STDIN = "-"
+_LONGEST_TS = 20
+"""Digits of the largest 64-bit number."""
 
 
 def parse_bytes(text: str, what: str) -> bytes:
     """The bytes that `text` stands for. Bytes of the command line that are no UTF-8 stay as they
     are. Raises `InvalidArgument` for bad base64."""
     if not text.startswith(ENCODED):
-        return text.encode("utf-8", "surrogateescape")
+        try:
+            return text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidArgument(f"{what}: the text holds half of a UTF-16 pair",
+                                  remedy="give such bytes as base64:...") from None
     return _decode_base64(text[len(ENCODED):], what)
 
 
@@ -78,7 +84,8 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
     conditions = []
     for text in texts:
         key, equals, commit_ts = text.rpartition("=")
-        if not equals or not commit_ts.isascii() or not commit_ts.isdigit():
+        if not equals or not commit_ts.isascii() or not commit_ts.isdigit() \
+                or len(commit_ts) > _LONGEST_TS or int(commit_ts) >= 1 << 64:
             raise ConfigError(f"--if: {text!r} is not <key>=<commit ts>",
                               remedy="take the timestamp from `get --output json`; 0 = absent")
         conditions.append(Condition(parse_bytes(key, "--if"), int(commit_ts)))
@@ -110,7 +117,7 @@ def parse_lines(lines: Iterable[str]) -> Iterator[Put | Delete]:
             continue
         try:
             document = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidArgument(f"line {number} is not JSON", remedy="mend that line") from None
         yield _operation(document, f"line {number}")
 

@@ -9,19 +9,22 @@ from collections.abc import Sequence
 import grpc
 
 from elastickv.client import failures
+from elastickv.client.failures import NotReached
 from elastickv.client.pool import Endpoint, Pool
 from elastickv.client.rpcs import RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles
-from elastickv.errors import ClientClosed, ConfigError, ElasticKVError, NotLeader, Unreachable
+from elastickv.errors import ClientClosed, ConfigError, ElasticKVError, InvalidArgument, NotLeader
 
 CONNECT_TIMEOUT_S = 1.0
+MAX_TIMEOUT_S = 1e9
+"""What a deadline can be counted in; longer than anybody waits."""
 
 
 class Caller:
     """Makes calls. Belongs to the event loop it was created on."""
 
     def __init__(self, endpoints: Sequence[str], tls: TlsFiles | None, timeout_s: float) -> None:
-        if not timeout_s > 0:
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ConfigError(f"timeout_s is {timeout_s}", remedy="give a time above 0 seconds")
         self._pool = Pool(endpoints, tls)
         self._timeout_s = timeout_s
@@ -47,6 +50,9 @@ class Caller:
     async def _call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
                     timeout_s: float | None) -> ResponseT:
         now = asyncio.get_running_loop().time
+        if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise InvalidArgument(f"timeout_s is {timeout_s}",
+                                  remedy=f"give seconds above 0, up to {MAX_TIMEOUT_S:.0f}")
         deadline = now() + (self._timeout_s if timeout_s is None else timeout_s)
         attempt = 0
         told: ElasticKVError | None = None  # by a member; says more than that time ran out
@@ -60,7 +66,7 @@ class Caller:
                 attempt += 1
                 if not failures.may_retry(error, write=rpc.write):
                     raise
-                if not isinstance(error, Unreachable):
+                if not isinstance(error, NotReached):
                     told = error
                 pause_s = self._next_endpoint(endpoint, error, attempt)
                 if now() + pause_s >= deadline:
@@ -76,7 +82,7 @@ class Caller:
         limit_s = failures.attempt_timeout_s(remaining_s - (now() - started), len(self._pool),
                                              write=rpc.write)
         if limit_s <= 0:
-            raise Unreachable(f"{endpoint.address}: no time was left to ask it")
+            raise NotReached(f"{endpoint.address}: no time was left to ask it")
         try:
             return await endpoint.call(rpc, request, limit_s)
         except grpc.aio.AioRpcError as error:
@@ -88,7 +94,7 @@ class Caller:
         known = len(self._pool)
         if not (isinstance(error, NotLeader) and error.leader_address != failed.address
                 and self._pool.prefer(error.leader_address)):
-            self._pool.advance(failed, unreachable=isinstance(error, Unreachable))
+            self._pool.advance(failed, unreachable=isinstance(error, NotReached))
         return failures.backoff_s(attempt, known, random.random())
 
     async def close(self) -> None:

@@ -39,6 +39,12 @@ MIN_READ_ATTEMPT_S = 0.25
 _REMEDY = ". Remedy: "
 _READ_FIRST = "read before you decide to write again"
 
+
+
+class NotReached(Unreachable):
+    """This client could not reach the member, or was not answered; no member said so."""
+
+
 _CLASSES: Mapping[str, type[ElasticKVError]] = {
     name: value for name, value in vars(errors).items()
     if inspect.isclass(value) and issubclass(value, ElasticKVError)}
@@ -55,8 +61,8 @@ _BEFORE_PROPOSAL: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
     grpc.StatusCode.PERMISSION_DENIED: errors.OperatorError,
 }
 _READ_FAILURES: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
-    grpc.StatusCode.UNAVAILABLE: Unreachable,
-    grpc.StatusCode.CANCELLED: Unreachable,
+    grpc.StatusCode.UNAVAILABLE: NotReached,
+    grpc.StatusCode.CANCELLED: NotReached,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.DATA_LOSS: errors.CorruptionError,
     grpc.StatusCode.ABORTED: errors.ConditionFailed,

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from elastickv.client.failures import NotReached
 from elastickv.client.rpcs import RAFT_STATUS, RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles, parse_address
 from elastickv.errors import ConfigError, Unreachable
@@ -64,11 +65,11 @@ class Endpoint:
             async with asyncio.timeout(timeout_s):
                 while state is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        raise Unreachable(f"{self.address}: cannot connect")
+                        raise NotReached(f"{self.address}: cannot connect")
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
         except TimeoutError:
-            raise Unreachable(f"{self.address}: no connection within {timeout_s:.1f} s") from None
+            raise NotReached(f"{self.address}: no connection within {timeout_s:.1f} s") from None
 
     async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
                    timeout_s: float) -> ResponseT:

@@ -58,6 +58,13 @@ class FileSystemUnsafe(GuardFailed):
     guard = "file-system"
 
 
+class DirectoryOfAnother(GuardFailed):
+    """The data directory is another member's. What this node promised and what that one did would
+    be mixed up; the data is sound."""
+
+    guard = "raft-id"
+
+
 class StoreUnreadable(GuardFailed):
     """The store cannot be opened, so nothing that it says can be compared."""
 
@@ -175,6 +182,8 @@ class Facts:
     kek_configured: bool
     directory_problem: str = ""
     directory_remedy: str = ""
+    raft_id: str = ""
+    directory_owner: str = ""
     file_system_problem: str = ""
     file_system_remedy: str = ""
     store_problem: str = ""
@@ -210,9 +219,18 @@ def _file_system(facts: Facts) -> Problem | None:
     return None
 
 
+def _directory_of_another(facts: Facts) -> Problem | None:
+    if facts.directory_owner not in ("", facts.raft_id):
+        return (f"the data directory is that of member {facts.directory_owner}, and --raftId is"
+                f" {facts.raft_id}",
+                f"start it with --raftId {facts.directory_owner}, or choose another --raftDataDir;"
+                " the directory is sound, do not empty it")
+    return None
+
+
 def _store_readable(facts: Facts) -> Problem | None:
     if facts.store_problem:
-        return facts.store_problem, "rebuild this node from the other members, or from a backup"
+        return facts.store_problem, "remove this node and join it anew: it is sent everything"
     return None
 
 
@@ -374,6 +392,7 @@ class Guard(NamedTuple):
 GUARDS: Sequence[Guard] = (
     Guard(DataDirectoryUnusable, _always, _data_directory),
     Guard(FileSystemUnsafe, _always, _file_system),
+    Guard(DirectoryOfAnother, _always, _directory_of_another),
     Guard(StoreUnreadable, _always, _store_readable),
     Guard(KekRequired, _always, _kek_required),
     Guard(KekInsecure, _has_kek, _kek_insecure),

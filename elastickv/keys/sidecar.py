@@ -49,7 +49,7 @@ _FIELDS = ("version", "raft_applied_index", "storage_envelope_active",
 _KEY_FIELDS = ("purpose", "wrapped", "created", "local_epoch")
 _MAX_ID_DIGITS = len(str(MAX_KEY_ID))
 _PURPOSES = {purpose.label: purpose for purpose in Purpose}
-_REMEDY = "restore it with elastickv admin encryption resync-sidecar, or from a backup of this node"
+_REMEDY = "restore it with elastickv admin encryption resync-sidecar"
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,11 +87,7 @@ def require_admissible(candidate: Candidate, address: str) -> None:
     if candidate.capability.full_node_id != full_node_id(name):
         raise NotCapable(f"the node at {address} is not {name}",
                          remedy="check the id and the raft address in the request")
-    if candidate.raft_address != address:
-        raise NotCapable(
-            f"{name} is reached by members at {candidate.raft_address}, not at {address}",
-            remedy=f"repeat the request with {candidate.raft_address}, or start the node with"
-                   f" --raftAddress {address}")
+    require_reached_as(candidate.raft_address, name, address)
     if not candidate.capability.encryption_capable:
         raise NotCapable(f"{name} runs without a KEK or without --encryption-enabled",
                          remedy=f"start {name} with --kekFile and --encryption-enabled, then"
@@ -100,6 +96,15 @@ def require_admissible(candidate: Candidate, address: str) -> None:
         raise NotCapable(f"the KEK of {name} does not open the cluster's DEKs",
                          remedy=f"start {name} with the KEK that the other members have, then"
                                 " repeat the request")
+
+
+def require_reached_as(raft_address: str, name: str, address: str) -> None:
+    """Raise `NotCapable` unless the node's own --raftAddress is the one in the request."""
+    if raft_address != address:
+        raise NotCapable(
+            f"{name} is reached by members at {raft_address}, not at {address}",
+            remedy=f"repeat the request with {raft_address}, or start the node with"
+                   f" --raftAddress {address}")
 
 
 def unreachable(node_id: str, address: str, reason: str) -> NotCapable:

@@ -20,15 +20,17 @@ and the answer does not go down with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from elastickv.config import parse_address, parse_node_id
 from elastickv.crypto.nonce import full_node_id
 from elastickv.errors import (
+    ConfigError,
     DeadlineExceeded,
     InvalidArgument,
     MembershipConflict,
@@ -47,6 +49,7 @@ from elastickv.kv.admission import (
     require_admissible,
     require_applied,
     require_free_node_id,
+    require_reached_as,
     transfer_target,
     unreachable,
     unregistered,
@@ -63,6 +66,8 @@ from elastickv.raft.membership import (
     plan_change,
 )
 from elastickv.store.mvcc_store import Store
+
+T = TypeVar("T")
 
 METHOD_CHANGE = "membership.change"
 METHOD_IDENTITY = "membership.identity"
@@ -280,14 +285,20 @@ class MembershipController:
 
     async def _add(self, change: MembershipChange, deadline: float) -> int:
         node_id = change.node_id
-        asked = False
+        asked = met = False
         while True:
             require_free_node_id(node_id, self._engine.members(), self._rows())
             if self._applier.sidecar is not None:
                 if not asked:
-                    require_admissible(await self._ask(change, deadline), change.address)
+                    require_admissible(await self._ask(change, deadline, self._questions),
+                                       change.address)
                     asked = True
                 await self._register(node_id)
+            elif change.kind is ChangeKind.ADD_VOTER and not met:
+                # It counts from the moment when its entry is in the log: a majority may need it.
+                require_reached_as(await self._ask(change, deadline, self._address_of),
+                                   node_id, change.address)
+                met = True
             async with self._keys.lock:
                 if self._applier.sidecar is not None and (not asked or self._missing(node_id)):
                     continue
@@ -306,7 +317,8 @@ class MembershipController:
             await self._keys.register_self(
                 RegisterSelf(dek_id, full_node_id(node_id), UNUSED_EPOCH))
 
-    async def _ask(self, change: MembershipChange, deadline: float) -> Candidate:
+    async def _ask(self, change: MembershipChange, deadline: float,
+                   questions: Callable[[str, float], Awaitable[T]]) -> T:
         """Dial the node and ask it. Raises `NotCapable` if it does not answer."""
         loop = asyncio.get_running_loop()
         until = min(deadline - RETRY_S, loop.time() + ASK_TIMEOUT_S)
@@ -314,7 +326,7 @@ class MembershipController:
         try:
             while True:
                 try:
-                    return await self._questions(change.node_id, until - loop.time())
+                    return await questions(change.node_id, until - loop.time())
                 except PeerError as error:
                     if loop.time() + RETRY_S >= until:
                         raise unreachable(change.node_id, change.address,
@@ -322,6 +334,11 @@ class MembershipController:
                     await asyncio.sleep(RETRY_S)
         finally:
             self._engine.introduce({})
+
+    async def _address_of(self, node_id: str, timeout_s: float) -> str:
+        return forwarding.decode(
+            await self._engine.call(node_id, METHOD_IDENTITY, b"", timeout_s=timeout_s),
+            _Identity).raft_address
 
     async def _questions(self, node_id: str, timeout_s: float) -> Candidate:
         def call(method: str, payload: bytes = b"") -> Awaitable[bytes]:
@@ -342,6 +359,12 @@ def _change_of(call: _Call) -> MembershipChange:
     except ValueError:
         raise InvalidArgument(f"unknown membership operation {call.operation!r}",
                               remedy="run the same version on every node") from None
+    if kind in ADDITIONS:
+        try:
+            parse_node_id(call.node_id, "the id of a new member")
+            parse_address(call.address, "the raft address of a new member")
+        except ConfigError as error:
+            raise InvalidArgument(error.message, remedy=error.remedy) from None
     return MembershipChange(kind, call.node_id, call.address, call.previous_index,
                             call.min_applied_index, call.skip_min_applied_check)
 

@@ -24,6 +24,7 @@ from elastickv.errors import JournalCorrupt
 from elastickv.raft.records import crc32c
 from elastickv.raft.replaced import NOTHING_REPLACED, ReplacedTail
 
+FILE_NAME = "hardstate"
 _HEADER = struct.Struct(">4sII")
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def decode_checked(kind: bytes, data: bytes, path: Path) -> bytes:
         if found == kind and length == len(body) and crc32c(kind + body) == checksum:
             return body
     raise JournalCorrupt(f"{path} is damaged",
-                         remedy="restore this node from a backup, or remove it and join it anew")
+                         remedy="remove this node and join it anew: it is sent everything")
 
 
 def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T | None:
@@ -63,7 +64,8 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     """What Raft must never forget. `vote` is "" for none; `boot_epoch` counts starts from 1;
     `suspect`: this node has lost data and has not yet caught up with a leader. The floor is the
     entry below which nobody may be elected with this node's help, (0, 0) for none. `replaced`:
-    what a leader had this node drop of its log. `joined`: it has been a member."""
+    what a leader had this node drop of its log. `joined`: it has been a member. `node_id`: whose
+    directory this is, "" when it was written before that was remembered."""
 
     term: int
     vote: str
@@ -73,6 +75,12 @@ class HardState(msgspec.Struct, frozen=True, array_like=True):
     floor_index: int = 0
     replaced: ReplacedTail = NOTHING_REPLACED
     joined: bool = False
+    node_id: str = ""
+
+
+def owner_of(disk: Disk, raft_directory: Path) -> str:
+    """Whose directory it is; "" when nothing is known. Raises `JournalCorrupt`."""
+    return HardStateFile(disk, raft_directory / FILE_NAME).state.node_id
 
 
 class HardStateFile:
@@ -90,9 +98,10 @@ class HardStateFile:
         self._disk.replace(self._path, encode_checked(self.KIND, msgspec.msgpack.encode(state)))
         self.state = state
 
-    def begin_boot(self) -> int:
-        """Count this start, durably; the new boot epoch."""
-        self._save(msgspec.structs.replace(self.state, boot_epoch=self.state.boot_epoch + 1))
+    def begin_boot(self, node_id: str = "") -> int:
+        """Count this start, durably, as one of `node_id`; the new boot epoch."""
+        self._save(msgspec.structs.replace(self.state, boot_epoch=self.state.boot_epoch + 1,
+                                           node_id=node_id or self.state.node_id))
         return self.state.boot_epoch
 
     def set_term(self, term: int, vote: str) -> None:

@@ -48,7 +48,7 @@ FIRST_ANCHOR_INDEX = 1
 """A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
 MOST_SPARES = 2
 """Under load one is taken as often as one is given back, a little later."""
-_REMEDY = "restore this node from a backup, or remove it and join it anew"
+_REMEDY = "remove this node and join it anew: it is sent everything"
 
 
 def _raise(error: BaseException) -> None:

@@ -18,6 +18,8 @@ import msgspec
 from elastickv.errors import ConditionFailed, InvalidArgument, MembershipConflict, WireError
 from elastickv.raft.engine import Member, Suffrage
 
+_LOOK = "see elastickv admin raft status for ids and raft addresses"
+
 CONFIGURATION_KIND = b"\x02"
 FORMAT_VERSION = 1
 
@@ -155,7 +157,7 @@ def plan_change(change: MembershipChange, context: ChangeContext) -> tuple[Membe
         return _add(change, current)
     member = current.find(change.node_id)
     if member is None:
-        raise InvalidArgument(f"{change.node_id!r} is not a member")
+        raise InvalidArgument(f"{change.node_id!r} is not a member", remedy=_LOOK)
     others = tuple(m for m in current.members if m.node_id != change.node_id)
     if change.kind is ChangeKind.PROMOTE:
         _require_promotable(change, member, context)
@@ -175,13 +177,15 @@ def _add(change: MembershipChange, current: Configuration) -> tuple[Member, ...]
             raise InvalidArgument(f"{change.node_id!r} is a member already",
                                   remedy="promote a learner; remove a member to change its address")
         if member.address == change.address:
-            raise InvalidArgument(f"{change.address} is the address of {member.node_id!r}")
+            raise InvalidArgument(f"{change.address} is the address of {member.node_id!r}",
+                                  remedy=_LOOK)
     return (*current.members, Member(change.node_id, change.address, suffrage))
 
 
 def _require_promotable(change: MembershipChange, member: Member, context: ChangeContext) -> None:
     if member.suffrage is Suffrage.VOTER:
-        raise InvalidArgument(f"{member.node_id!r} is a voter already")
+        raise InvalidArgument(f"{member.node_id!r} is a voter already",
+                              remedy="nothing is left to do")
     required = change.min_applied_index or context.commit_index
     if not change.skip_min_applied_check and context.match_index < required:
         raise MembershipConflict(

@@ -50,7 +50,7 @@ RESERVE_BYTES = 1 << 20
 RESERVE_RECORD_BYTES = 32 << 10
 """Room is made for records up to this size. A lone small write waits less for its fsync then; for a
 large one the file system's own commit matters little, and zeros would be written for every byte."""
-_REMEDY = "restore this node from a backup, or remove it and join it anew"
+_REMEDY = "remove this node and join it anew: it is sent everything"
 
 
 class SegmentIndex(msgspec.Struct, array_like=True):

@@ -14,9 +14,9 @@ import random
 from collections.abc import Callable
 
 from elastickv.durable import Disk
-from elastickv.errors import DiskFull, JournalCorrupt
+from elastickv.errors import DiskFull, JournalCorrupt, StartupRefused
 from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
-from elastickv.raft.hardstate import HardStateFile
+from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.membership import Configuration
 from elastickv.raft.offload import Offload
@@ -25,7 +25,7 @@ from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import InstallMarker, MarkerFile
 
-_REBUILD = "restore this node from a backup, or remove it and join it anew"
+_REBUILD = "remove this node and join it anew: it is sent everything"
 
 
 class RaftStorage:
@@ -39,7 +39,11 @@ class RaftStorage:
         self._node_id = settings.node_id
         disk.make_directory(settings.path)
         self.marker = MarkerFile(disk, settings.path / "install")
-        self.hard_state = HardStateFile(disk, settings.path / "hardstate")
+        self.hard_state = HardStateFile(disk, settings.path / FILE_NAME)
+        owner = self.hard_state.state.node_id
+        if owner not in ("", settings.node_id):
+            raise StartupRefused(f"{settings.path} belongs to member {owner}, not to "
+                                 f"{settings.node_id}", remedy="start that member here")
         self.memory = PeerMemory(disk, settings.path / "peers")
         self.journal = Journal(disk, settings.path / "log", segment_bytes=settings.segment_bytes,
                                max_command_bytes=settings.max_command_bytes,
@@ -62,7 +66,7 @@ class RaftStorage:
                 f"the state is that of entry {self.applied_index}, the log in {settings.path} "
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
                 remedy=_REBUILD)
-        self.hard_state.begin_boot()
+        self.hard_state.begin_boot(settings.node_id)
         if self.hard_state.state.replaced.is_settled(self._end(self.applied_index)):
             self.hard_state.set_replaced(NOTHING_REPLACED)
         self.boot_id = generator.getrandbits(63)

@@ -14,12 +14,16 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from elastickv.errors import DiskFull
+from elastickv.logs import get_logger
 from elastickv.store.gc import Compactor
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import MapFull
 
 DEFAULT_FLUSH_BYTES = 8 << 20
+log = get_logger("elastickv.store.flusher")
+
 DISK_FULL_RETRY_S = 0.5
+DISK_FULL_LOG_S = 60.0
 AUDIT_POLL_S = 0.2
 
 
@@ -55,6 +59,7 @@ class Flusher:
         self._compact_at: float | None = None
         self._audit_pending = True
         self._flushed_last = False
+        self._log_full_at = 0.0
         self.error: DiskFull | None = None
         store.on_dirty(self._notice)
 
@@ -158,6 +163,9 @@ class Flusher:
         except DiskFull as error:
             self.error = error
             self._due_at = loop.time() + DISK_FULL_RETRY_S
+            if loop.time() >= self._log_full_at:
+                self._log_full_at = loop.time() + DISK_FULL_LOG_S
+                log.error("disk full", error=str(error))
             return
         finally:
             self._store.finish_flush(job)

@@ -183,4 +183,4 @@ def test_a_busy_port_ends_the_command_before_anything_is_started(tmp_path: Path)
             capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 6
     assert f"port {busy}" in done.stderr
-    assert not (tmp_path / "data" / "n1" / "node.log").exists()
+    assert not (tmp_path / "data").exists()  # or other ports could not be chosen, as it says

@@ -111,6 +111,17 @@ def test_busy_port_is_named(tmp_path: Path, listener: socket.socket, kind: str) 
         local_processes.check_ports(Layout(tmp_path, shape))
 
 
+def test_ports_of_clients_and_members_must_not_meet(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overlap"):
+        local_processes.check_ports(Layout(tmp_path, Shape(2, 21051, 21052)))
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        local_processes.prepare(tmp_path / "file" / "data", Shape(1, 21051, 21151))
+
+
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> NodeProcess:
     """A `NodeProcess` that runs `script` in place of the node."""
     monkeypatch.setattr(local_processes, "node_command",

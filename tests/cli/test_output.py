@@ -56,6 +56,12 @@ def test_a_piped_table_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "id\tnote\nn1\ttwo lines\nn2\t-\n"
 
 
+def test_a_piped_table_changes_no_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was printed can be given back."""
+    output.print_table([{"key": " lead", "value": "x  y "}])
+    assert capsys.readouterr().out == "key\tvalue\n lead\tx  y \n"
+
+
 def test_columns_select_and_order(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table([{"a": 1, "b": 2, "c": 3}], ["c", "a"])
     assert capsys.readouterr().out == "c\ta\n3\t1\n"

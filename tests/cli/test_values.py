@@ -65,7 +65,8 @@ def test_conditions(text: str, condition: Condition) -> None:
     assert values.parse_conditions([text]) == [condition]
 
 
-@pytest.mark.parametrize("text", ["", "a", "a=", "a=-1", "a=x", "a=²"])
+@pytest.mark.parametrize("text", ["", "a", "a=", "a=-1", "a=x", "a=²", "a=18446744073709551616",
+                                  "a=" + "9" * 5000])
 def test_conditions_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="--if"):
         values.parse_conditions([text])
@@ -102,7 +103,8 @@ def test_lines() -> None:
     '{"op": "put", "key": "a", "value": "1", "ttl_ms": "5"}',
     '{"op": "put", "key": "a", "value": "1", "ttl_ms": true}',
     '{"op": "put", "key": "base64:x", "value": "1"}',
-    '{"op": "delete", "key": "a", "value": "1"}'])
+    '{"op": "delete", "key": "a", "value": "1"}', '{"op": "delete", "key": "\\ud800"}',
+    "[" * 100_000])
 def test_lines_that_are_none(line: str) -> None:
     with pytest.raises(InvalidArgument, match="line 2"):
         list(values.parse_lines(['{"op": "delete", "key": "a"}', line]))

@@ -154,6 +154,14 @@ async def test_a_timeout_is_above_zero(timeout_s: float) -> None:
         Client(["127.0.0.1:5"], timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e12])
+async def test_a_call_has_a_time_that_can_be_counted(client: Client, node: MemoryNode,
+                                                     timeout_s: float) -> None:
+    with pytest.raises(InvalidArgument, match="timeout_s"):
+        await client.get(b"k", timeout_s=timeout_s)
+    assert node.faults.before == []
+
+
 # --- administration --------------------------------------------------------------------------
 
 

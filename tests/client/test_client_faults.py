@@ -332,3 +332,13 @@ async def test_closing_does_not_hide_that_the_caller_was_cancelled(nodes: list[M
     with pytest.raises(asyncio.CancelledError):
         await call
     nodes[0].faults.hold.set()
+
+
+async def test_what_a_member_said_is_told_rather_than_that_it_was_reached(
+        nodes: list[MemoryNode]) -> None:
+    """That it cannot reach its leader is no matter of endpoints and certificates."""
+    nodes[0].faults.errors.extend(
+        Unreachable("there is no link to member n1") for _ in range(1000))
+    async with Client([nodes[0].address]) as client:
+        with pytest.raises(Unreachable, match="no link to member n1"):
+            await client.put(b"k", b"v", timeout_s=0.4)

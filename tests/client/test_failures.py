@@ -13,6 +13,7 @@ from elastickv.client.failures import (
     MAX_BACKOFF_S,
     MIN_READ_ATTEMPT_S,
     Failure,
+    NotReached,
     attempt_timeout_s,
     backoff_s,
     error_of,
@@ -91,7 +92,7 @@ def test_a_defect_in_a_write_is_an_unknown_outcome() -> None:
 
 WITHOUT_TRAILERS: dict[grpc.StatusCode, tuple[type[ElasticKVError], type[ElasticKVError]]] = {
     # status: (of a write, of a read)
-    Code.CANCELLED: (OutcomeUnknown, Unreachable),
+    Code.CANCELLED: (OutcomeUnknown, NotReached),
     Code.UNKNOWN: (OutcomeUnknown, ElasticKVError),
     Code.INVALID_ARGUMENT: (InvalidArgument, InvalidArgument),
     Code.DEADLINE_EXCEEDED: (OutcomeUnknown, DeadlineExceeded),
@@ -105,7 +106,7 @@ WITHOUT_TRAILERS: dict[grpc.StatusCode, tuple[type[ElasticKVError], type[Elastic
     Code.OUT_OF_RANGE: (InvalidArgument, InvalidArgument),
     Code.UNIMPLEMENTED: (Unimplemented, Unimplemented),
     Code.INTERNAL: (OutcomeUnknown, ElasticKVError),
-    Code.UNAVAILABLE: (OutcomeUnknown, Unreachable),
+    Code.UNAVAILABLE: (OutcomeUnknown, NotReached),
     Code.DATA_LOSS: (OutcomeUnknown, CorruptionError),
 }
 

@@ -44,6 +44,7 @@ CASES: dict[str, Facts] = {
     "data-directory": replace(HEALTHY, directory_problem="a node runs on it",
                               directory_remedy="stop it"),
     "file-system": replace(HEALTHY, file_system_problem="cannot fsync"),
+    "raft-id": replace(HEALTHY, raft_id="n1", directory_owner="n2"),
     "store-readable": replace(HEALTHY, store_problem="a page is damaged"),
     "kek-required": replace(FRESH, encryption_enabled=True),
     "kek-insecure": replace(HEALTHY, kek_problem="mode 0644", kek_insecure=True),

@@ -27,6 +27,7 @@ from elastickv.keys.guards import GUARDS
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import META_RAFT_CUTOVER_INDEX, META_SIDECAR
+from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store, encode_number
 from tests.cluster.cluster import Cluster, NodeProcess
@@ -160,6 +161,10 @@ def registered_twin(case: Case) -> None:
                              encode_row_value(WriterRecord(twin, 1, 1)))])
 
 
+def another_members_directory(case: Case) -> None:
+    HardStateFile(OsDisk(), case.directory / "raft" / FILE_NAME).begin_boot("n9")
+
+
 def founding_twin(case: Case) -> None:
     at = case.arguments.index("--raftBootstrapMembers") + 1
     case.arguments[at] += f",{twin_of(NODE)}=127.0.0.1:1"
@@ -178,6 +183,7 @@ def damaged_store(case: Case) -> None:
 
 
 CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
+    "raft-id": [(another_members_directory, "do not empty it")],
     "kek-required": [(no_kek, "--kekFile")],
     "kek-insecure": [(kek_readable_by_others, "chmod 600")],
     "kek-readable": [(kek_too_short, "raw key")],

@@ -159,6 +159,24 @@ async def test_the_command_refuses_a_node_that_runs(cluster: Cluster) -> None:
     assert "stop that node" in errors
 
 
+@pytest.mark.parametrize(("raft_id", "directory", "words"), [
+    ("n2", "n3", "is that of member n3"), ("n9", "n3", "is that of member n3"),
+    ("n3", "elsewhere", "holds no node's data")])
+async def test_the_command_writes_into_no_other_directory(
+        cluster: Cluster, raft_id: str, directory: str, words: str) -> None:
+    assert cluster.nodes[VICTIM].kill(signal.SIGTERM) == 0
+    target = cluster.nodes[VICTIM].directory.parent / directory
+    target.mkdir(exist_ok=True)
+    before = {path: path.read_bytes() for path in target.rglob("keys.json")}
+    code, _, errors = elastickv(
+        "admin", "encryption", "resync-sidecar", "--raftId", raft_id, "--raftDataDir",
+        str(target), "--kekFile", str(cluster.directory / "kek"), "--endpoints",
+        ",".join(cluster.endpoints), "--insecure")
+    assert code == ExitCode.USAGE
+    assert words in errors
+    assert {path: path.read_bytes() for path in target.rglob("keys.json")} == before
+
+
 async def test_a_node_that_knows_nobody_names_the_command(cluster: Cluster) -> None:
     await spoil(cluster, lost)
     node = cluster.nodes[VICTIM]

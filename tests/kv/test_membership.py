@@ -92,11 +92,11 @@ def address(node_id: str) -> str:
 
 
 class World:
-    """A cluster of three, and whoever wants to join it."""
+    """A cluster of three, or of `size`, and whoever wants to join it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 3) -> None:
         self.hub = Hub()
-        self.members = [Member(name, address(name)) for name in ("n1", "n2", "n3")]
+        self.members = [Member(name, address(name)) for name in ("n1", "n2", "n3")[:size]]
         self.nodes = {member.node_id: KeyedNode(self.hub, member.node_id, self.members)
                       for member in self.members}
 
@@ -195,6 +195,42 @@ def test_before_bootstrap_nothing_is_asked() -> None:
         leader = await world.start(bootstrap=False)
         await add(leader)  # nobody is there
         assert leader.suffrages()["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+def test_before_bootstrap_a_voter_must_be_there() -> None:
+    """It counts from the moment when its entry is in the log: with a wrong address a cluster of one
+    could never commit anything again, not even the removal."""
+    async def scenario() -> None:
+        world = World(1)
+        leader = await world.start(bootstrap=False)
+        with pytest.raises(NotCapable, match="does not answer"):
+            await leader.membership.add_voter("n9", address("n9"), previous_index=0, timeout_s=2)
+        await world.newcomer()
+        with pytest.raises(NotCapable, match="is reached by members at"):
+            await leader.membership.add_voter("n9", "elsewhere:1", previous_index=0, timeout_s=2)
+        await leader.membership.add_voter("n9", address("n9"), previous_index=0,
+                                          timeout_s=TIMEOUT_S)
+        assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("node_id", "raft_address"), [
+    ("n 5", "h:1"), ("x\ny", "h:1"), ("", "h:1"), ("n5", "garbage"), ("n5", "127.0.0.1:99999"),
+    ("n5", "")])
+def test_a_new_member_has_an_id_and_an_address_that_can_be_one(node_id: str,
+                                                               raft_address: str) -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        before = leader.engine.status().last_log_index
+        for operation in (leader.membership.add_voter, leader.membership.add_learner):
+            with pytest.raises(InvalidArgument) as caught:
+                await operation(node_id, raft_address, previous_index=0, timeout_s=TIMEOUT_S)
+            assert caught.value.remedy
+        assert leader.engine.status().last_log_index == before
 
     run(scenario())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,9 @@ async def test_a_full_disk_is_a_state_that_ends(harness: Harness,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flusher_module, "DISK_FULL_RETRY_S", 0.001)
     harness.backend.errors = [DiskFull("full")] * 3
+    said: list[str] = []
+    monkeypatch.setattr(flusher_module, "log", SimpleNamespace(
+        error=lambda event, **fields: said.append(event)))
     flusher = harness.start()
     assert flusher.writable
     harness.write()
@@ -129,6 +133,7 @@ async def test_a_full_disk_is_a_state_that_ends(harness: Harness,
     harness.write()
     assert await harness.flushed.get() == 1
     assert flusher.writable
+    assert said == ["disk full"]  # once a minute
     assert await harness.flushed.get() == 2
     assert not harness.fatal.done()
 
