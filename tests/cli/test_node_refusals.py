@@ -3,10 +3,12 @@ and the remedy on stderr and its exit code."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,3 +127,46 @@ def test_insecure_on_a_real_address(tmp_path: Path) -> None:
     assert code == ExitCode.USAGE
     assert "--insecure is refused" in errors
     assert not (tmp_path / "data").exists()
+
+
+def test_doctor_judges_the_tls_files(tmp_path: Path) -> None:
+    """A node with these would end with the same words."""
+    certs.create_ca(tmp_path)
+    certs.create_node(tmp_path, "n1")
+    certs.create_node(tmp_path, "n2")
+
+    def doctor(name: str) -> tuple[int, str]:
+        pair = certs.pair_paths(tmp_path, name)
+        done = subprocess.run(
+            [sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1", "--raftBootstrap",
+             "--raftDataDir", str(tmp_path / "data"), "--tls-cert", str(pair.cert), "--tls-key",
+             str(pair.key), "--tls-ca", str(tmp_path / "ca.crt")],
+            capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, done.stdout
+
+    code, said = doctor("n1")
+    assert (code, "tls-files\tpass" in said) == (ExitCode.OK, True)
+    code, said = doctor("n2")
+    assert (code, "tls-files\tfail" in said) == (ExitCode.ERROR, True)
+    assert "is not a certificate of node n1" in said
+
+
+def test_signals_on_the_way_out_change_nothing(tmp_path: Path) -> None:
+    """A service manager and an operator may both send SIGTERM."""
+    with contextlib.ExitStack() as servers:
+        listening = [servers.enter_context(socket.create_server(("127.0.0.1", 0)))
+                     for _ in range(2)]
+        address, raft_address = (f"127.0.0.1:{one.getsockname()[1]}" for one in listening)
+    with subprocess.Popen(
+            [sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
+             "--raftDataDir", str(tmp_path / "data"), "--insecure", "--address", address,
+             "--raftAddress", raft_address, "--log-format", "json"],
+            stderr=subprocess.PIPE, text=True) as node:
+        assert node.stderr is not None
+        for line in node.stderr:
+            if '"node started"' in line:
+                break
+        while node.poll() is None:
+            node.terminate()
+            time.sleep(0.002)
+        assert node.returncode == ExitCode.OK, node.stderr.read()
