@@ -12,10 +12,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from elastickv import __version__, data_directory, hygiene, logs, startup
 from elastickv.audit import FILE_NAME, AuditLog
@@ -80,6 +80,10 @@ class NoCluster(StartupRefused):
     guard = "cluster"
 
 
+class StopRequested(Exception):
+    """The node was asked to stop before it had started."""
+
+
 class ThreadRunner:
     """`await run(work)`: blocking work of the store, one piece at a time, off the loop."""
 
@@ -126,7 +130,7 @@ class Node:
             # Imported here: it brings the client library, which a sound node does not need.
             from elastickv import resync
 
-            if await resync.repair(settings, disk, store, gathered):
+            if await self._unless_stopped(resync.repair(settings, disk, store, gathered)):
                 gathered = startup.gather(settings, disk, store, members)
         require_safe(gathered.facts)
         kek = gathered.kek
@@ -180,6 +184,19 @@ class Node:
             log.info("waiting to be added to the cluster",
                      command=f"elastickv admin raft add-learner {settings.raft_id}"
                              f" {settings.raft_address}")
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to. Raises `StopRequested` when that is asked for meanwhile."""
+        working = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop_requested.wait())
+        try:
+            await asyncio.wait({working, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise StopRequested
+            return working.result()
+        finally:
+            working.cancel()
+            stop.cancel()
 
     def _keys_changed(self, index: int) -> None:
         hygiene.lock_memory()
@@ -336,6 +353,9 @@ async def _run(settings: NodeSettings) -> int:
     try:
         try:
             await node.start()
+        except StopRequested:
+            await node.stop()
+            return int(ExitCode.OK)
         except BaseException:
             await node.stop()
             raise

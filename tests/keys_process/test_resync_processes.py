@@ -185,3 +185,14 @@ async def test_a_node_that_knows_nobody_names_the_command(cluster: Cluster) -> N
     assert code == ExitCode.STARTUP_REFUSED
     assert "no other member is known" in errors
     assert "resync-sidecar --raftId n3" in errors
+
+
+async def test_a_node_that_asks_for_its_keys_heeds_a_stop(cluster: Cluster) -> None:
+    await spoil(cluster, lost)
+    for name in [name for name in cluster.nodes if name != VICTIM]:
+        cluster.nodes[name].kill(signal.SIGKILL)
+    node = cluster.nodes[VICTIM]
+    node.start()
+    await cluster.logged(VICTIM, "asking the leader for the key state")
+    assert node.kill(signal.SIGTERM) == ExitCode.OK
+    assert "start-up guard" not in node.log
