@@ -90,10 +90,13 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.ERROR)
     except OSError as error:
-        if error.filename is None:  # of the output: Python's flush at exit would fail as well
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python's own flush at exit would fail as well.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return report(ElasticKVError(
-            f"{error.filename or 'the output cannot be written'}: {error.strerror}"))
+            return report(ElasticKVError(f"the output cannot be written: {error.strerror}"))
+        raise
     return result if isinstance(result, int) else int(ExitCode.OK)
 
 

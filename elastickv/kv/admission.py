@@ -7,7 +7,7 @@ id would make the same nonces, so the id must be free, and is taken in the regis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
@@ -31,10 +31,11 @@ class Candidate:
     unwraps: bool
 
 
-def require_free_node_id(node_id: str, members: Iterable[Member],
-                         rows: Mapping[bytes, bytes]) -> None:
+def require_free_node_id(node_id: str, members: Iterable[Member], rows: Mapping[bytes, bytes],
+                         active: Collection[int] = ()) -> None:
     """Raise `MembershipConflict` if another member, or a writer that was ever registered, has the
-    16-bit node id of `node_id`. `rows` is the writer registry."""
+    16-bit node id of `node_id`, or if the node has used every epoch of a DEK that is `active`.
+    `rows` is the writer registry."""
     full_id = full_node_id(node_id)
     short_id = node_id16(full_id)
     for member in members:
@@ -49,10 +50,10 @@ def require_free_node_id(node_id: str, members: Iterable[Member],
             raise MembershipConflict(
                 f"{node_id} has the 16-bit node id {short_id:#06x} of node {writer:#x}, which was"
                 f" registered as a writer of DEK {dek_id}", remedy=_RENAME)
-        if registered == short_id and decode_row_value(value).last_seen_epoch >= MAX_EPOCH:
-            raise MembershipConflict(
-                f"{node_id} has used every epoch of DEK {dek_id}",
-                remedy="rotate that DEK first, if it is active, or give the node another --raftId")
+        if registered == short_id and dek_id in active \
+                and decode_row_value(value).last_seen_epoch >= MAX_EPOCH:
+            raise MembershipConflict(f"{node_id} has used every epoch of DEK {dek_id}",
+                                     remedy="rotate that DEK first")
 
 
 def require_no_member_shadowed(writers: Iterable[int], members: Iterable[Member]) -> None:

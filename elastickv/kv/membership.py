@@ -287,7 +287,9 @@ class MembershipController:
         node_id = change.node_id
         asked = met = False
         while True:
-            require_free_node_id(node_id, self._engine.members(), self._rows())
+            sidecar = self._applier.sidecar
+            active = (sidecar.active_storage, sidecar.active_raft) if sidecar is not None else ()
+            require_free_node_id(node_id, self._engine.members(), self._rows(), active)
             if self._applier.sidecar is not None:
                 if not asked:
                     require_admissible(await self._ask(change, deadline, self._questions),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-from elastickv.errors import DiskFull, PeerError, RemovedFromCluster
+import msgspec
+
+from elastickv.errors import DiskFull, PeerError, RemovedFromCluster, WireError
 from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
@@ -34,7 +36,8 @@ class Members:
         self._transfer = transfer
         self._set_peers = set_peers
         self._halt = halt
-        self._asking: asyncio.Task[None] | None = None
+        self._asking: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._told_by = "", 0
         self._guests: dict[str, str] = {}
         calls.handle(CONFIGURATION_METHOD, self._tell)
 
@@ -89,10 +92,13 @@ class Members:
 
     def on_removed(self, peer_id: str, message: frames.Removed) -> None:
         """A peer says that this node is no member; believed when it knows a later configuration.
-        Who has not become one yet goes on waiting, whatever it was before under the same name."""
-        if self.is_member() and message.index > self._context.configuration.index \
-                and self._storage.has_joined(self._context.core.applied_index()):
-            self._leave(message.index)
+        Who has not become one yet asks again and goes on waiting, whatever it was before under the
+        same name."""
+        if self.is_member() and message.index > self._context.configuration.index:
+            if self._storage.has_joined(self._context.core.applied_index()):
+                self._leave(message.index)
+            else:
+                self.ask()
 
     def tell_stranger(self, peer_id: str) -> None:
         """Whoever is no member may not know that it was removed."""
@@ -103,35 +109,54 @@ class Members:
 
     # --- joining ------------------------------------------------------------------------------
 
+    @property
+    def _joins(self) -> bool:
+        """Whether this node was started to join and has not become a member yet."""
+        return self._context.settings.joining and not self._storage.hard_state.state.joined
+
     def met(self) -> None:
         """A peer has greeted. With all whom this node was told of, it need not wait to ask."""
-        members = self._context.settings.members
-        if not self._context.configuration.members \
-                and all(member.node_id in self._context.connected for member in members):
+        if self._joins and not self._context.configuration.members and all(
+                member.node_id in self._context.connected
+                for member in self._context.settings.members):
             self.ask()
 
     def ask(self) -> None:
-        """While joining: ask everybody within reach for the configuration. The latest one counts: a
-        member that is behind may know this node from before."""
-        if self._context.settings.joining and not self.is_member() \
-                and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        """While joining: ask everybody within reach for the configuration. The latest answer
+        counts: a member that is behind may know this node from before."""
+        if self._joins:
+            for peer_id in sorted(self._context.connected):
+                self._ask(peer_id)
 
-    async def _ask(self) -> None:
-        told = await asyncio.gather(*(
-            self._calls.call(peer_id, CONFIGURATION_METHOD, b"",
-                             timeout_s=self._context.settings.election_max_s)
-            for peer_id in sorted(self._context.connected)), return_exceptions=True)
-        known = [configuration for configuration in (
-            unpack_configuration(answer) for answer in told if isinstance(answer, bytes))
-            if configuration.members]  # others that join know none
-        for error in told:
-            if isinstance(error, BaseException) and not isinstance(error, PeerError):
-                raise error
-        latest = max(known, key=lambda configuration: configuration.index, default=None)
-        if latest is not None and not self.is_member() \
-                and latest.index >= self._context.configuration.index:
-            self._adopt(latest)
+    def may_follow(self, leader_id: str, term: int) -> bool:
+        """Whether entries of a leader may be taken now. Not before it has told the configuration:
+        what this node was before, under the same name, is in that log as well, and over."""
+        if not self._joins or self._told_by == (leader_id, term):
+            return True
+        self._ask(leader_id, term)
+        return False
+
+    def _ask(self, peer_id: str, term: int = 0) -> None:
+        asking = self._asking.get((peer_id, term))
+        if asking is None or asking.done():
+            self._asking[peer_id, term] = asyncio.get_running_loop().create_task(
+                self._learn(peer_id, term))
+
+    async def _learn(self, peer_id: str, term: int) -> None:
+        """Ask `peer_id`, as the leader of `term` unless that is 0."""
+        try:
+            configuration = unpack_configuration(await self._calls.call(
+                peer_id, CONFIGURATION_METHOD, b"",
+                timeout_s=self._context.settings.election_max_s))
+        except (PeerError, WireError, msgspec.MsgspecError):
+            return
+        known = self._context.configuration
+        # One that joins itself knows none.
+        if self._joins and configuration.members \
+                and (not known.members or configuration.index > known.index):
+            self._adopt(configuration)
+        if term:
+            self._told_by = peer_id, term
 
     def _adopt(self, configuration: Configuration) -> None:
         try:
@@ -151,5 +176,5 @@ class Members:
 
     def close(self) -> None:
         """Ask no more."""
-        if self._asking is not None:
-            self._asking.cancel()
+        for asking in self._asking.values():
+            asking.cancel()

@@ -544,10 +544,7 @@ class PySyncObjEngine:
         self._elections.on_request_vote(peer_id, message)
 
     def _on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
-        if not self._context.configuration.members:
-            # It joins, and was told nothing yet. What it may have been before, under the same name,
-            # is in this log as well, and over.
-            self._members.ask()
+        if not self._members.may_follow(peer_id, message.term):
             return
         self._follower.on_append(peer_id, message)
         if message.term == self._core.term():

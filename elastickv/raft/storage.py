@@ -130,8 +130,10 @@ class RaftStorage:
             # With every entry go the configurations: those below the snapshot may be entries that
             # a deposed leader never committed.
             follow_log(self.membership, self.journal)
-        self._base_file.save(marker.configuration())
-        self.membership.rebase(marker.configuration())
+        if marker.configuration().index >= self.membership.base.index:
+            # Not below what a node that joins was told.
+            self._base_file.save(marker.configuration())
+            self.membership.rebase(marker.configuration())
         self.marker.remove()
 
     def _log_contains(self, marker: InstallMarker) -> bool:

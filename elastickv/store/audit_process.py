@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,15 @@ from pathlib import Path
 import lmdb
 
 from elastickv.errors import ExitCode, StoreCorrupt
+from elastickv.logs import get_logger
 from elastickv.store.audit import audit_file
 
 _PINNED = b"pinned\n"
+
+log = get_logger("elastickv.store.audit")
+
+_ENDED_FROM_OUTSIDE = frozenset({signal.SIGINT, signal.SIGTERM})
+"""Signals that say nothing of the file. One that the file itself caused (SIGBUS) does."""
 
 # About a tenth of a busy core: the node's own work comes first, and yet the audit ends in minutes,
 # because the state that it pins makes the file grow under writes.
@@ -37,7 +44,7 @@ class BackgroundAudit:
         # S603: a fixed argument list of this interpreter and this package.
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(path)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE)
+            stdout=subprocess.PIPE, start_new_session=True)  # Ctrl-C is for the node
         stdout = self._process.stdout
         if stdout is None or stdout.readline() != _PINNED:
             self.stop()
@@ -51,7 +58,10 @@ class BackgroundAudit:
         if status is None:
             return True
         output = self._read()
-        if status != 0:
+        if -status in _ENDED_FROM_OUTSIDE:
+            log.warning("the audit of the store was ended from outside", path=str(self._path),
+                        signal=-status)
+        elif status != 0:
             raise StoreCorrupt(f"the audit of {self._path} failed: {output or f'status {status}'}",
                                remedy="restore this node from a healthy member")
         return False

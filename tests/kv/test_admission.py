@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
 from elastickv.errors import InvalidArgument, MembershipConflict, NotCapable
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.kv.admission import (
@@ -129,3 +129,15 @@ def test_require_applied(applied: int, required: int, refused: bool) -> None:
         return
     with pytest.raises(MembershipConflict, match=f"n4 has applied entry {applied}, {required}"):
         require_applied("n4", applied, required)
+
+
+@pytest.mark.parametrize(("active", "refused"), [((7, 8), True), ((8, 9), False), ((), False)])
+def test_a_node_needs_an_epoch_of_every_active_dek(active: tuple[int, ...], refused: bool) -> None:
+    """Of a DEK that is not active any more it makes no nonces: a rotation is remedy enough."""
+    key = row_key(7, node_id16(N4))
+    registry = {key: encode_row_value(WriterRecord(N4, 1, MAX_EPOCH))}
+    if not refused:
+        require_free_node_id("n4", MEMBERS, registry, active)
+        return
+    with pytest.raises(MembershipConflict, match="every epoch of DEK 7"):
+        require_free_node_id("n4", MEMBERS, registry, active)

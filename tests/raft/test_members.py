@@ -429,7 +429,6 @@ def test_a_newcomer_that_is_restarted_before_it_is_a_member_goes_on_joining():
         adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_LEARNER, "n9"))
         await lab.until(lambda: joined.state.applied_index > 5)
         await joined.restart()
-        assert "n9" not in suffrages(joined)
         lab.hub.rule = lambda source, target, message: 1
         await adding
         await lab.settle()
@@ -535,5 +534,88 @@ def test_a_full_disk_keeps_no_log_from_being_compacted():
         assert not leader.engine._storage.hard_state.state.joined
         del leader.disk.fail["replace"]
         await lab.until(lambda: leader.engine._storage.hard_state.state.joined)
+
+    run(scenario())
+
+
+def test_what_a_member_from_the_past_told_is_corrected_before_the_log_is_believed():
+    """The newcomer knows that member alone, asks it in the moment in which it is back, and is added
+    by a leader that reaches it by itself."""
+    async def scenario() -> None:
+        lab = Lab(batch_bytes=100, window_bytes=200)
+        leader = await lab.start()
+        await newcomer(lab)
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        behind, other = lab.others(leader, lab.nodes["n9"])
+        behind.kill()
+        for number in range(200):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        await change(leader, ChangeKind.REMOVE, "n9")
+        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
+        lab.nodes.pop("n9").kill()
+        for number in range(200):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        lab.hub.isolate("n9", [leader.node_id, other.node_id])
+        members, lab.members = lab.members, [behind.member]
+        joined = await newcomer(lab)
+        lab.members = members
+        await behind.start()
+        await lab.settle(leader, behind, other)
+        await asyncio.sleep(3 * SECOND)
+        lab.hub.cut_pairs.clear()
+        await change(leader, ChangeKind.ADD_VOTER, "n9")
+        await lab.settle()
+        await joined.restart()
+        await lab.settle()
+        assert not joined.fatal
+        assert suffrages(joined)["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_a_peer_that_hangs_does_not_keep_a_newcomer_from_its_leader():
+    async def scenario() -> None:
+        lab = Lab(1)
+        leader = await lab.start()
+        hung = LabNode(lab, Member("n2", "host2:1"), joining=True)
+        lab.nodes["n2"] = hung
+        await hung.start()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.ADD_LEARNER, "n2", "host2:1"), timeout_s=5)
+        await lab.settle()
+        lab.members = [*lab.members, hung.member]
+        term = leader.status().term
+        lab.hub.rule = lambda source, target, message: 0 if source == "n2" else 1
+        await newcomer(lab)
+        await asyncio.sleep(0.01)
+        await change(leader, ChangeKind.ADD_VOTER, "n9")
+        assert leader.status().term == term
+
+    run(scenario())
+
+
+def test_a_newcomer_that_is_removed_while_it_catches_up_waits_again():
+    async def scenario() -> None:
+        lab = Lab(1, batch_bytes=100)
+        leader = await lab.start()
+        for number in range(200):
+            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+        joined = await newcomer(lab)
+        await lab.until(lambda: len(joined.engine.members()) == 1)
+        lab.hub.rule = lambda source, target, message: \
+            0 if target == "n9" and isinstance(message, frames.AppendEntries) and message.entries \
+            and message.previous_index > 15 else 1
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.until(lambda: "n9" in suffrages(joined))
+        await change(leader, ChangeKind.REMOVE, "n9")
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: "n9" not in suffrages(joined))
+        await joined.restart()
+        await asyncio.sleep(2 * SECOND)
+        assert not joined.fatal
+        await change(leader, ChangeKind.ADD_LEARNER, "n9")
+        await lab.settle()
+        assert suffrages(joined)["n9"] is Suffrage.LEARNER
 
     run(scenario())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -362,6 +364,25 @@ def test_a_killed_audit_pins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         backend.poll_audit()
     backend._stop_audit()
     assert backend._environment.env.reader_check() == 0
+    backend.close()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
+def test_an_audit_that_is_ended_from_outside_is_no_damage(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals) -> None:
+    build(tmp_path)
+    endless = tmp_path / "endless"
+    endless.write_text(ENDLESS_AUDIT.format(python=sys.executable).replace(
+        "import lmdb", "signal.signal(signal.SIGINT, signal.SIG_DFL)\nimport lmdb"))
+    endless.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
+    audit = backend._audit
+    assert audit is not None
+    assert os.getpgid(audit._process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
+    audit._process.send_signal(kind)
+    audit._process.wait()
+    assert not backend.poll_audit()
     backend.close()
 
 
