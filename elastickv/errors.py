@@ -19,6 +19,9 @@ from __future__ import annotations
 import enum
 from typing import ClassVar
 
+JOIN_ANEW_REMEDY = "remove this node and join it anew: it is sent everything"
+"""What a member does whose log or state is damaged: the others hold all of it."""
+
 
 class Outcome(enum.Enum):
     """What is known of a write that ended in an error."""

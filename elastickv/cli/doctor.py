@@ -27,8 +27,8 @@ def doctor(config_path: str, output: str, **options: str | None) -> int:
 
     Takes the settings of `elastickv node`. Changes nothing: only the file-system guard writes, a
     file that it removes. Exit code 0: no guard fails; 1: one does. The TLS files are judged too;
-    the log is not read. While a node runs on
-    the directory, `data-directory` fails and the others judge what is on its disk.
+    the log is not read. While a node runs on the directory, `data-directory` fails and the others
+    judge what is on its disk.
     """
     flags = {name: text for name, text in options.items() if text is not None}
     return show(verdicts(config.load(flags, os.environ, config_path)), output)

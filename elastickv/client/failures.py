@@ -40,7 +40,6 @@ _REMEDY = ". Remedy: "
 _READ_FIRST = "read before you decide to write again"
 
 
-
 class NotReached(Unreachable):
     """This client could not reach the member, or was not answered; no member said so."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
-from elastickv.errors import StartupRefused
+from elastickv.errors import JOIN_ANEW_REMEDY, StartupRefused
 from elastickv.keys.registry import (
     WRITERS_PREFIX,
     decode_row_key,
@@ -230,7 +230,7 @@ def _directory_of_another(facts: Facts) -> Problem | None:
 
 def _store_readable(facts: Facts) -> Problem | None:
     if facts.store_problem:
-        return facts.store_problem, "remove this node and join it anew: it is sent everything"
+        return facts.store_problem, JOIN_ANEW_REMEDY
     return None
 
 

@@ -15,6 +15,7 @@ from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConf
 from elastickv.keys.registry import decode_row_key, decode_row_value, row_key
 from elastickv.kv.api import Capability
 from elastickv.raft.engine import Member
+from elastickv.raft.membership import LOOK_REMEDY
 
 _RENAME = ("give the new node another --raftId; elastickv admin encryption probe-node-id shows"
            " which ids collide")
@@ -134,8 +135,7 @@ def transfer_target(members: Sequence[Member], target_id: str, target_address: s
         if target_id in ("", member.node_id) and target_address in ("", member.address):
             return member.node_id
     named = " at ".join(text for text in (target_id, target_address) if text)
-    raise InvalidArgument(f"{named} is no member",
-                          remedy="see elastickv admin raft status for ids and raft addresses")
+    raise InvalidArgument(f"{named} is no member", remedy=LOOK_REMEDY)
 
 
 def require_applied(node_id: str, applied_index: int, required_index: int) -> None:

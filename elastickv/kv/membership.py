@@ -261,7 +261,7 @@ class MembershipController:
         loop = asyncio.get_running_loop()
         until = min(deadline, loop.time() + patience_s)
         while True:
-            identity = await self._identity(change.node_id, _remaining_s(deadline))
+            identity = await self._learner_identity(change.node_id, _remaining_s(deadline))
             try:
                 require_applied(change.node_id, identity.applied_index, required_index)
             except MembershipConflict:
@@ -271,11 +271,9 @@ class MembershipController:
             else:
                 return replace(change, min_applied_index=required_index)
 
-    async def _identity(self, node_id: str, timeout_s: float) -> _Identity:
+    async def _learner_identity(self, node_id: str, timeout_s: float) -> _Identity:
         try:
-            return forwarding.decode(
-                await self._engine.call(node_id, METHOD_IDENTITY, b"",
-                                        timeout_s=min(timeout_s, ASK_TIMEOUT_S)), _Identity)
+            return await self._identity(node_id, min(timeout_s, ASK_TIMEOUT_S))
         except PeerError as error:
             raise MembershipConflict(
                 f"{node_id} does not say what it has applied ({error.message})",
@@ -290,7 +288,7 @@ class MembershipController:
             sidecar = self._applier.sidecar
             active = (sidecar.active_storage, sidecar.active_raft) if sidecar is not None else ()
             require_free_node_id(node_id, self._engine.members(), self._rows(), active)
-            if self._applier.sidecar is not None:
+            if sidecar is not None:
                 if not asked:
                     require_admissible(await self._ask(change, deadline, self._questions),
                                        change.address)
@@ -298,8 +296,8 @@ class MembershipController:
                 await self._register(node_id)
             elif change.kind is ChangeKind.ADD_VOTER and not met:
                 # It counts from the moment when its entry is in the log: a majority may need it.
-                require_reached_as(await self._ask(change, deadline, self._address_of),
-                                   node_id, change.address)
+                identity = await self._ask(change, deadline, self._identity)
+                require_reached_as(identity.raft_address, node_id, change.address)
                 met = True
             async with self._keys.lock:
                 if self._applier.sidecar is not None and (not asked or self._missing(node_id)):
@@ -337,19 +335,18 @@ class MembershipController:
         finally:
             self._engine.introduce({})
 
-    async def _address_of(self, node_id: str, timeout_s: float) -> str:
+    async def _identity(self, node_id: str, timeout_s: float) -> _Identity:
         return forwarding.decode(
-            await self._engine.call(node_id, METHOD_IDENTITY, b"", timeout_s=timeout_s),
-            _Identity).raft_address
+            await self._engine.call(node_id, METHOD_IDENTITY, b"", timeout_s=timeout_s), _Identity)
 
     async def _questions(self, node_id: str, timeout_s: float) -> Candidate:
-        def call(method: str, payload: bytes = b"") -> Awaitable[bytes]:
+        def call(method: str, payload: bytes) -> Awaitable[bytes]:
             return self._engine.call(node_id, method, payload, timeout_s=timeout_s)
 
         sidecar = self._applier.sidecar
         wrapped = [key.wrapped for key in sidecar.keys.values()] if sidecar else []
-        identity = forwarding.decode(await call(METHOD_IDENTITY), _Identity)
-        capability = forwarding.decode(await call(forwarding.METHOD_CAPABILITY), Capability)
+        identity = await self._identity(node_id, timeout_s)
+        capability = forwarding.decode(await call(forwarding.METHOD_CAPABILITY, b""), Capability)
         unwraps = forwarding.decode(
             await call(forwarding.METHOD_CAN_UNWRAP, forwarding.encode(wrapped)), bool)
         return Candidate(node_id, identity.raft_address, capability, unwraps)

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from elastickv.durable import Disk
-from elastickv.errors import JournalCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
 from elastickv.raft.records import crc32c
 from elastickv.raft.replaced import NOTHING_REPLACED, ReplacedTail
 
@@ -41,8 +41,7 @@ def decode_checked(kind: bytes, data: bytes, path: Path) -> bytes:
         body = data[_HEADER.size:]
         if found == kind and length == len(body) and crc32c(kind + body) == checksum:
             return body
-    raise JournalCorrupt(f"{path} is damaged",
-                         remedy="remove this node and join it anew: it is sent everything")
+    raise JournalCorrupt(f"{path} is damaged", remedy=JOIN_ANEW_REMEDY)
 
 
 def load_checked(disk: Disk, path: Path, kind: bytes, body_type: type[T]) -> T | None:

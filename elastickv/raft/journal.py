@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elastickv.durable import Disk
-from elastickv.errors import JournalCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.compaction import segments_to_drop
 from elastickv.raft.offload import InlineOffload, Offload
@@ -48,7 +48,6 @@ FIRST_ANCHOR_INDEX = 1
 """A new log begins behind index 1, PySyncObj's implicit no-op of term 0."""
 MOST_SPARES = 2
 """Under load one is taken as often as one is given back, a little later."""
-_REMEDY = "remove this node and join it anew: it is sent everything"
 
 
 def _raise(error: BaseException) -> None:
@@ -432,18 +431,18 @@ class Journal:
         written behind a header before it is durable."""
         expected = self._segments[-1].last_index + 1 if self._segments else FIRST_ANCHOR_INDEX + 1
         if not last or segment_name(expected) != path.name or size > HEADER_SIZE:
-            raise JournalCorrupt(f"{path}: the header is damaged", remedy=_REMEDY)
+            raise JournalCorrupt(f"{path}: the header is damaged", remedy=JOIN_ANEW_REMEDY)
 
     def _check_follows(self, segment: Segment) -> None:
         if segment.path.name != segment_name(segment.first_index):
             raise JournalCorrupt(f"{segment.path} begins with entry {segment.first_index}",
-                                 remedy=_REMEDY)
+                                 remedy=JOIN_ANEW_REMEDY)
         if self._segments:
             before = self._segments[-1]
             if (before.last_index + 1, before.last_term) != (segment.first_index,
                                                              segment.previous_term):
                 raise JournalCorrupt(f"{segment.path} does not follow {before.path.name}",
-                                     remedy=_REMEDY)
+                                     remedy=JOIN_ANEW_REMEDY)
 
     def _cut_tail(self, segment: Segment, offset: int, last: bool) -> None:
         """Cut a torn tail. Raises `JournalCorrupt` when the damage is not one.
@@ -457,7 +456,7 @@ class Journal:
         synced = records.synced_behind(data, expected, self._max_command_bytes, segment.salt)
         if not last or synced >= expected:
             raise JournalCorrupt(f"{segment.path}: entry {expected} at byte {offset} is damaged",
-                                 remedy=_REMEDY)
+                                 remedy=JOIN_ANEW_REMEDY)
         segment.file.truncate(offset)
         segment.file.sync()
 

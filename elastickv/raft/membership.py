@@ -18,7 +18,7 @@ import msgspec
 from elastickv.errors import ConditionFailed, InvalidArgument, MembershipConflict, WireError
 from elastickv.raft.engine import Member, Suffrage
 
-_LOOK = "see elastickv admin raft status for ids and raft addresses"
+LOOK_REMEDY = "see elastickv admin raft status for ids and raft addresses"
 
 CONFIGURATION_KIND = b"\x02"
 FORMAT_VERSION = 1
@@ -157,7 +157,7 @@ def plan_change(change: MembershipChange, context: ChangeContext) -> tuple[Membe
         return _add(change, current)
     member = current.find(change.node_id)
     if member is None:
-        raise InvalidArgument(f"{change.node_id!r} is not a member", remedy=_LOOK)
+        raise InvalidArgument(f"{change.node_id!r} is not a member", remedy=LOOK_REMEDY)
     others = tuple(m for m in current.members if m.node_id != change.node_id)
     if change.kind is ChangeKind.PROMOTE:
         _require_promotable(change, member, context)
@@ -178,7 +178,7 @@ def _add(change: MembershipChange, current: Configuration) -> tuple[Member, ...]
                                   remedy="promote a learner; remove a member to change its address")
         if member.address == change.address:
             raise InvalidArgument(f"{change.address} is the address of {member.node_id!r}",
-                                  remedy=_LOOK)
+                                  remedy=LOOK_REMEDY)
     return (*current.members, Member(change.node_id, change.address, suffrage))
 
 

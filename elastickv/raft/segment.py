@@ -31,7 +31,7 @@ from typing import NamedTuple
 import msgspec
 
 from elastickv.durable import Disk, DiskFile, Reservable
-from elastickv.errors import JournalCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.hardstate import decode_checked, encode_checked
 from elastickv.raft.records import HEADER_BYTES, Record, crc32c
@@ -50,7 +50,6 @@ RESERVE_BYTES = 1 << 20
 RESERVE_RECORD_BYTES = 32 << 10
 """Room is made for records up to this size. A lone small write waits less for its fsync then; for a
 large one the file system's own commit matters little, and zeros would be written for every byte."""
-_REMEDY = "remove this node and join it anew: it is sent everything"
 
 
 class SegmentIndex(msgspec.Struct, array_like=True):
@@ -203,7 +202,8 @@ class Segment:
         for wanted in range(index, index + end_position - position):
             decoded = records.decode_at(data, offset, len(data), self.salt)
             if decoded is None or decoded[0].index != wanted:
-                raise JournalCorrupt(f"{self.path}: entry {wanted} is damaged", remedy=_REMEDY)
+                raise JournalCorrupt(f"{self.path}: entry {wanted} is damaged",
+                                     remedy=JOIN_ANEW_REMEDY)
             found.append(decoded[0])
             offset = decoded[1]
         return found

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 
 from elastickv.durable import Disk
-from elastickv.errors import DiskFull, JournalCorrupt, StartupRefused
+from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, JournalCorrupt, StartupRefused
 from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
 from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
@@ -24,8 +24,6 @@ from elastickv.raft.peer_memory import PeerMemory, Position
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import InstallMarker, MarkerFile
-
-_REBUILD = "remove this node and join it anew: it is sent everything"
 
 
 class RaftStorage:
@@ -51,7 +49,7 @@ class RaftStorage:
                                cleanup_failed=cleanup_failed)
         if not self.hard_state.existed and self.journal.last_index > FIRST_ANCHOR_INDEX:
             raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
-                                 remedy=_REBUILD)
+                                 remedy=JOIN_ANEW_REMEDY)
         self._base_file = ConfigurationFile(disk, settings.path / "members")
         base = self._base_file.load()
         if base is None:
@@ -65,7 +63,7 @@ class RaftStorage:
             raise JournalCorrupt(
                 f"the state is that of entry {self.applied_index}, the log in {settings.path} "
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
-                remedy=_REBUILD)
+                remedy=JOIN_ANEW_REMEDY)
         self.hard_state.begin_boot(settings.node_id)
         if self.hard_state.state.replaced.is_settled(self._end(self.applied_index)):
             self.hard_state.set_replaced(NOTHING_REPLACED)
@@ -108,7 +106,7 @@ class RaftStorage:
             self.hard_state.set_joined()
 
     def adopt(self, base: Configuration) -> None:
-        """A joining node was told the configuration."""
+        """Let the history of the membership start at `base`, durably."""
         self._base_file.save(base)
         self.membership.rebase(base)
 
@@ -117,8 +115,7 @@ class RaftStorage:
         base = self.membership.at(index)
         if base.index > self.membership.base.index:
             self.remember_joining(index)
-            self._base_file.save(base)
-            self.membership.rebase(base)
+            self.adopt(base)
         self.journal.compact_to(index)
 
     def install(self, marker: InstallMarker) -> None:
@@ -130,10 +127,10 @@ class RaftStorage:
             # With every entry go the configurations: those below the snapshot may be entries that
             # a deposed leader never committed.
             follow_log(self.membership, self.journal)
-        if marker.configuration().index >= self.membership.base.index:
+        base = marker.configuration()
+        if base.index >= self.membership.base.index:
             # Not below what a node that joins was told.
-            self._base_file.save(marker.configuration())
-            self.membership.rebase(marker.configuration())
+            self.adopt(base)
         self.marker.remove()
 
     def _log_contains(self, marker: InstallMarker) -> bool:

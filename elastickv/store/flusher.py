@@ -19,9 +19,9 @@ from elastickv.store.gc import Compactor
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import MapFull
 
-DEFAULT_FLUSH_BYTES = 8 << 20
 log = get_logger("elastickv.store.flusher")
 
+DEFAULT_FLUSH_BYTES = 8 << 20
 DISK_FULL_RETRY_S = 0.5
 DISK_FULL_LOG_S = 60.0
 AUDIT_POLL_S = 0.2

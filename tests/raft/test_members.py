@@ -43,6 +43,27 @@ async def newcomer(lab: Lab, node_id: str = "n9") -> LabNode:
     return node
 
 
+async def learner(lab: Lab, leader: LabNode) -> LabNode:
+    """n9, added and settled."""
+    node = await newcomer(lab)
+    await change(leader, ChangeKind.ADD_LEARNER, "n9")
+    await lab.settle()
+    return node
+
+
+async def removed_and_wiped(lab: Lab, leader: LabNode) -> None:
+    """n9 is a member no more, knows it, and its disk is gone."""
+    await change(leader, ChangeKind.REMOVE, "n9")
+    await lab.until(lambda: bool(lab.nodes["n9"].fatal))
+    lab.nodes.pop("n9").kill()
+
+
+def no_entries_behind_15(source: str, target: str, message: object) -> int:
+    """A rule of the hub: n9 is sent the beginning of the log alone."""
+    return 0 if target == "n9" and isinstance(message, frames.AppendEntries) and message.entries \
+        and message.previous_index > 15 else 1
+
+
 def suffrages(node: LabNode) -> dict[str, Suffrage]:
     return {member.node_id: member.suffrage for member in node.engine.members()}
 
@@ -76,9 +97,7 @@ def test_learner_neither_counts_nor_stands():
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
-        joined = await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        joined = await learner(lab, leader)
         others = lab.others(leader, joined)
         lab.hub.isolate(leader.node_id, [node.node_id for node in others])
         result = await outcome(leader.engine.propose(b"x", timeout_s=0.3))
@@ -349,9 +368,7 @@ def test_a_voter_that_has_not_heard_of_its_promotion_votes():
     async def scenario() -> None:
         lab = Lab(2)
         leader = await lab.start()
-        joined = await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        joined = await learner(lab, leader)
         lab.hub.isolate("n9")
         await change(leader, ChangeKind.PROMOTE, "n9", skip_min_applied_check=True)
         other, = lab.others(leader, joined)
@@ -423,9 +440,7 @@ def test_a_newcomer_that_is_restarted_before_it_is_a_member_goes_on_joining():
             await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
         joined = await newcomer(lab)
         await lab.until(lambda: len(joined.engine.members()) == 1)
-        lab.hub.rule = lambda source, target, message: \
-            0 if isinstance(message, frames.AppendEntries) and message.entries \
-            and message.previous_index > 15 else 1
+        lab.hub.rule = no_entries_behind_15
         adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_LEARNER, "n9"))
         await lab.until(lambda: joined.state.applied_index > 5)
         await joined.restart()
@@ -442,9 +457,7 @@ def test_a_removed_member_does_not_join_again_with_its_old_data(remembered: bool
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
-        joined = await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        joined = await learner(lab, leader)
         if remembered:
             await lab.until(lambda: joined.engine._storage.hard_state.state.joined)
         await change(leader, ChangeKind.REMOVE, "n9")
@@ -464,14 +477,10 @@ def test_a_node_that_joins_again_under_its_old_name_skips_what_it_was_before():
     async def scenario() -> None:
         lab = Lab(batch_bytes=100, window_bytes=200)
         leader = await lab.start()
-        await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        await learner(lab, leader)
         behind = lab.others(leader, lab.nodes["n9"])[0]
         behind.kill()
-        await change(leader, ChangeKind.REMOVE, "n9")
-        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
-        lab.nodes.pop("n9").kill()
+        await removed_and_wiped(lab, leader)
         for number in range(200):
             await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
         lab.hub.isolate(behind.node_id, [node.node_id for node in lab.others(behind)])
@@ -495,14 +504,10 @@ def test_a_node_that_only_a_member_from_the_past_takes_for_one_goes_on_waiting()
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
-        await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        await learner(lab, leader)
         behind, other = lab.others(leader, lab.nodes["n9"])
         behind.kill()
-        await change(leader, ChangeKind.REMOVE, "n9")
-        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
-        lab.nodes.pop("n9").kill()
+        await removed_and_wiped(lab, leader)
         lab.hub.isolate(behind.node_id, [leader.node_id, other.node_id])
         lab.hub.isolate("n9", [leader.node_id, other.node_id])
         await behind.start()
@@ -544,16 +549,12 @@ def test_what_a_member_from_the_past_told_is_corrected_before_the_log_is_believe
     async def scenario() -> None:
         lab = Lab(batch_bytes=100, window_bytes=200)
         leader = await lab.start()
-        await newcomer(lab)
-        await change(leader, ChangeKind.ADD_LEARNER, "n9")
-        await lab.settle()
+        await learner(lab, leader)
         behind, other = lab.others(leader, lab.nodes["n9"])
         behind.kill()
         for number in range(200):
             await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
-        await change(leader, ChangeKind.REMOVE, "n9")
-        await lab.until(lambda: bool(lab.nodes["n9"].fatal))
-        lab.nodes.pop("n9").kill()
+        await removed_and_wiped(lab, leader)
         for number in range(200):
             await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
         lab.hub.isolate("n9", [leader.node_id, other.node_id])
@@ -603,9 +604,7 @@ def test_a_newcomer_that_is_removed_while_it_catches_up_waits_again():
             await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
         joined = await newcomer(lab)
         await lab.until(lambda: len(joined.engine.members()) == 1)
-        lab.hub.rule = lambda source, target, message: \
-            0 if target == "n9" and isinstance(message, frames.AppendEntries) and message.entries \
-            and message.previous_index > 15 else 1
+        lab.hub.rule = no_entries_behind_15
         await change(leader, ChangeKind.ADD_LEARNER, "n9")
         await lab.until(lambda: "n9" in suffrages(joined))
         await change(leader, ChangeKind.REMOVE, "n9")
