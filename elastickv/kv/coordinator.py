@@ -40,7 +40,7 @@ from elastickv.kv.proposer import Proposer
 from elastickv.kv.txn import Sealer, build_request, check_key, check_ops, log_bytes
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.store.mvcc_store import Store
-from elastickv.wire import HlcCeiling, encode_entry, encode_writes
+from elastickv.wire import HlcCeiling, Writes, encode_entry, encode_writes
 
 MAX_IN_FLIGHT = 1
 MAX_GROUP_BYTES = 1 << 20
@@ -232,11 +232,12 @@ class Coordinator:
             if seal is None:
                 self._put_back(group)
                 return False
-            entry = self._encode(group, seal)
+            entry = self._entry_of(group, seal)
+            payload = encode_writes(entry.requests)
         except ElasticKVError as error:
             _reject(group, error)
             return bool(group)  # nothing of an empty one can go before the ceiling is raised
-        future = self._proposer.submit(entry, timeout_s=ENTRY_TIMEOUT_S)
+        future = self._proposer.submit(payload, timeout_s=ENTRY_TIMEOUT_S, entry=entry)
         if future is None:
             self._put_back(group)
             return False
@@ -245,7 +246,7 @@ class Coordinator:
         future.add_done_callback(lambda done: self._group_ended(group, done))
         return True
 
-    def _encode(self, group: list[_Pending], seal: Sealer) -> bytes:
+    def _entry_of(self, group: list[_Pending], seal: Sealer) -> Writes:
         """The entry of `group`, without those for which there is no timestamp yet: they are put
         back. Raises what a request of it deserves, with nothing proposed."""
         requests = []
@@ -258,7 +259,7 @@ class Coordinator:
         if len(requests) < len(group):
             self._requeue(group[len(requests):])
             del group[len(requests):]
-        return encode_writes(requests)
+        return Writes(requests)
 
     def _wait_for_company(self) -> bool:
         """Whether the queue is to wait; a timer then wakes the pump at the end of that."""

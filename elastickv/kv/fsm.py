@@ -46,6 +46,7 @@ from elastickv.wire import (
     Writes,
     decode_entry,
 )
+from elastickv.wire import Entry as LogEntry
 
 if TYPE_CHECKING:
     from elastickv.crypto.keystore import Keystore
@@ -66,27 +67,28 @@ WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
 
 
-def open_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore,
-                 own_entries: OwnEntries | None = None) -> bytes:
-    """The clear entry behind a log payload; from `own_entries` where it is known.
+def read_payload(payload: bytes, index: int, cutover_index: int, keystore: Keystore,
+                 own_entries: OwnEntries | None = None) -> LogEntry:
+    """The entry behind a log payload; from `own_entries` where it is known.
 
     Entries above the raft cutover are raft envelopes, with two exceptions: writer registrations
     and nonce reservations (opcodes 0x03 and 0x07, ids and counters only) may stay in the clear,
     because a cluster that restarts has nobody who may seal yet. Neither opcode is an envelope
     version, so they cannot be confused.
-    Raises `CorruptionError` when the envelope does not open.
+    Raises `CorruptionError` when the envelope does not open or the entry does not parse.
     """
-    if cutover_index == 0 or index <= cutover_index or payload[0] in CLEAR_OPCODES:
-        return payload
-    clear = own_entries.take(payload) if own_entries is not None else None
-    return clear if clear is not None else open_raft(keystore, payload)
+    is_sealed = 0 < cutover_index < index and payload[0] not in CLEAR_OPCODES
+    own = own_entries.take(payload, is_sealed=is_sealed) if own_entries is not None else None
+    if own is not None:
+        return own
+    return decode_entry(open_raft(keystore, payload) if is_sealed else payload)
 
 
 class KvStateMachine:
     """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
 
     `on_keys_changed(entry_index)` is called after an encryption entry changed keys or registry.
-    `own_entries` knows what this process sealed itself.
+    `own_entries` knows what this process proposed itself.
     """
 
     def __init__(self, store: Store, applier: Applier, hlc: HybridLogicalClock, *,
@@ -126,8 +128,8 @@ class KvStateMachine:
         try:
             sidecar = self._applier.sidecar
             cutover = sidecar.raft_envelope_cutover_index if sidecar else 0
-            decoded = decode_entry(open_payload(entry.payload, index, cutover,
-                                                self._applier.keystore, self._own_entries))
+            decoded = read_payload(entry.payload, index, cutover, self._applier.keystore,
+                                   self._own_entries)
             match decoded:
                 case Writes():
                     return self._apply_writes(index, decoded.requests, sidecar)

@@ -1,8 +1,11 @@
-"""What this process sealed into the log and has not applied yet."""
+"""What this process put into the log and has not applied yet."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from elastickv.crypto.envelope import HEADER_BYTES
+from elastickv.wire import Entry, decode_entry
 
 MOST_ENTRIES = 8
 """More than are under way at once."""
@@ -11,30 +14,43 @@ MOST_ENTRY_BYTES = 2 << 20
 push it out."""
 
 
-class OwnEntries:
-    """The clear form of the log entries that this process sealed last.
+class _Own(NamedTuple):
+    payload: bytes
+    is_sealed: bool
+    clear: bytes
+    entry: Entry | None
 
-    A leader meets its own entries again when it applies them, and need not decrypt what it has just
-    encrypted: under one key, equal bytes open to one plaintext. Any other bytes are not known here.
+
+class OwnEntries:
+    """The log entries that this process proposed last.
+
+    A leader meets its own entries again when it applies them, and need neither decrypt nor decode
+    what it has just encoded and encrypted: under one key, equal bytes open to one plaintext, and
+    what an entry was encoded from is what it decodes to. Any other bytes are not known here.
     """
 
     def __init__(self) -> None:
-        self._by_header: dict[bytes, tuple[bytes, bytes]] = {}
+        self._by_header: dict[bytes, _Own] = {}
 
-    def add(self, sealed: bytes, clear: bytes) -> None:
-        """`clear` was sealed into the raft envelope `sealed`."""
+    def add(self, payload: bytes, clear: bytes, entry: Entry | None = None) -> None:
+        """`clear` went into the log as `payload`: as it is, or in a raft envelope. `entry` is what
+        `clear` was encoded from, where the caller still has that."""
         if len(clear) > MOST_ENTRY_BYTES:
             return
         if len(self._by_header) >= MOST_ENTRIES:
             del self._by_header[next(iter(self._by_header))]
-        # The header ends with the nonce, which no other entry under its key has.
-        self._by_header[sealed[:HEADER_BYTES]] = sealed, clear
+        # An envelope's header ends with the nonce, which no other entry under its key has; the
+        # first bytes of a clear write hold its timestamp.
+        self._by_header[payload[:HEADER_BYTES]] = _Own(payload, payload is not clear, clear, entry)
 
-    def take(self, sealed: bytes) -> bytes | None:
-        """What was sealed into exactly these bytes, once; None when it is not known."""
-        header = sealed[:HEADER_BYTES]
+    def take(self, payload: bytes, *, is_sealed: bool) -> Entry | None:
+        """What went into the log as exactly these bytes, once; None when that is not known.
+
+        Whether the log holds an envelope there is the caller's to say: no bytes tell it.
+        """
+        header = payload[:HEADER_BYTES]
         known = self._by_header.get(header)
-        if known is None or known[0] != sealed:
+        if known is None or known.is_sealed is not is_sealed or known.payload != payload:
             return None
         del self._by_header[header]
-        return known[1]
+        return known.entry if known.entry is not None else decode_entry(known.clear)

@@ -23,6 +23,7 @@ from elastickv.errors import (
     PeerError,
 )
 from elastickv.raft.engine import RaftEngine
+from elastickv.wire import Entry
 
 SETTLE_TIMEOUT_S = 60.0
 
@@ -45,7 +46,8 @@ class Seals(Protocol):
 
     def entry_ready(self, *, own_entry: bool = False) -> bool: ...
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False) -> bytes | None: ...
+    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+                   entry: Entry | None = None) -> bytes | None: ...
 
 
 class NotSealable(PeerError):
@@ -109,12 +111,13 @@ class Proposer:
         finally:
             timer.cancel()
 
-    def submit(self, payload: bytes, *, timeout_s: float,
-               own_entry: bool = False) -> asyncio.Future[object] | None:
-        """Seal and propose now; None when held or when this node may not seal yet."""
+    def submit(self, payload: bytes, *, timeout_s: float, own_entry: bool = False,
+               entry: Entry | None = None) -> asyncio.Future[object] | None:
+        """Seal and propose now; None when held or when this node may not seal yet. `entry` is what
+        `payload` was encoded from: with it, this node need not decode that when it applies it."""
         if not self._open:
             return None
-        sealed = self._seals.seal_entry(payload, own_entry=own_entry)
+        sealed = self._seals.seal_entry(payload, own_entry=own_entry, entry=entry)
         if sealed is None:
             return None
         return self._track(sealed, timeout_s)
@@ -124,7 +127,7 @@ class Proposer:
         return self._track(payload, timeout_s)
 
     def _track(self, payload: bytes, timeout_s: float) -> asyncio.Future[object]:
-        future = asyncio.ensure_future(self._engine.propose(payload, timeout_s=timeout_s))
+        future = self._engine.propose(payload, timeout_s=timeout_s)
         self._in_flight += 1
         future.add_done_callback(self._ended)
         return future

@@ -14,10 +14,11 @@ from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.txn import Sealer
 from elastickv.kv.usage import NonceBudgets
 from elastickv.store.values import plain_record, seal_record
+from elastickv.wire import Entry
 
 
 class Sealing:
-    """Seals for one process. `own_entries` is told of every log entry that was sealed."""
+    """Seals for one process. `own_entries` is told of what goes into the log."""
 
     def __init__(self, applier: Applier, budgets: NonceBudgets,
                  own_entries: OwnEntries | None = None) -> None:
@@ -61,17 +62,20 @@ class Sealing:
             return True
         return self._budgets.take(sidecar.active_raft, 1, own_entry=own_entry) is not None
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False) -> bytes | None:
+    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+                   entry: Entry | None = None) -> bytes | None:
         """The form in which `payload` goes into the log; None while it may not be sealed."""
         sidecar = self._applier.sidecar
         if sidecar is None or sidecar.raft_envelope_cutover_index == 0:
+            if entry is not None:
+                self._own_entries.add(payload, payload, entry)
             return payload
         nonces = self._budgets.take(sidecar.active_raft, 1, own_entry=own_entry)
         if nonces is None:
             return None
         handle = _require_handle(self._applier.keystore, sidecar.active_raft)
         sealed = seal_raft(handle, nonces.next(), payload)
-        self._own_entries.add(sealed, payload)
+        self._own_entries.add(sealed, payload, entry)
         return sealed
 
     def prepare(self) -> None:

@@ -18,6 +18,7 @@ Contract, which `pysyncobj_engine.py` keeps and every user may rely on:
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ class RaftEngine(Protocol):
         """Hand leadership over when leading, flush, and close."""
         ...
 
-    def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
+    def propose(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
         """Append `payload` on this leader; resolves to what `apply` returned for it."""
         ...
 

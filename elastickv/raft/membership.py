@@ -61,7 +61,10 @@ class Configuration:
 
     def find(self, node_id: str) -> Member | None:
         """The member with this id."""
-        return next((m for m in self.members if m.node_id == node_id), None)
+        for member in self.members:
+            if member.node_id == node_id:
+                return member
+        return None
 
     def ids(self, suffrage: Suffrage) -> list[str]:
         """Sorted ids of the members with `suffrage`."""
@@ -73,16 +76,13 @@ class MembershipLog:
 
     def __init__(self, base: Configuration) -> None:
         self._stack = [base]
+        self.current = base
+        """The configuration in force: the latest, committed or not."""
 
     @property
     def base(self) -> Configuration:
         """The configuration that the log begins with."""
         return self._stack[0]
-
-    @property
-    def current(self) -> Configuration:
-        """The configuration in force: the latest, committed or not."""
-        return self._stack[-1]
 
     def at(self, index: int) -> Configuration:
         """The configuration in force at `index`."""
@@ -96,15 +96,18 @@ class MembershipLog:
         """The entry at `index` is a configuration. One that the base already covers is ignored."""
         if index > self.current.index:
             self._stack.append(Configuration(index, decode_members(command[1:])))
+            self.current = self._stack[-1]
 
     def truncated(self, index: int) -> None:
         """The log lost `index` and everything behind it."""
         while len(self._stack) > 1 and self._stack[-1].index >= index:
             self._stack.pop()
+        self.current = self._stack[-1]
 
     def rebase(self, base: Configuration) -> None:
         """The log begins with `base`."""
         self._stack = [base, *(c for c in self._stack if c.index > base.index)]
+        self.current = self._stack[-1]
 
 
 class ChangeKind(enum.Enum):

@@ -215,8 +215,5 @@ class Pump:
         if min(core.commit_index(), journal.durable_index) > core.applied_index() \
                 and not self._may_apply_later():
             return True
-        if not core.is_leading() or journal.durable_index <= core.commit_index():
-            return False
-        others = [voter for voter in core.voters() if voter != self._context.node_id]
-        return not others or any(core.match_index(voter) > core.commit_index()
-                                 for voter in others)
+        return (core.is_leading() and journal.durable_index > core.commit_index()
+                and core.may_commit())

@@ -1,9 +1,10 @@
 """PySyncObj's state machine with its unsafe parts replaced, behind plain methods.
 
-PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, counting of matches,
-the step-down of a leader without a quorum. Replaced (each name is a private method of `SyncObj`,
-looked up on the instance, hence overridable): when entries are sent, how commits are counted, how
-entries are applied, membership parsing, compaction.
+PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, the step-down of a
+leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked up on the
+instance, hence overridable): when entries are sent, how commits are counted, how entries are
+applied, membership parsing, compaction. Done without it, where nothing else could come of them: an
+entry behind the end of the log, an acknowledgement.
 
 PySyncObj inspects every attribute in its constructor, so this class has methods, no properties.
 """
@@ -181,11 +182,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def leader_id(self) -> str:
         leader = self._SyncObj__raftLeader
-        return leader.id if leader is not None else ""
+        return leader.node_id if leader is not None else ""
 
     def voters(self) -> list[str]:
         """Ids of the voting members, this one included, sorted."""
-        ids = [node.id for node in self._SyncObj__otherNodes]
+        ids = [node.node_id for node in self._SyncObj__otherNodes]
         if self._is_voter:
             ids.append(self._settings.node_id)
         return sorted(ids)
@@ -205,6 +206,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def match_index(self, peer_id: str) -> int:
         return int(self._SyncObj__raftMatchIndex.get(peer_node(peer_id), 0))
+
+    def may_commit(self) -> bool:
+        others, matches = self._SyncObj__otherNodes, self._SyncObj__raftMatchIndex
+        return not others or max(matches[node] for node in others) > self._settled_commit
 
     def last_response(self, peer_id: str) -> float:
         return float(self._SyncObj__lastResponseTime.get(peer_node(peer_id), 0.0))
@@ -348,17 +353,20 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftCommitIndex = self._settled_commit
 
     def receive_ack(self, peer_id: str, next_index: int, *, accepted: bool) -> None:
-        """An acknowledgement or rejection of this leader's current term."""
-        use_clock(self._now)
-        before = self.next_index(peer_id)
-        self._SyncObj__onMessageReceived(peer_node(peer_id), {
-            "type": "next_node_idx",
-            "next_node_idx": next_index,
-            "reset": not accepted,
-            "success": accepted,
-        })
-        self.set_next_index(peer_id, rules.next_index_after_ack(
-            before, self.next_index(peer_id), self.match_index(peer_id), accepted=accepted))
+        """An acknowledgement or rejection of this leader's current term, which is what PySyncObj
+        would make of it but for the rule at the end."""
+        node = peer_node(peer_id)
+        matches, next_indexes = self._SyncObj__raftMatchIndex, self._SyncObj__raftNextIndex
+        before = after = next_indexes[node]
+        match_index = matches[node]
+        if not accepted:
+            after = next_index
+        elif match_index < next_index - 1:
+            match_index = matches[node] = next_index - 1
+            after = next_index
+        next_indexes[node] = rules.next_index_after_ack(before, after, match_index,
+                                                        accepted=accepted)
+        self._SyncObj__lastResponseTime[node] = self._now()
 
     def receive_vote_request(self, peer_id: str, term: int, last_index: int,
                              last_term: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from elastickv.durable import Disk
 from elastickv.errors import (
@@ -168,7 +168,7 @@ class PySyncObjEngine:
         self._pump = Pump(
             self._context, self._roles, self._elections, self._follower, self._replication,
             self._reads, self._transfer, self._waiters, offload=self._offload,
-            flush_links=self._links.flush, is_active=lambda: self._takes_part,
+            flush_links=self._links.flush, is_active=self._takes_part,
             note_full_disk=self._note_full_disk, fail=self._fail, on_sync=self._on_sync)
         self._dispatch = self._message_table()
 
@@ -222,9 +222,9 @@ class PySyncObjEngine:
     def _active(self) -> bool:
         return self._running and self._fatal_error is None
 
-    @property
     def _takes_part(self) -> bool:
-        return self._active and not self._receiver.is_cut_short
+        return (self._running and self._fatal_error is None
+                and not self._receiver.is_cut_short)
 
     def _schedule(self) -> None:
         self._pump.schedule()
@@ -314,7 +314,7 @@ class PySyncObjEngine:
 
     # --- proposals and reads ------------------------------------------------------------------
 
-    def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
+    def propose(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
         future: asyncio.Future[object] = self._loop.create_future()
         try:
             self._require_leader()
@@ -487,7 +487,7 @@ class PySyncObjEngine:
         self._schedule()
 
     def received(self, peer_id: str, body: bytes) -> None:
-        if not self._takes_part or peer_id not in self._connected:
+        if not self._takes_part() or peer_id not in self._connected:
             return
         try:
             message = frames.decode_message(body)

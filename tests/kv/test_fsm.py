@@ -18,7 +18,7 @@ from elastickv.errors import (
     StorageEnvelopeRequired,
 )
 from elastickv.kv.api import OpKind, WriteResult
-from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, open_payload
+from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, read_payload
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import decode_number
 from elastickv.store.values import plain_record, seal_record, tombstone_record
@@ -188,10 +188,11 @@ def test_a_registration_may_stay_in_the_clear_above_the_cutover(machine: Machine
 
 
 def test_the_cutover_entry_itself_and_those_before_it_are_clear() -> None:
-    assert open_payload(b"\x01rest", 7, 0, Keystore()) == b"\x01rest"
-    assert open_payload(b"\x01rest", 7, 7, Keystore()) == b"\x01rest"
+    entry = HlcCeiling(ts(500))
+    assert read_payload(encode_entry(entry), 7, 0, Keystore()) == entry
+    assert read_payload(encode_entry(entry), 7, 7, Keystore()) == entry
     with pytest.raises(IntegrityError):
-        open_payload(b"\x01" + bytes(40), 8, 7, Keystore())
+        read_payload(encode_entry(entry), 8, 7, Keystore())
 
 
 def test_a_ceiling_is_kept_and_observed(machine: Machine) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.proposer import Proposer
 from elastickv.raft.engine import Role
 from elastickv.store.values import plain_record, tombstone_record
-from elastickv.wire import Writes, decode_entry
+from elastickv.wire import Entry, Writes, decode_entry
 from tests.kv.machine import Machine
 
 LOOP_PASSES = 200
@@ -48,7 +48,7 @@ class RefusingEngine:
     def status(self) -> SimpleNamespace:
         return SimpleNamespace(leader_id="n2")
 
-    def propose(self, payload: bytes, *, timeout_s: float) -> Awaitable[object]:
+    def propose(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
         future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         entry = decode_entry(payload)
         if not isinstance(entry, Writes):
@@ -74,7 +74,8 @@ class ClearSeals:
     def entry_ready(self, *, own_entry: bool = False) -> bool:
         return True
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False) -> bytes | None:
+    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+                   entry: Entry | None = None) -> bytes | None:
         return payload
 
 
