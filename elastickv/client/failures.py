@@ -52,16 +52,17 @@ _CLASSES: Mapping[str, type[ElasticKVError]] = {
 _BEFORE_PROPOSAL: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
-    # Only the transport says this without a trailer: the message was larger than a side takes.
-    grpc.StatusCode.RESOURCE_EXHAUSTED: InvalidArgument,
     grpc.StatusCode.UNIMPLEMENTED: errors.Unimplemented,
     grpc.StatusCode.FAILED_PRECONDITION: errors.OperatorError,
     grpc.StatusCode.UNAUTHENTICATED: errors.OperatorError,
     grpc.StatusCode.PERMISSION_DENIED: errors.OperatorError,
 }
+# gRPC's own words for a message that a side does not take. No request of that size was served.
+_TOO_LARGE = "message larger than max"
 _READ_FAILURES: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
     grpc.StatusCode.UNAVAILABLE: NotReached,
     grpc.StatusCode.CANCELLED: NotReached,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.DATA_LOSS: errors.CorruptionError,
     grpc.StatusCode.ABORTED: errors.ConditionFailed,
@@ -95,6 +96,8 @@ def error_of(failure: Failure, *, write: bool) -> ElasticKVError:
     if outcome:
         return OutcomeUnknown(message, remedy=remedy or _READ_FIRST)
     certain = _BEFORE_PROPOSAL.get(failure.code)
+    if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in failure.detail:
+        certain = InvalidArgument
     if certain is not None:
         return certain(_told(failure))
     if write:

@@ -100,7 +100,7 @@ WITHOUT_TRAILERS: dict[grpc.StatusCode, tuple[type[ElasticKVError], type[Elastic
     Code.ALREADY_EXISTS: (OutcomeUnknown, ElasticKVError),
     Code.PERMISSION_DENIED: (OperatorError, OperatorError),
     Code.UNAUTHENTICATED: (OperatorError, OperatorError),
-    Code.RESOURCE_EXHAUSTED: (InvalidArgument, InvalidArgument),
+    Code.RESOURCE_EXHAUSTED: (OutcomeUnknown, Overloaded),
     Code.FAILED_PRECONDITION: (OperatorError, OperatorError),
     Code.ABORTED: (OutcomeUnknown, ConditionFailed),
     Code.OUT_OF_RANGE: (InvalidArgument, InvalidArgument),
@@ -122,6 +122,18 @@ def test_a_status_without_trailers(code: grpc.StatusCode) -> None:
     assert type(error_of(bare(code), write=False)) is of_read
     for write in (True, False):
         assert "h:1" in str(error_of(bare(code), write=write))
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize("detail", [
+    "CLIENT: Sent message larger than max (9 vs. 8)",
+    "SERVER: Received message larger than max (9 vs. 8)",
+    "message larger than max (9 vs. 8)",
+])
+def test_a_message_that_the_transport_does_not_take_is_the_callers_mistake(
+        detail: str, write: bool) -> None:
+    failure = Failure(Code.RESOURCE_EXHAUSTED, detail, "h:1")
+    assert type(error_of(failure, write=write)) is InvalidArgument
 
 
 @pytest.mark.parametrize(("error", "read", "write"), [

@@ -286,6 +286,7 @@ async def test_an_oversized_message_is_refused_and_the_node_goes_on(
     kv = kv_grpc.RawKVStub(channel)
     caught = await failure(kv.RawPut(pb.RawPutRequest(key=b"k", value=bytes(16 << 20))))
     assert caught.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "message larger than max" in str(caught.details())  # by this, clients know its cause
     assert node.kv.index == 0
     assert (await kv.RawPut(pb.RawPutRequest(key=b"k", value=b"v"))).success
 

@@ -63,8 +63,9 @@ def check_prefix(compressed: int, length: int, max_message_bytes: int) -> None:
         raise BadMessage(grpc.StatusCode.UNIMPLEMENTED if compressed == 1
                          else grpc.StatusCode.INTERNAL, "compressed messages are not taken")
     if length > max_message_bytes:
+        # gRPC's own words, by which clients tell it from an overload.
         raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                         f"the message has {length} bytes; the limit is {max_message_bytes}")
+                         f"message larger than max ({length} vs. {max_message_bytes})")
 
 
 def single_message(content: bytes, max_message_bytes: int) -> bytes:
