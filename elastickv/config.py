@@ -105,8 +105,8 @@ SETTINGS: tuple[Setting, ...] = (
             "readable by its owner only.", go_flag="kekFile"),
     Setting("encryption_enabled", Kind.BOOL, "Open the gate for operations that change "
             "encryption. Needs a KEK.", default="false"),
-    Setting("encryption_rotate_on_startup", Kind.BOOL, "Rotate both DEKs once if this node is the "
-            "first leader that it sees after its start.", default="false"),
+    Setting("encryption_rotate_on_startup", Kind.BOOL, "Rotate both DEKs once if this node leads "
+            "after its start, or if whoever does ends before it has.", default="false"),
     Setting("dek_max_age", Kind.DURATION, "Age at which the leader rotates a DEK by itself: a "
             "number and s, m, h or d. 0 = never.", default="0"),
     Setting("dek_max_writes", Kind.INT, "Writes under one DEK: the leader rotates it at 90 % of "

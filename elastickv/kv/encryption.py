@@ -198,9 +198,9 @@ class EncryptionController:
     # --- automatic rotation ---------------------------------------------------------------------
 
     def _rotation_view(self) -> View:
-        leads = self._engine.is_leader()
-        return View(leads, self._engine.status().leader_id not in ("", self._engine.node_id),
-                    dict(self._dek_facts()) if leads else {})
+        leader_id = self._engine.status().leader_id
+        return View(self._engine.is_leader(), leader_id not in ("", self._engine.node_id),
+                    dict(self._dek_facts()))
 
     def _dek_facts(self) -> Iterator[tuple[Purpose, DekFacts]]:
         sidecar = self._applier.sidecar

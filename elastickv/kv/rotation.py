@@ -31,6 +31,8 @@ from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
 
 TICK_S = 1.0
 RETRY_S = 5.0
+STARTUP_S = 60.0
+"""How long a node that follows leaves the rotation after a start to the one that leads."""
 
 log = logs.get_logger(__name__)
 
@@ -144,6 +146,8 @@ class AutomaticRotation:
         self._states = dict.fromkeys(Purpose, RotationState.IDLE)
         self._retry_at = dict.fromkeys(Purpose, 0.0)
         self._startup_due = dict.fromkeys(Purpose, settings.on_startup)
+        self._startup_ends: float | None = None
+        self._began_with: dict[Purpose, int] = {}
         self._poked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -188,8 +192,8 @@ class AutomaticRotation:
         view = self._view()
         if not view.leads:
             self._event(purpose, RotationEvent.DEPOSED)
-            if view.another_leads:
-                self._startup_due[purpose] = False  # the one who led at the start does it
+            if self._startup_due[purpose]:
+                self._leave_startup(purpose, view)
             return
         if self._states[purpose] is RotationState.WAITING:
             if self._clock.monotonic() < self._retry_at[purpose]:
@@ -214,6 +218,20 @@ class AutomaticRotation:
             log.info("dek rotated", purpose=purpose.label, reason=reason.value)
             self._startup_due[purpose] = False
             self._event(purpose, RotationEvent.APPLIED)
+
+    def _leave_startup(self, purpose: Purpose, view: View) -> None:
+        """Whoever leads after the start rotates; if it ends before it has, the next leader does. A
+        node that was started alone follows one that does nothing: once it has done so for a while,
+        it does nothing either when it leads one day."""
+        now = self._clock.monotonic()
+        if view.another_leads and self._startup_ends is None:
+            self._startup_ends = now + STARTUP_S
+        is_over = self._startup_ends is not None and now >= self._startup_ends
+        facts = view.dek_facts.get(purpose)
+        is_rotated = facts is not None \
+            and self._began_with.setdefault(purpose, facts.dek_id) != facts.dek_id
+        if is_rotated or is_over:
+            self._startup_due[purpose] = False
 
     def _event(self, purpose: Purpose, event: RotationEvent) -> None:
         self._states[purpose] = TRANSITIONS[(self._states[purpose], event)]

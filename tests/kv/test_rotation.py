@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from elastickv.clock import FakeClock
@@ -12,6 +14,7 @@ from elastickv.kv import rotation
 from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
 from elastickv.kv.rotation import (
     RETRY_S,
+    STARTUP_S,
     TRANSITIONS,
     AutomaticRotation,
     DekFacts,
@@ -175,13 +178,38 @@ async def test_rotate_on_startup_is_done_once_by_the_leader() -> None:
     harness.view = View(True, False, SOUND)
     await harness.steps()
     await harness.steps()
-    assert [(purpose, reason) for purpose, _, reason in harness.made] == [
-        (Purpose.STORAGE, Reason.STARTUP), (Purpose.RAFT, Reason.STARTUP)]
+    assert [(purpose, reason) for purpose, _, reason in harness.made] == BY_BOTH
+
+
+FOLLOWS = View(False, True, SOUND)
+BY_BOTH = [(Purpose.STORAGE, Reason.STARTUP), (Purpose.RAFT, Reason.STARTUP)]
+ROTATED = {purpose: replace(FRESH, dek_id=FRESH.dek_id + 1) for purpose in Purpose}
+
+
+@pytest.mark.parametrize(("meanwhile", "expected"), [
+    pytest.param(FOLLOWS, BY_BOTH, id="the first leader ended before it rotated"),
+    pytest.param(View(False, True, {}), BY_BOTH, id="a member without a sidecar yet"),
+    pytest.param(View(False, True, ROTATED), [], id="the first leader has rotated"),
+    pytest.param(View(False, False, ROTATED), [], id="it has rotated and ended"),
+])
+async def test_rotate_on_startup_is_left_to_the_first_leader_until_it_ends(
+        meanwhile: View, expected: list[tuple[Purpose, Reason]]) -> None:
+    harness = Harness(STARTUP)
+    harness.view = FOLLOWS
+    await harness.steps()
+    harness.view = meanwhile
+    await harness.steps()
+    harness.view = View(True, False, meanwhile.dek_facts or SOUND)
+    await harness.steps()
+    await harness.steps()
+    assert [(purpose, reason) for purpose, _, reason in harness.made] == expected
 
 
 async def test_rotate_on_startup_is_not_done_by_one_that_leads_later() -> None:
     harness = Harness(STARTUP)
-    harness.view = View(False, True, {})
+    harness.view = FOLLOWS
+    await harness.steps()
+    harness.clock.advance(STARTUP_S)
     await harness.steps()
     harness.view = View(True, False, SOUND)
     await harness.steps()
