@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from elastickv.errors import DiskFull, PeerError, RemovedFromCluster, WireError
+from elastickv.errors import DiskFull, NoLeader, PeerError, RemovedFromCluster, WireError
 from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
@@ -170,9 +170,16 @@ class Members:
             self.changed()
 
     async def _tell(self, peer_id: str, method: str, payload: bytes) -> bytes:
-        """The committed configuration, for a node that joins."""
+        """The committed configuration, for a node that joins. A new leader does not know what is
+        committed before an entry of its own term is; it is asked again. A voter hears what there
+        is, since that entry may not be committed without it."""
+        core = self._context.core
+        if core.is_leading() and core.commit_index() < core.noop_index() \
+                and peer_id not in core.voters():
+            raise NoLeader(f"member {self._context.node_id} has only just been elected",
+                           remedy="ask again")
         return pack_configuration(
-            self._storage.membership.at(self._context.core.commit_index()))
+            self._storage.membership.at(core.commit_index()))
 
     def close(self) -> None:
         """Ask no more."""

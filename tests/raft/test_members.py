@@ -18,6 +18,7 @@ from elastickv.errors import (
     RemovedFromCluster,
 )
 from elastickv.raft import frames, records
+from elastickv.raft.configuration import unpack_configuration
 from elastickv.raft.engine import Member, Role, Suffrage
 from elastickv.raft.membership import (
     CONFIGURATION_KIND,
@@ -616,5 +617,25 @@ def test_a_newcomer_that_is_removed_while_it_catches_up_waits_again():
         await change(leader, ChangeKind.ADD_LEARNER, "n9")
         await lab.settle()
         assert suffrages(joined)["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+def test_a_new_leader_tells_a_newcomer_nothing_before_it_knows_what_is_committed():
+    async def scenario() -> None:
+        lab = Lab()
+        first = await lab.start()
+        await learner(lab, first)
+        others = [node for node in lab.nodes.values() if node is not first and node.node_id != "n9"]
+        first.kill()
+        lab.hub.rule = lambda source, target, message: 0 if isinstance(message, frames.Ack) else 1
+        await lab.until(lambda: any(node.core.is_leading() for node in others))
+        second = next(node for node in others if node.core.is_leading())
+        with pytest.raises(NoLeader):
+            await second.engine._members._tell("n8", "", b"")
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.leader(others)
+        told = unpack_configuration(await second.engine._members._tell("n8", "", b""))
+        assert told.find("n9") is not None
 
     run(scenario())
