@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +86,12 @@ def parse_log(text: str) -> list[tuple[int, float]]:
     return calls
 
 
-def _option(name: str, seconds: float) -> str:
-    """h2load takes whole numbers of a unit only."""
-    return f"{name}{round(seconds * 1000)}ms"
-
-
-def command(load: Load, *, duration_s: float, warm_up_s: float, log: Path) -> list[str]:
+def command(load: Load, *, duration_s: float, log: Path) -> list[str]:
     """The command line of one instance."""
     headers = [part for header in GRPC_HEADERS for part in ("-H", header)]
     # Several paths are visited in turn; that is how a mix of calls with one body is made.
     return ["h2load", "-t1", f"-c{load.connections}", f"-m{load.streams}",
-            _option("-D", duration_s), _option("--warm-up-time=", warm_up_s), "-d", str(load.body),
+            f"-D{round(duration_s * 1000)}ms", "-d", str(load.body),
             f"--log-file={log}", *headers, *(load.url + path for path in load.paths)]
 
 
@@ -106,29 +100,34 @@ def run(loads: Sequence[Load], directory: Path, *, duration_s: float, warm_up_s:
         ) -> tuple[LoadResult, list[tuple[int, float]]]:
     """Run all instances at the same time; the sum, and every call with its latency.
 
-    `server_cpu_s` is read after the warm-up, which h2load does not report, and at the end. Raises
-    `LoadFailed` when an instance reports any failed, errored or timed-out request.
+    The warm-up is a run of its own: h2load's, within one run, has no requests in the report, but
+    its bytes are there, and no count of them would tell whether calls failed. `server_cpu_s` is
+    read before and after what counts. Raises `LoadFailed` when an instance reports any failed,
+    errored or timed-out request.
     """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     logs = [directory / f"log-{number}" for number in range(len(loads))]
-    processes = []
-    for load, log in zip(loads, logs, strict=True):
-        log.unlink(missing_ok=True)
-        processes.append(subprocess.Popen(
-            command(load, duration_s=duration_s, warm_up_s=warm_up_s, log=log),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "LC_ALL": "C"}))
-    time.sleep(warm_up_s)
+    if warm_up_s:
+        _run_all(loads, logs, warm_up_s)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     server_before = server_cpu_s()
-    outputs = _collect(processes, timeout_s=duration_s + 60)
+    outputs = _run_all(loads, logs, duration_s)
     server_used = server_cpu_s() - server_before
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     summaries = [parse_summary(output) for output in outputs]
     calls = [call for log in logs for call in parse_log(log.read_text(encoding="ascii"))]
-    # The warm-up is in the generator's own time; take its share out.
-    generator_s = ((after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)) \
-        * duration_s / (duration_s + warm_up_s)
+    generator_s = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return combine(summaries, [latency for _, latency in calls], generator_s, server_used), calls
+
+
+def _run_all(loads: Sequence[Load], logs: Sequence[Path], duration_s: float) -> list[str]:
+    """What each instance printed."""
+    processes = []
+    for load, log in zip(loads, logs, strict=True):
+        log.unlink(missing_ok=True)
+        processes.append(subprocess.Popen(
+            command(load, duration_s=duration_s, log=log), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env={**os.environ, "LC_ALL": "C"}))
+    return _collect(processes, timeout_s=duration_s + 60)
 
 
 def _collect(processes: Sequence[subprocess.Popen[str]], timeout_s: float) -> list[str]:

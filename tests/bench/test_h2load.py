@@ -1,7 +1,7 @@
 import pytest
 from h2load import Load, LoadFailed, Summary, combine, command, parse_log, parse_summary
 
-# What h2load 1.52 prints for a run with --warm-up-time.
+# What h2load 1.52 prints for a run with -D.
 OUTPUT = """\
 starting benchmark...
 Main benchmark duration is over for thread #0. Stopping all clients.
@@ -59,7 +59,7 @@ def test_a_failed_or_an_empty_run_is_no_result(summaries: list[Summary]) -> None
 
 def test_command_names_connections_streams_and_every_path(tmp_path) -> None:
     load = Load("http://127.0.0.1:1", ["/A/Get", "/A/Put"], tmp_path / "body", 4, 8)
-    words = command(load, duration_s=2.5, warm_up_s=1.0, log=tmp_path / "log")
-    assert words[:6] == ["h2load", "-t1", "-c4", "-m8", "-D2500ms", "--warm-up-time=1000ms"]
+    words = command(load, duration_s=2.5, log=tmp_path / "log")
+    assert words[:6] == ["h2load", "-t1", "-c4", "-m8", "-D2500ms", "-d"]
     assert words[-2:] == ["http://127.0.0.1:1/A/Get", "http://127.0.0.1:1/A/Put"]
     assert "content-type: application/grpc" in words
