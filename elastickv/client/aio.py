@@ -70,20 +70,21 @@ class Client:
                   timeout_s: float | None = None) -> WriteResult:
         """Write one key. `ttl_ms` 0 = never expires."""
         response = await self._caller.call(
-            rpcs.RAW_PUT, pb.RawPutRequest(key=key, value=value, ttl_ms=ttl_ms), timeout_s)
+            rpcs.RAW_PUT, lambda: pb.RawPutRequest(key=key, value=value, ttl_ms=ttl_ms), timeout_s)
         return WriteResult(response.commit_index, response.commit_ts)
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
                   timeout_s: float | None = None) -> ReadResult:
         """The version visible at `ts` (0 = latest). Linearizable unless `stale`."""
         response = await self._caller.call(
-            rpcs.RAW_GET, pb.RawGetRequest(key=key, ts=ts, stale=stale), timeout_s)
+            rpcs.RAW_GET, lambda: pb.RawGetRequest(key=key, ts=ts, stale=stale), timeout_s)
         return ReadResult(response.value, response.exists, response.commit_ts,
                           response.read_at_index, response.stale_ms)
 
     async def delete(self, key: bytes, *, timeout_s: float | None = None) -> WriteResult:
         """Remove one key. Removing an absent key is a write like any other."""
-        response = await self._caller.call(rpcs.RAW_DELETE, pb.RawDeleteRequest(key=key), timeout_s)
+        response = await self._caller.call(
+            rpcs.RAW_DELETE, lambda: pb.RawDeleteRequest(key=key), timeout_s)
         return WriteResult(response.commit_index, response.commit_ts)
 
     async def batch(self, ops: Iterable[Put | Delete], *, conditions: Iterable[Condition] = (),
@@ -93,14 +94,14 @@ class Client:
         Raises `ConditionFailed` when a condition does not hold.
         """
         response = await self._caller.call(
-            rpcs.RAW_BATCH, convert.batch_request(ops, conditions), timeout_s)
+            rpcs.RAW_BATCH, lambda: convert.batch_request(ops, conditions), timeout_s)
         return WriteResult(response.commit_index, response.commit_ts)
 
     async def latest_commit_ts(self, key: bytes, *,
                                timeout_s: float | None = None) -> tuple[int, bool]:
         """`(commit_ts, exists)` of the latest version; deleted and expired keys do not exist."""
         response = await self._caller.call(
-            rpcs.RAW_LATEST, pb.RawLatestCommitTSRequest(key=key), timeout_s)
+            rpcs.RAW_LATEST, lambda: pb.RawLatestCommitTSRequest(key=key), timeout_s)
         return response.ts, response.exists
 
     async def scan(self, start: bytes = b"", end: bytes = b"", *, limit: int = SCAN_PAGE,
@@ -108,7 +109,7 @@ class Client:
                    timeout_s: float | None = None) -> list[Pair]:
         """Up to `limit` pairs with start <= key < end (b"" = unbounded), in (reverse) key order."""
         response = await self._caller.call(
-            rpcs.RAW_SCAN, pb.RawScanAtRequest(
+            rpcs.RAW_SCAN, lambda: pb.RawScanAtRequest(
                 start_key=start, end_key=end, limit=limit, ts=ts, reverse=reverse,
                 keys_only=keys_only), timeout_s)
         return [Pair(pair.key, pair.value) for pair in response.kv]
@@ -152,15 +153,15 @@ class EncryptionCalls:
     async def capability(self, *, timeout_s: float | None = None) -> Capability:
         """What the member that answers says of itself."""
         return convert.capability(
-            await self._caller.call(rpcs.CAPABILITY, admin_pb.Empty(), timeout_s))
+            await self._caller.call(rpcs.CAPABILITY, admin_pb.Empty, timeout_s))
 
     async def sidecar_state(self, *, timeout_s: float | None = None) -> SidecarState:
         """The sidecar of the member that answers."""
-        return convert.sidecar(await self._caller.call(rpcs.SIDECAR, admin_pb.Empty(), timeout_s))
+        return convert.sidecar(await self._caller.call(rpcs.SIDECAR, admin_pb.Empty, timeout_s))
 
     async def members(self, *, timeout_s: float | None = None) -> list[MemberEncryption]:
         """Every member's capability and sidecar, reachable or not."""
-        report = await self._caller.call(rpcs.MEMBERS, admin_pb.Empty(), timeout_s)
+        report = await self._caller.call(rpcs.MEMBERS, admin_pb.Empty, timeout_s)
         return [convert.member(status) for status in report.members]
 
     async def bootstrap(self, *, wrapped_storage: bytes = b"", wrapped_raft: bytes = b"",
@@ -168,10 +169,11 @@ class EncryptionCalls:
                         writers: Sequence[Writer] = (),
                         timeout_s: float | None = None) -> BootstrapResult:
         """Give the cluster its first DEKs. With everything left empty the leader makes them."""
-        response = await self._caller.call(rpcs.BOOTSTRAP, admin_pb.BootstrapEncryptionRequest(
-            wrapped_storage_dek=wrapped_storage, wrapped_raft_dek=wrapped_raft,
-            storage_dek_id=storage_dek_id, raft_dek_id=raft_dek_id,
-            writer_batch=convert.writer_entries(writers)), timeout_s)
+        response = await self._caller.call(
+            rpcs.BOOTSTRAP, lambda: admin_pb.BootstrapEncryptionRequest(
+                wrapped_storage_dek=wrapped_storage, wrapped_raft_dek=wrapped_raft,
+                storage_dek_id=storage_dek_id, raft_dek_id=raft_dek_id,
+                writer_batch=convert.writer_entries(writers)), timeout_s)
         return BootstrapResult(response.applied_index, response.storage_dek_id,
                                response.raft_dek_id)
 
@@ -179,7 +181,7 @@ class EncryptionCalls:
                          proposer_node_id: int = 0, proposer_local_epoch: int = 0,
                          timeout_s: float | None = None) -> RotateResult:
         """Make a new DEK active. With everything left empty the leader makes it."""
-        response = await self._caller.call(rpcs.ROTATE, admin_pb.RotateDEKRequest(
+        response = await self._caller.call(rpcs.ROTATE, lambda: admin_pb.RotateDEKRequest(
             purpose=admin_pb.RotateDEKRequest.Purpose.ValueType(int(purpose)),
             wrapped_new_dek=wrapped, new_dek_id=new_dek_id, proposer_node_id=proposer_node_id,
             proposer_local_epoch=proposer_local_epoch), timeout_s)
@@ -188,23 +190,24 @@ class EncryptionCalls:
     async def register_writers(self, dek_id: int, writers: Sequence[Writer], *,
                                timeout_s: float | None = None) -> int:
         """Enter writers of a DEK into the registry; the log index."""
-        response = await self._caller.call(rpcs.REGISTER, admin_pb.RegisterEncryptionWriterRequest(
-            dek_id=dek_id, writers=convert.writer_entries(writers)), timeout_s)
+        response = await self._caller.call(
+            rpcs.REGISTER, lambda: admin_pb.RegisterEncryptionWriterRequest(
+                dek_id=dek_id, writers=convert.writer_entries(writers)), timeout_s)
         return response.applied_index
 
     async def resync_sidecar(self, caller_full_node_id: int, *,
                              timeout_s: float | None = None) -> SidecarState:
         """The leader's keys, and the epochs that the registry holds for that node."""
         return convert.resync(await self._caller.call(
-            rpcs.RESYNC, admin_pb.ResyncSidecarRequest(caller_full_node_id=caller_full_node_id),
-            timeout_s))
+            rpcs.RESYNC, lambda: admin_pb.ResyncSidecarRequest(
+                caller_full_node_id=caller_full_node_id), timeout_s))
 
     async def enable_storage_envelope(self, *, proposer_node_id: int = 0,
                                       proposer_local_epoch: int = 0,
                                       timeout_s: float | None = None) -> CutoverResult:
         """From now on values are ciphertext. One-way; repeating it reports the first time."""
         response = await self._caller.call(
-            rpcs.ENABLE_STORAGE, admin_pb.EnableStorageEnvelopeRequest(
+            rpcs.ENABLE_STORAGE, lambda: admin_pb.EnableStorageEnvelopeRequest(
                 proposer_node_id=proposer_node_id,
                 proposer_local_epoch=proposer_local_epoch), timeout_s)
         return convert.cutover(response)
@@ -214,7 +217,7 @@ class EncryptionCalls:
                                    timeout_s: float | None = None) -> CutoverResult:
         """From now on the log is ciphertext. One-way; repeating it reports the first time."""
         response = await self._caller.call(
-            rpcs.ENABLE_RAFT, admin_pb.EnableRaftEnvelopeRequest(
+            rpcs.ENABLE_RAFT, lambda: admin_pb.EnableRaftEnvelopeRequest(
                 proposer_node_id=proposer_node_id,
                 proposer_local_epoch=proposer_local_epoch), timeout_s)
         return convert.cutover(response)
@@ -229,12 +232,12 @@ class RaftCalls:
     async def status(self, *, timeout_s: float | None = None) -> RaftStatus:
         """The counters of the member that answers."""
         return convert.raft_status(
-            await self._caller.call(rpcs.RAFT_STATUS, pb.RaftAdminStatusRequest(), timeout_s))
+            await self._caller.call(rpcs.RAFT_STATUS, pb.RaftAdminStatusRequest, timeout_s))
 
     async def members(self, *, timeout_s: float | None = None) -> list[RaftMember]:
         """The current configuration."""
         response = await self._caller.call(
-            rpcs.RAFT_CONFIGURATION, pb.RaftAdminConfigurationRequest(), timeout_s)
+            rpcs.RAFT_CONFIGURATION, pb.RaftAdminConfigurationRequest, timeout_s)
         return [convert.raft_member(member) for member in response.servers]
 
     async def add_voter(self, node_id: str, address: str, *, previous_index: int = 0,
@@ -243,14 +246,14 @@ class RaftCalls:
 
         `previous_index` other than 0 must be the present configuration's index.
         """
-        response = await self._caller.call(rpcs.ADD_VOTER, pb.RaftAdminAddVoterRequest(
+        response = await self._caller.call(rpcs.ADD_VOTER, lambda: pb.RaftAdminAddVoterRequest(
             id=node_id, address=address, previous_index=previous_index), timeout_s)
         return response.index
 
     async def add_learner(self, node_id: str, address: str, *, previous_index: int = 0,
                           timeout_s: float | None = None) -> int:
         """Add a member that receives the log and does not vote."""
-        response = await self._caller.call(rpcs.ADD_LEARNER, pb.RaftAdminAddLearnerRequest(
+        response = await self._caller.call(rpcs.ADD_LEARNER, lambda: pb.RaftAdminAddLearnerRequest(
             id=node_id, address=address, previous_index=previous_index), timeout_s)
         return response.index
 
@@ -258,7 +261,7 @@ class RaftCalls:
                               min_applied_index: int = 0, skip_min_applied_check: bool = False,
                               timeout_s: float | None = None) -> int:
         """Let a learner vote once it has applied `min_applied_index`."""
-        response = await self._caller.call(rpcs.PROMOTE, pb.RaftAdminPromoteLearnerRequest(
+        response = await self._caller.call(rpcs.PROMOTE, lambda: pb.RaftAdminPromoteLearnerRequest(
             id=node_id, previous_index=previous_index, min_applied_index=min_applied_index,
             skip_min_applied_check=skip_min_applied_check), timeout_s)
         return response.index
@@ -266,12 +269,12 @@ class RaftCalls:
     async def remove_server(self, node_id: str, *, previous_index: int = 0,
                             timeout_s: float | None = None) -> int:
         """Remove a member, which then stops itself."""
-        response = await self._caller.call(rpcs.REMOVE, pb.RaftAdminRemoveServerRequest(
+        response = await self._caller.call(rpcs.REMOVE, lambda: pb.RaftAdminRemoveServerRequest(
             id=node_id, previous_index=previous_index), timeout_s)
         return response.index
 
     async def transfer_leadership(self, node_id: str = "", *,
                                   timeout_s: float | None = None) -> None:
         """Hand leadership to a member ("" = the most up-to-date voter)."""
-        await self._caller.call(rpcs.TRANSFER, pb.RaftAdminTransferLeadershipRequest(
+        await self._caller.call(rpcs.TRANSFER, lambda: pb.RaftAdminTransferLeadershipRequest(
             target_id=node_id), timeout_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -30,12 +30,19 @@ class Caller:
         self._timeout_s = timeout_s
         self._closed = False
 
-    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: Callable[[], RequestT],
                    timeout_s: float | None = None) -> ResponseT:
-        """The response, within `timeout_s` (default: the client's). Raises `elastickv.errors`:
-        `ClientClosed` or, for a write under way, `OutcomeUnknown` when `close` is called."""
+        """The response to what `request` makes, within `timeout_s` (default: the client's). Raises
+        `elastickv.errors`: `InvalidArgument` for what does not fit its field; `ClientClosed` or,
+        for a write under way, `OutcomeUnknown` when `close` is called."""
         try:
-            return await self._call(rpc, request, timeout_s)
+            message = request()
+        except ValueError as error:
+            raise InvalidArgument(f"an argument does not fit its field: {error}",
+                                  remedy="give a number or text within the field's limits"
+                                  ) from None
+        try:
+            return await self._call(rpc, message, timeout_s)
         except grpc.aio.UsageError:
             if not self._closed:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -152,6 +152,22 @@ async def test_endpoints_that_are_none(endpoints: list[str]) -> None:
 async def test_a_timeout_is_above_zero(timeout_s: float) -> None:
     with pytest.raises(ConfigError):
         Client(["127.0.0.1:5"], timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda client: client.put(b"k", b"v", ttl_ms=-1), id="negative"),
+    pytest.param(lambda client: client.put(b"k", b"v", ttl_ms=1 << 64), id="too large"),
+    pytest.param(lambda client: client.batch([Put(b"k", b"v", ttl_ms=-1)]), id="in a batch"),
+    pytest.param(lambda client: client.batch([Put(b"k", b"v")], conditions=[Condition(b"k", -1)]),
+                 id="in a condition"),
+    pytest.param(lambda client: client.scan(ts=1 << 64), id="timestamp"),
+    pytest.param(lambda client: client.raft.remove_server("\ud800"), id="no text"),
+])
+async def test_what_fits_no_field_is_a_typed_error(
+        client: Client, make: Callable[[Client], Awaitable[object]]) -> None:
+    with pytest.raises(InvalidArgument, match="does not fit its field"):
+        await make(client)
+
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e12])
