@@ -94,9 +94,9 @@ class GrpcServer:
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
                  membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
                  accept_loops: int, reflection: bool, max_value_bytes: int,
-                 front: str = FRONT_GRPC, recorder: Recorder | None = None,
+                 front: str = FRONT_H2, recorder: Recorder | None = None,
                  audit: AuditLog | None = None) -> None:
-        """`front` is `grpc` (grpc.aio with `accept_loops` servers) or `h2` (our own). Calls are
+        """`front` is `h2` (our own) or `grpc` (grpc.aio with `accept_loops` servers). Calls are
         recorded where there is a `recorder`, administrative ones in `audit`."""
         self._host = host
         self._port = port

@@ -42,7 +42,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.txn import check_key, check_ops
 from elastickv.raft.engine import EngineStatus, Member, Role, Suffrage
-from elastickv.server.grpc_server import FRONT_GRPC, GrpcServer, ServerTls
+from elastickv.server.grpc_server import FRONT_H2, GrpcServer, ServerTls
 
 MAX_VALUE_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 256 * 1024
@@ -298,7 +298,7 @@ class MemoryNode:
 
     def __init__(self, raft_id: str = "n1", *, gate: bool = True, port: int = 0,
                  tls: ServerTls | None = None, accept_loops: int = 2,
-                 reflection: bool = False, front: str = FRONT_GRPC) -> None:
+                 reflection: bool = False, front: str = FRONT_H2) -> None:
         self.faults = Faults()
         self.kv = MemoryKv(self.faults)
         self.encryption = MemoryEncryption(self.faults, raft_id, gate=gate)

@@ -281,6 +281,16 @@ async def test_a_scan_that_fits_no_response_is_refused(channel: grpc.aio.Channel
     assert len((await kv.RawScanAt(pb.RawScanAtRequest(limit=30))).kv) == 30
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_client_may_compress(channel: grpc.aio.Channel,
+                                     compression: grpc.Compression) -> None:
+    kv = kv_grpc.RawKVStub(channel)
+    value = bytes(MAX_VALUE_BYTES)
+    await kv.RawPut(pb.RawPutRequest(key=b"k", value=value), compression=compression)
+    got = await kv.RawGet(pb.RawGetRequest(key=b"k"), compression=compression)
+    assert got.value == value
+
+
 async def test_an_oversized_message_is_refused_and_the_node_goes_on(
         node: MemoryNode, channel: grpc.aio.Channel) -> None:
     kv = kv_grpc.RawKVStub(channel)

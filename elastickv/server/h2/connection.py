@@ -229,7 +229,7 @@ class H2Connection(asyncio.Protocol):
             return
         if isinstance(head.method, Stream):
             call.queue = asyncio.Queue()
-            call.deframer = Deframer(self._limits.max_message_bytes)
+            call.deframer = Deframer(self._limits.max_message_bytes, call.head.encoding)
             call.task = self._loop.create_task(self._serve_stream(call, head.method, call.queue))
         if call.ended:
             self._end_request(call)
@@ -276,7 +276,8 @@ class H2Connection(asyncio.Protocol):
         try:
             if ended and call.deframer is None:
                 call.ended = True
-                self._start(call, single_message(payload, self._limits.max_message_bytes))
+                self._start(call, single_message(
+                    payload, self._limits.max_message_bytes, call.head.encoding))
                 return
             self._collect(call, payload)
         except BadMessage as error:
@@ -291,7 +292,7 @@ class H2Connection(asyncio.Protocol):
     def _collect(self, call: Call, payload: bytes) -> None:
         """Keep a part of a request. Raises `BadMessage`."""
         if call.deframer is None:
-            call.deframer = Deframer(self._limits.max_message_bytes)
+            call.deframer = Deframer(self._limits.max_message_bytes, call.head.encoding)
         deframer = call.deframer
         self._buffered -= deframer.buffered
         try:

@@ -11,6 +11,7 @@ import grpc
 import hpack
 
 from elastickv.server.errors import Status
+from elastickv.server.h2.messages import IDENTITY
 from elastickv.server.h2.wire import Code, ConnectionFailed
 from elastickv.server.methods import Services, Stream, Unary
 
@@ -25,14 +26,15 @@ Table = Mapping[str, Unary | Stream]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request: whom it calls and for how long. Exactly one of `method`, `refusal` and
-    `http_status` says how it goes on."""
+    """A request: whom it calls, for how long, and what its compressed messages are compressed with.
+    Exactly one of `method`, `refusal` and `http_status` says how it goes on."""
 
     path: str
     method: Unary | Stream | None = None
     timeout_s: float | None = None
     refusal: Status | None = None
     http_status: int = 0
+    encoding: str = IDENTITY
 
 
 def table_of(services: Services) -> dict[str, Unary | Stream]:
@@ -75,14 +77,15 @@ def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
     if method is None:
         return Head(path, refusal=Status(grpc.StatusCode.UNIMPLEMENTED,
                                          f"there is no method {path[:200]}", ()))
+    encoding = values.get("grpc-encoding", IDENTITY)
     timeout = values.get("grpc-timeout")
     if timeout is None:
-        return Head(path, method)
+        return Head(path, method, encoding=encoding)
     timeout_s = parse_timeout(timeout)
     if timeout_s is None:
         return Head(path, refusal=Status(grpc.StatusCode.INTERNAL,
                                          "grpc-timeout is malformed", ()))
-    return Head(path, method, timeout_s)
+    return Head(path, method, timeout_s, encoding=encoding)
 
 
 class HeadReader:

@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[bytes, bool, grpc.StatusCode]] = {
     "half a message": (wire.prefixed(PUT)[:-1], True, grpc.StatusCode.INTERNAL),
     "two messages": (wire.prefixed(PUT) * 2, True, grpc.StatusCode.INTERNAL),
     "two messages, more to come": (wire.prefixed(PUT) * 2, False, grpc.StatusCode.INTERNAL),
-    "compressed": (b"\x01" + wire.prefixed(PUT)[1:], True, grpc.StatusCode.UNIMPLEMENTED),
+    "compressed": (b"\x01" + wire.prefixed(PUT)[1:], True, grpc.StatusCode.INTERNAL),
     "announced as too large": (b"\0\x7f\xff\xff\xff", False, grpc.StatusCode.RESOURCE_EXHAUSTED),
     "not a message": (wire.prefixed(b"\xff\xff\xff"), True, grpc.StatusCode.INVALID_ARGUMENT),
 }

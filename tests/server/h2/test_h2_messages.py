@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import grpc
 import pytest
 from hypothesis import given
@@ -41,7 +43,7 @@ def test_a_single_message(message: bytes) -> None:
     (b"\0\0\0\0\x02a", grpc.StatusCode.INTERNAL),
     (b"\0\0\0\0\x00a", grpc.StatusCode.INTERNAL),
     (prefixed(b"a") * 2, grpc.StatusCode.INTERNAL),
-    (b"\x01\0\0\0\x01a", grpc.StatusCode.UNIMPLEMENTED),
+    (b"\x01\0\0\0\x01a", grpc.StatusCode.INTERNAL),
     (b"\x02\0\0\0\x01a", grpc.StatusCode.INTERNAL),
     (prefixed(bytes(LIMIT + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED)])
 def test_requests_that_are_refused(content: bytes, code: grpc.StatusCode) -> None:
@@ -51,7 +53,7 @@ def test_requests_that_are_refused(content: bytes, code: grpc.StatusCode) -> Non
 
 
 @pytest.mark.parametrize(("prefix", "code"), [
-    (b"\x01\0\0\0\x01", grpc.StatusCode.UNIMPLEMENTED),
+    (b"\x02\0\0\0\x01", grpc.StatusCode.INTERNAL),
     (b"\0\0\0\x03\xe9", grpc.StatusCode.RESOURCE_EXHAUSTED),
     (b"\0\xff\xff\xff\xff", grpc.StatusCode.RESOURCE_EXHAUSTED)])
 def test_a_prefix_is_enough_to_refuse(prefix: bytes, code: grpc.StatusCode) -> None:
@@ -67,3 +69,47 @@ def test_an_end_within_a_message(content: bytes) -> None:
     assert deframer.buffered == len(content)
     with pytest.raises(BadMessage):
         deframer.end()
+
+
+def packed(message: bytes, encoding: str) -> bytes:
+    """`message` as a client sends it that compresses."""
+    engine = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[encoding])
+    content = engine.compress(message) + engine.flush()
+    return b"\x01" + len(content).to_bytes(4, "big") + content
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@given(message=st.binary(max_size=LIMIT), cut=st.integers(0, LIMIT))
+def test_a_compressed_message(encoding: str, message: bytes, cut: int) -> None:
+    content = packed(message, encoding)
+    assert single_message(content, 2 * LIMIT, encoding) == message
+    deframer = Deframer(2 * LIMIT, encoding)
+    assert deframer.feed(content[:cut]) + deframer.feed(content[cut:]) == [message]
+
+
+GZIP = packed(bytes(LIMIT), "gzip")
+
+
+def with_length(compressed: bytes) -> bytes:
+    return b"\x01" + len(compressed).to_bytes(4, "big") + compressed
+
+
+@pytest.mark.parametrize(("content", "encoding", "code"), [
+    pytest.param(GZIP, "identity", grpc.StatusCode.INTERNAL, id="not announced"),
+    pytest.param(GZIP, "br", grpc.StatusCode.UNIMPLEMENTED, id="unknown"),
+    pytest.param(GZIP, "deflate", grpc.StatusCode.INTERNAL, id="announced as another"),
+    pytest.param(with_length(GZIP[5:-1]), "gzip", grpc.StatusCode.INTERNAL, id="cut"),
+    pytest.param(with_length(GZIP[5:] + b"a"), "gzip", grpc.StatusCode.INTERNAL, id="trailing"),
+    pytest.param(with_length(GZIP[5:-8] + bytes(8)), "gzip", grpc.StatusCode.INTERNAL,
+                 id="wrong checksum"),
+    pytest.param(packed(bytes(LIMIT + 1), "gzip"), "gzip", grpc.StatusCode.RESOURCE_EXHAUSTED,
+                 id="one byte too much"),
+    pytest.param(packed(bytes(500_000), "gzip"), "gzip", grpc.StatusCode.RESOURCE_EXHAUSTED,
+                 id="a bomb"),
+])
+def test_what_does_not_decompress(content: bytes, encoding: str, code: grpc.StatusCode) -> None:
+    with pytest.raises(BadMessage) as caught:
+        single_message(content, LIMIT, encoding)
+    assert caught.value.code is code
+    with pytest.raises(BadMessage):
+        Deframer(LIMIT, encoding).feed(content)
