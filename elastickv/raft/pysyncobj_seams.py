@@ -52,7 +52,7 @@ def install() -> None:
     library.PIPE_NOTIFIER_ENABLED = False
 
 
-class PeerNode(int, Node):  # type: ignore[misc]
+class PeerNode(Node, int):  # type: ignore[misc]
     """A member. Its hash does not depend on the process, so neither does any order of sending.
 
     It is an integer for its hash alone, which the interpreter then takes without a call into
@@ -63,7 +63,7 @@ class PeerNode(int, Node):  # type: ignore[misc]
         return super().__new__(cls, crc32(node_id.encode()))
 
     def __init__(self, node_id: str) -> None:
-        Node.__init__(self, node_id)
+        super().__init__(node_id)
         self.node_id = node_id
 
     __hash__ = int.__hash__
@@ -71,8 +71,8 @@ class PeerNode(int, Node):  # type: ignore[misc]
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, PeerNode) and self.id == other.id)
 
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    def __bool__(self) -> bool:
+        return True
 
 
 @cache

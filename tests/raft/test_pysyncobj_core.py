@@ -55,6 +55,15 @@ def test_order_of_peers_does_not_depend_on_the_process():
     assert hash(PeerNode("n1")) == 3950597356
     assert PeerNode("n1") == PeerNode("n1")
     assert PeerNode("n1") != PeerNode("n2")
+    assert str(PeerNode("n1")) == "n1"
+
+
+def test_members_whose_hashes_are_alike_are_told_apart(monkeypatch):
+    monkeypatch.setattr("elastickv.raft.pysyncobj_seams.crc32", lambda data: 0)
+    first, second = PeerNode("n1"), PeerNode("n2")
+    assert first and second
+    assert first != second
+    assert {first: 1, second: 2} == {PeerNode("n2"): 2, PeerNode("n1"): 1}
 
 
 def test_the_library_counts_no_entries(monkeypatch):
