@@ -17,8 +17,7 @@ push it out."""
 class _Own(NamedTuple):
     payload: bytes
     is_sealed: bool
-    clear: bytes
-    entry: Entry | None
+    content: Entry | bytes
 
 
 class OwnEntries:
@@ -41,7 +40,8 @@ class OwnEntries:
             del self._by_header[next(iter(self._by_header))]
         # An envelope's header ends with the nonce, which no other entry under its key has; the
         # first bytes of a clear write hold its timestamp.
-        self._by_header[payload[:HEADER_BYTES]] = _Own(payload, payload is not clear, clear, entry)
+        self._by_header[payload[:HEADER_BYTES]] = _Own(
+            payload, payload is not clear, entry if entry is not None else clear)
 
     def take(self, payload: bytes, *, is_sealed: bool) -> Entry | None:
         """What went into the log as exactly these bytes, once; None when that is not known.
@@ -53,4 +53,5 @@ class OwnEntries:
         if known is None or known.is_sealed is not is_sealed or known.payload != payload:
             return None
         del self._by_header[header]
-        return known.entry if known.entry is not None else decode_entry(known.clear)
+        content = known.content
+        return decode_entry(content) if isinstance(content, bytes) else content
