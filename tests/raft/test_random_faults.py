@@ -15,9 +15,11 @@ import pytest
 from raft_lab import Lab, LabNode, run
 
 from elastickv.errors import ElasticKVError, PeerError
+from elastickv.raft import rules
 from elastickv.raft.engine import Entry, Role
 from elastickv.raft.frames import AnyMessage, Request, Response
 from elastickv.raft.pysyncobj_core import RaftCore
+from elastickv.raft.pysyncobj_seams import peer_node, use_clock
 from elastickv.raft.rules import AppendPlan
 
 SMALL = {"segment_bytes": 600, "compact_bytes": 2000, "keep_entries": 5,
@@ -203,17 +205,41 @@ def test_promises_hold_under_random_faults(seed):
     run(chaos.main())
 
 
+def run_of(seed: int) -> tuple[object, ...]:
+    """What a run comes to. It is a function of its seed, so that one decision that is taken
+    otherwise changes all that follows."""
+    chaos = Chaos(seed)
+    run(chaos.main())
+    nodes = chaos.lab.nodes.values()
+    return (chaos.leaders, chaos.acknowledged, chaos.installed,
+            [(node.state.payloads(), node.status(), node.core.election_deadline(),
+              node.core._SyncObj__leaderCommitIndex) for node in nodes])
+
+
+@pytest.mark.parametrize("seed", range(200, 204))
+def test_acknowledgements_past_the_library_end_as_those_through_it(seed, monkeypatch):
+    counted = []
+
+    def through_the_library(core: RaftCore, peer_id: str, next_index: int, *,
+                            accepted: bool) -> None:
+        use_clock(core._now)
+        counted.append(accepted)
+        before = core.next_index(peer_id)
+        core._SyncObj__onMessageReceived(peer_node(peer_id), {
+            "type": "next_node_idx", "next_node_idx": next_index, "reset": not accepted,
+            "success": accepted})
+        core.set_next_index(peer_id, rules.next_index_after_ack(
+            before, core.next_index(peer_id), core.match_index(peer_id), accepted=accepted))
+
+    short = run_of(seed)
+    monkeypatch.setattr(RaftCore, "receive_ack", through_the_library)
+    assert run_of(seed) == short
+    assert counted.count(True) > 100
+    assert False in counted
+
+
 @pytest.mark.parametrize("seed", range(200, 204))
 def test_appends_past_the_library_end_as_those_through_it(seed, monkeypatch):
-    """The runs are functions of their seeds: whatever differed would change all that follows."""
-    def run_of(seed: int) -> tuple[object, ...]:
-        chaos = Chaos(seed)
-        run(chaos.main())
-        nodes = chaos.lab.nodes.values()
-        return (chaos.leaders, chaos.acknowledged, chaos.installed,
-                [(node.state.payloads(), node.status(), node.core.election_deadline(),
-                  node.core._SyncObj__leaderCommitIndex) for node in nodes])
-
     extended = []
     extend = RaftCore._extend
 
