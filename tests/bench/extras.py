@@ -12,7 +12,7 @@ from functools import partial
 import grpc
 from bodies import key_of
 from processes import directory_bytes, wait_until
-from systems import NODES, Cluster
+from systems import NODES, START_TIMEOUT_S, Cluster
 
 ATTEMPT_TIMEOUT_S = 0.25
 
@@ -47,7 +47,7 @@ def fail_over_s(cluster: Cluster, kills: int) -> Spread:
         times.append(_first_success(cluster, leader, write) - killed_at)
         cluster.restart_node(leader)
         wait_until(partial(cluster.answers, leader), [cluster.processes[leader]],
-                   timeout_s=60, what=f"{cluster.name} member {leader} is back")
+                   timeout_s=START_TIMEOUT_S, what=f"{cluster.name} member {leader} is back")
     return Spread.of(times)
 
 
