@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from elastickv.errors import InvalidArgument, ResultTooLarge, Unimplemented
@@ -31,6 +31,13 @@ def check_result(pairs: Sequence[Pair], max_result_bytes: int) -> None:
         raise ResultTooLarge(
             f"the result has {total} bytes in {len(pairs)} pairs; the limit is {max_result_bytes}",
             remedy="scan in smaller pages, or with keys_only")
+
+
+def add_pairs(add: Callable[..., object], pairs: Sequence[Pair]) -> None:
+    """Put the pairs into a response whose repeated field has this `add`: a list of messages, given
+    to the response, would be copied."""
+    for key, value in pairs:
+        add(key=key, value=value)
 
 
 def op_of(message: pb.RawBatchOp) -> Op:
@@ -92,8 +99,9 @@ class RawKv:
             ts=request.ts, reverse=request.reverse, keys_only=request.keys_only,
             timeout_s=timeout_s)
         check_result(pairs, self._max_result_bytes)
-        return pb.RawScanAtResponse(
-            kv=[pb.RawKVPair(key=key, value=value) for key, value in pairs])
+        response = pb.RawScanAtResponse()
+        add_pairs(response.kv.add, pairs)
+        return response
 
     async def batch(self, request: pb.RawBatchRequest, timeout_s: float) -> pb.RawBatchResponse:
         result = await self._kv.batch(
@@ -138,7 +146,9 @@ class TransactionalKv:
         pairs = await self._kv.scan(request.start_key, request.end_key,
                                     limit=check_scan_limit(request.limit), timeout_s=timeout_s)
         check_result(pairs, self._max_result_bytes)
-        return pb.ScanResponse(kv=[pb.Kv(key=key, value=value) for key, value in pairs])
+        response = pb.ScanResponse()
+        add_pairs(response.kv.add, pairs)
+        return response
 
     async def not_served(self, request: object, timeout_s: float) -> NoReturn:
         raise Unimplemented("multi-request transactions are not served by this version",
