@@ -93,8 +93,10 @@ class Client:
 
         Raises `ConditionFailed` when a condition does not hold.
         """
+        # Taken first: an error of the caller's own iterables is none of an argument.
+        all_ops, all_conditions = list(ops), list(conditions)
         response = await self._caller.call(
-            rpcs.RAW_BATCH, lambda: convert.batch_request(ops, conditions), timeout_s)
+            rpcs.RAW_BATCH, lambda: convert.batch_request(all_ops, all_conditions), timeout_s)
         return WriteResult(response.commit_index, response.commit_ts)
 
     async def latest_commit_ts(self, key: bytes, *,

@@ -169,6 +169,10 @@ async def test_what_fits_no_field_is_a_typed_error(
         await make(client)
 
 
+async def test_an_error_of_the_callers_own_operations_is_left_alone(client: Client) -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        await client.batch(Put(b"k", b"v", ttl_ms=int(text)) for text in ("1", "not a number"))
+
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e12])
 async def test_a_call_has_a_time_that_can_be_counted(client: Client, node: MemoryNode,
