@@ -198,9 +198,10 @@ class EncryptionController:
     # --- automatic rotation ---------------------------------------------------------------------
 
     def _rotation_view(self) -> View:
-        leader_id = self._engine.status().leader_id
-        return View(self._engine.is_leader(), leader_id not in ("", self._engine.node_id),
-                    dict(self._dek_facts()))
+        leads, sidecar = self._engine.is_leader(), self._applier.sidecar
+        return View(leads, self._engine.status().leader_id not in ("", self._engine.node_id),
+                    dict(self._dek_facts()) if leads else {},
+                    {purpose: sidecar.active(purpose) for purpose in Purpose} if sidecar else {})
 
     def _dek_facts(self) -> Iterator[tuple[Purpose, DekFacts]]:
         sidecar = self._applier.sidecar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from elastickv.crypto.envelope import HEADER_BYTES
-from elastickv.wire import Entry, decode_entry
+from elastickv.wire import Entry
 
 MOST_ENTRIES = 8
 """More than are under way at once."""
@@ -17,7 +17,7 @@ push it out."""
 class _Own(NamedTuple):
     payload: bytes
     is_sealed: bool
-    content: Entry | bytes
+    entry: Entry
 
 
 class OwnEntries:
@@ -31,17 +31,15 @@ class OwnEntries:
     def __init__(self) -> None:
         self._by_header: dict[bytes, _Own] = {}
 
-    def add(self, payload: bytes, clear: bytes, entry: Entry | None = None) -> None:
-        """`clear` went into the log as `payload`: as it is, or in a raft envelope. `entry` is what
-        `clear` was encoded from, where the caller still has that."""
-        if len(clear) > MOST_ENTRY_BYTES:
+    def add(self, payload: bytes, entry: Entry, *, is_sealed: bool) -> None:
+        """`entry` goes into the log as `payload`: as it was encoded, or in a raft envelope."""
+        if len(payload) > MOST_ENTRY_BYTES:
             return
         if len(self._by_header) >= MOST_ENTRIES:
             del self._by_header[next(iter(self._by_header))]
         # An envelope's header ends with the nonce, which no other entry under its key has; the
         # first bytes of a clear write hold its timestamp.
-        self._by_header[payload[:HEADER_BYTES]] = _Own(
-            payload, payload is not clear, entry if entry is not None else clear)
+        self._by_header[payload[:HEADER_BYTES]] = _Own(payload, is_sealed, entry)
 
     def take(self, payload: bytes, *, is_sealed: bool) -> Entry | None:
         """What went into the log as exactly these bytes, once; None when that is not known.
@@ -53,5 +51,4 @@ class OwnEntries:
         if known is None or known.is_sealed is not is_sealed or known.payload != payload:
             return None
         del self._by_header[header]
-        content = known.content
-        return decode_entry(content) if isinstance(content, bytes) else content
+        return known.entry

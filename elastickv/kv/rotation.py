@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from elastickv import logs
@@ -121,12 +121,13 @@ def age_s(created: str, wall_ms: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the task sees of the cluster: whether this node leads or another one does, and the
-    active DEKs by purpose."""
+    """What the task sees of the cluster: whether this node leads or another one does, what is known
+    of the active DEKs where it leads, and their ids in any case."""
 
     leads: bool
     another_leads: bool
     dek_facts: Mapping[Purpose, DekFacts]
+    active_deks: Mapping[Purpose, int] = field(default_factory=dict)
 
 
 class AutomaticRotation:
@@ -227,9 +228,9 @@ class AutomaticRotation:
         if view.another_leads and self._startup_ends is None:
             self._startup_ends = now + STARTUP_S
         is_over = self._startup_ends is not None and now >= self._startup_ends
-        facts = view.dek_facts.get(purpose)
-        is_rotated = facts is not None \
-            and self._began_with.setdefault(purpose, facts.dek_id) != facts.dek_id
+        dek_id = view.active_deks.get(purpose)
+        is_rotated = dek_id is not None \
+            and self._began_with.setdefault(purpose, dek_id) != dek_id
         if is_rotated or is_over:
             self._startup_due[purpose] = False
 

@@ -64,18 +64,20 @@ class Sealing:
 
     def seal_entry(self, payload: bytes, *, own_entry: bool = False,
                    entry: Entry | None = None) -> bytes | None:
-        """The form in which `payload` goes into the log; None while it may not be sealed."""
+        """The form in which `payload` goes into the log; None while it may not be sealed. `entry`
+        is what it was encoded from, where that is to be applied without decoding."""
         sidecar = self._applier.sidecar
         if sidecar is None or sidecar.raft_envelope_cutover_index == 0:
             if entry is not None:
-                self._own_entries.add(payload, payload, entry)
+                self._own_entries.add(payload, entry, is_sealed=False)
             return payload
         nonces = self._budgets.take(sidecar.active_raft, 1, own_entry=own_entry)
         if nonces is None:
             return None
         handle = _require_handle(self._applier.keystore, sidecar.active_raft)
         sealed = seal_raft(handle, nonces.next(), payload)
-        self._own_entries.add(sealed, payload, entry)
+        if entry is not None:
+            self._own_entries.add(sealed, entry, is_sealed=True)
         return sealed
 
     def prepare(self) -> None:

@@ -53,8 +53,6 @@ class NonceBudgets:
         self._on_change = on_change
         self._pending: dict[int, asyncio.Future[object]] = {}
         self._spent: set[int] = set()
-        self._keys: dict[int, bytes] = {}
-        self._decoded: dict[int, tuple[bytes, Usage]] = {}
         self.limits = limits
 
     def take(self, dek_id: int, wanted: int, *, own_entry: bool = False) -> NonceFactory | None:
@@ -95,19 +93,11 @@ class NonceBudgets:
         return {dek_id: self.total(dek_id) for dek_id in dek_ids}
 
     def _own(self, dek_id: int, epoch: int) -> Usage:
-        """This process's row as it is now. It is asked for with every seal and changes with every
-        reservation, so that it is decoded once for each of its values."""
-        key = self._keys.get(dek_id)
-        if key is None:
-            key = self._keys[dek_id] = usage_key(dek_id, node_id16(self._full_node_id))
-        value = self._rows.row(key)
-        if value is None:
+        value = self._rows.row(usage_key(dek_id, node_id16(self._full_node_id)))
+        usage = decode_usage(value) if value is not None else None
+        if usage is None or usage.local_epoch != epoch:
             return Usage(0, epoch, 0)
-        known = self._decoded.get(dek_id)
-        if known is None or known[0] != value:
-            known = self._decoded[dek_id] = value, decode_usage(value)
-        usage = known[1]
-        return usage if usage.local_epoch == epoch else Usage(0, epoch, 0)
+        return usage
 
     def _refill(self, dek_id: int, factory: NonceFactory, usage: Usage, wanted: int, *,
                 own_entry: bool, urgent: bool) -> None:

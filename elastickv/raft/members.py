@@ -178,8 +178,7 @@ class Members:
                 and peer_id not in core.voters():
             raise NoLeader(f"member {self._context.node_id} has only just been elected",
                            remedy="ask again")
-        return pack_configuration(
-            self._storage.membership.at(core.commit_index()))
+        return pack_configuration(self._storage.membership.at(core.commit_index()))
 
     def close(self) -> None:
         """Ask no more."""

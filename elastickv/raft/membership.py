@@ -76,13 +76,16 @@ class MembershipLog:
 
     def __init__(self, base: Configuration) -> None:
         self._stack = [base]
-        self.current = base
-        """The configuration in force: the latest, committed or not."""
 
     @property
     def base(self) -> Configuration:
         """The configuration that the log begins with."""
         return self._stack[0]
+
+    @property
+    def current(self) -> Configuration:
+        """The configuration in force: the latest, committed or not."""
+        return self._stack[-1]
 
     def at(self, index: int) -> Configuration:
         """The configuration in force at `index`."""
@@ -96,18 +99,15 @@ class MembershipLog:
         """The entry at `index` is a configuration. One that the base already covers is ignored."""
         if index > self.current.index:
             self._stack.append(Configuration(index, decode_members(command[1:])))
-            self.current = self._stack[-1]
 
     def truncated(self, index: int) -> None:
         """The log lost `index` and everything behind it."""
         while len(self._stack) > 1 and self._stack[-1].index >= index:
             self._stack.pop()
-        self.current = self._stack[-1]
 
     def rebase(self, base: Configuration) -> None:
         """The log begins with `base`."""
         self._stack = [base, *(c for c in self._stack if c.index > base.index)]
-        self.current = self._stack[-1]
 
 
 class ChangeKind(enum.Enum):

@@ -182,11 +182,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def leader_id(self) -> str:
         leader = self._SyncObj__raftLeader
-        return leader.node_id if leader is not None else ""
+        return leader.id if leader is not None else ""
 
     def voters(self) -> list[str]:
         """Ids of the voting members, this one included, sorted."""
-        ids = [node.node_id for node in self._SyncObj__otherNodes]
+        ids = [node.id for node in self._SyncObj__otherNodes]
         if self._is_voter:
             ids.append(self._settings.node_id)
         return sorted(ids)

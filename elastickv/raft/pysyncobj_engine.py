@@ -223,8 +223,7 @@ class PySyncObjEngine:
         return self._running and self._fatal_error is None
 
     def _takes_part(self) -> bool:
-        return (self._running and self._fatal_error is None
-                and not self._receiver.is_cut_short)
+        return self._active and not self._receiver.is_cut_short
 
     def _schedule(self) -> None:
         self._pump.schedule()

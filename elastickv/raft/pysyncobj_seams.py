@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Self
 from zlib import crc32
 
 import pysyncobj.syncobj as library
@@ -52,27 +51,17 @@ def install() -> None:
     library.PIPE_NOTIFIER_ENABLED = False
 
 
-class PeerNode(Node, int):  # type: ignore[misc]
-    """A member. Its hash does not depend on the process, so neither does any order of sending.
-
-    It is an integer for its hash alone, which the interpreter then takes without a call into
-    Python: an acknowledgement looks its sender up a dozen times.
-    """
-
-    def __new__(cls, node_id: str) -> Self:
-        return super().__new__(cls, crc32(node_id.encode()))
+class PeerNode(Node):  # type: ignore[misc]
+    """A member. Its hash does not depend on the process, so neither does any order of sending."""
 
     def __init__(self, node_id: str) -> None:
-        super().__init__(node_id)
-        self.node_id = node_id
+        super().__init__(node_id, stable_hash=crc32(node_id.encode()))
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        return int(self.stable_hash)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, PeerNode) and self.id == other.id)
-
-    def __bool__(self) -> bool:
-        return True
 
 
 @cache

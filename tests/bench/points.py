@@ -18,6 +18,7 @@ BIG_PREFIX = b"big-"
 BIG_VALUE_BYTES = 64 * KIB
 MIX_READS_PER_WRITE = 9
 READ_SIZE_SPREAD = 0.005
+"""What responses to reads of one point may differ by: etcd tells each key's revisions as well."""
 # Numbers above every real key, to find the places where keys stand in a serialized message.
 _PLACEHOLDER = 900_000_000_000
 

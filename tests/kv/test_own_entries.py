@@ -38,7 +38,7 @@ SEALED = sealed(VALUE)
 
 def test_an_own_entry_is_known_once() -> None:
     own = OwnEntries()
-    own.add(SEALED, VALUE)
+    own.add(SEALED, writes(b"value"), is_sealed=True)
     assert own.take(SEALED, is_sealed=True) == writes(b"value")
     assert own.take(SEALED, is_sealed=True) is None
 
@@ -47,7 +47,7 @@ def test_an_own_entry_is_known_once() -> None:
 def test_what_it_was_encoded_from_is_not_decoded(is_sealed: bool) -> None:
     own, entry = OwnEntries(), writes(b"value")
     payload = SEALED if is_sealed else VALUE
-    own.add(payload, VALUE, entry)
+    own.add(payload, entry, is_sealed=is_sealed)
     assert own.take(payload, is_sealed=is_sealed) is entry
 
 
@@ -61,7 +61,7 @@ def test_what_it_was_encoded_from_is_not_decoded(is_sealed: bool) -> None:
 ])
 def test_other_bytes_are_not_known(other: bytes) -> None:
     own = OwnEntries()
-    own.add(SEALED, VALUE)
+    own.add(SEALED, writes(b"value"), is_sealed=True)
     assert own.take(other, is_sealed=True) is None
     assert own.take(SEALED, is_sealed=True) == writes(b"value")
 
@@ -69,7 +69,7 @@ def test_other_bytes_are_not_known(other: bytes) -> None:
 @pytest.mark.parametrize(("payload", "is_sealed"), [(SEALED, False), (VALUE, True)])
 def test_it_is_not_known_in_the_other_form(payload: bytes, is_sealed: bool) -> None:
     own = OwnEntries()
-    own.add(payload, VALUE, writes(b"value"))
+    own.add(payload, writes(b"value"), is_sealed=not is_sealed)
     assert own.take(payload, is_sealed=is_sealed) is None
 
 
@@ -77,22 +77,23 @@ def test_the_oldest_are_forgotten() -> None:
     own = OwnEntries()
     payloads = [sealed(VALUE, nonce) for nonce in range(MOST_ENTRIES + 1)]
     for payload in payloads:
-        own.add(payload, VALUE)
+        own.add(payload, writes(b"value"), is_sealed=True)
     assert own.take(payloads[0], is_sealed=True) is None
     assert all(own.take(payload, is_sealed=True) == writes(b"value") for payload in payloads[1:])
 
 
 def test_large_ones_are_not_kept() -> None:
     own = OwnEntries()
-    large = clear(bytes(MOST_ENTRY_BYTES))
-    own.add(sealed(large), large)
-    assert own.take(sealed(large), is_sealed=True) is None
+    large = writes(bytes(MOST_ENTRY_BYTES))
+    payload = sealed(encode_writes(large.requests))
+    own.add(payload, large, is_sealed=True)
+    assert own.take(payload, is_sealed=True) is None
 
 
 def test_only_what_is_not_its_own_is_decrypted() -> None:
     """The keystore is empty: what comes out without an error was not decrypted."""
     own = OwnEntries()
-    own.add(SEALED, VALUE)
+    own.add(SEALED, writes(b"value"), is_sealed=True)
     assert read_payload(SEALED, 9, 7, Keystore(), own) == writes(b"value")
     with pytest.raises(IntegrityError):
         read_payload(SEALED, 9, 7, Keystore(), own)
@@ -100,14 +101,14 @@ def test_only_what_is_not_its_own_is_decrypted() -> None:
 
 def test_up_to_the_cutover_nothing_is_taken_for_an_envelope() -> None:
     own = OwnEntries()
-    own.add(SEALED, VALUE)
+    own.add(SEALED, writes(b"value"), is_sealed=True)
     with pytest.raises(WireError):
         read_payload(SEALED, 7, 7, Keystore(), own)
 
 
 def test_above_the_cutover_an_own_entry_in_the_clear_is_refused_like_any_other() -> None:
     own = OwnEntries()
-    own.add(VALUE, VALUE, writes(b"value"))
+    own.add(VALUE, writes(b"value"), is_sealed=False)
     with pytest.raises(IntegrityError):
         read_payload(VALUE, 9, 7, Keystore(), own)
     assert read_payload(VALUE, 7, 7, Keystore(), own) == writes(b"value")

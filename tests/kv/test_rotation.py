@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from elastickv.clock import FakeClock
@@ -181,16 +179,17 @@ async def test_rotate_on_startup_is_done_once_by_the_leader() -> None:
     assert [(purpose, reason) for purpose, _, reason in harness.made] == BY_BOTH
 
 
-FOLLOWS = View(False, True, SOUND)
+ACTIVE = {purpose: FRESH.dek_id for purpose in Purpose}
+FOLLOWS = View(False, True, {}, ACTIVE)
 BY_BOTH = [(Purpose.STORAGE, Reason.STARTUP), (Purpose.RAFT, Reason.STARTUP)]
-ROTATED = {purpose: replace(FRESH, dek_id=FRESH.dek_id + 1) for purpose in Purpose}
+ROTATED = {purpose: FRESH.dek_id + 1 for purpose in Purpose}
 
 
 @pytest.mark.parametrize(("meanwhile", "expected"), [
     pytest.param(FOLLOWS, BY_BOTH, id="the first leader ended before it rotated"),
     pytest.param(View(False, True, {}), BY_BOTH, id="a member without a sidecar yet"),
-    pytest.param(View(False, True, ROTATED), [], id="the first leader has rotated"),
-    pytest.param(View(False, False, ROTATED), [], id="it has rotated and ended"),
+    pytest.param(View(False, True, {}, ROTATED), [], id="the first leader has rotated"),
+    pytest.param(View(False, False, {}, ROTATED), [], id="it has rotated and ended"),
 ])
 async def test_rotate_on_startup_is_left_to_the_first_leader_until_it_ends(
         meanwhile: View, expected: list[tuple[Purpose, Reason]]) -> None:
@@ -199,7 +198,7 @@ async def test_rotate_on_startup_is_left_to_the_first_leader_until_it_ends(
     await harness.steps()
     harness.view = meanwhile
     await harness.steps()
-    harness.view = View(True, False, meanwhile.dek_facts or SOUND)
+    harness.view = View(True, False, SOUND, meanwhile.active_deks)
     await harness.steps()
     await harness.steps()
     assert [(purpose, reason) for purpose, _, reason in harness.made] == expected

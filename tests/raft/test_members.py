@@ -52,6 +52,16 @@ async def learner(lab: Lab, leader: LabNode) -> LabNode:
     return node
 
 
+async def held_back(lab: Lab, leader: LabNode, entries: int) -> LabNode:
+    """n9, which waits to be added; of a log of so many entries it is sent the beginning alone."""
+    for number in range(entries):
+        await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
+    node = await newcomer(lab)
+    await lab.until(lambda: len(node.engine.members()) == 1)
+    lab.hub.rule = no_entries_behind_15
+    return node
+
+
 async def removed_and_wiped(lab: Lab, leader: LabNode) -> None:
     """n9 is a member no more, knows it, and its disk is gone."""
     await change(leader, ChangeKind.REMOVE, "n9")
@@ -437,11 +447,7 @@ def test_a_newcomer_that_is_restarted_before_it_is_a_member_goes_on_joining():
     async def scenario() -> None:
         lab = Lab(1, batch_bytes=100)
         leader = await lab.start()
-        for number in range(30):
-            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
-        joined = await newcomer(lab)
-        await lab.until(lambda: len(joined.engine.members()) == 1)
-        lab.hub.rule = no_entries_behind_15
+        joined = await held_back(lab, leader, 30)
         adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_LEARNER, "n9"))
         await lab.until(lambda: joined.state.applied_index > 5)
         await joined.restart()
@@ -601,11 +607,7 @@ def test_a_newcomer_that_is_removed_while_it_catches_up_waits_again():
     async def scenario() -> None:
         lab = Lab(1, batch_bytes=100)
         leader = await lab.start()
-        for number in range(200):
-            await leader.engine.propose(b"%d" % number, timeout_s=SECOND)
-        joined = await newcomer(lab)
-        await lab.until(lambda: len(joined.engine.members()) == 1)
-        lab.hub.rule = no_entries_behind_15
+        joined = await held_back(lab, leader, 200)
         await change(leader, ChangeKind.ADD_LEARNER, "n9")
         await lab.until(lambda: "n9" in suffrages(joined))
         await change(leader, ChangeKind.REMOVE, "n9")
