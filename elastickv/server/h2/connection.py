@@ -281,7 +281,7 @@ class H2Connection(asyncio.Protocol):
                 return
             self._collect(call, payload)
         except BadMessage as error:
-            self._refuse(call, Status(error.code, error.detail, ()))
+            self._refuse(call, error.status)
             return
         if ended:
             self._end_request(call)
@@ -328,7 +328,7 @@ class H2Connection(asyncio.Protocol):
             if call.task is None:
                 raise BadMessage(grpc.StatusCode.INTERNAL, "the request has no message")
         except BadMessage as error:
-            self._refuse(call, Status(error.code, error.detail, ()))
+            self._refuse(call, error.status)
 
     # --- calls ----------------------------------------------------------------------------------
 

@@ -11,21 +11,24 @@ from typing import Final
 
 import grpc
 
+from elastickv.server.errors import Status
+
 PREFIX_BYTES = 5
 IDENTITY: Final = "identity"
 """The `grpc-encoding` of a request that has none."""
 
 # As zlib takes them: 16 more than the window's own stand for gzip's header and trailer.
 _WINDOW_BITS: Final[Mapping[str, int]] = {"gzip": 31, "deflate": 15}
+_ENCODINGS: Final = ",".join((IDENTITY, *_WINDOW_BITS))
 
 
 class BadMessage(Exception):
     """The stream's bytes are not messages that this side takes."""
 
-    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
+    def __init__(self, code: grpc.StatusCode, detail: str,
+                 trailers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(detail)
-        self.code = code
-        self.detail = detail
+        self.status = Status(code, detail, trailers)
 
 
 class Deframer:
@@ -86,9 +89,10 @@ def decompressed(message: bytes, encoding: str, max_message_bytes: int) -> bytes
         raise BadMessage(grpc.StatusCode.INTERNAL, "a compressed message without a grpc-encoding")
     window_bits = _WINDOW_BITS.get(encoding)
     if window_bits is None:
+        # The header is gRPC's (doc/compression.md): clients choose another encoding by it.
         raise BadMessage(grpc.StatusCode.UNIMPLEMENTED,
-                         f"the grpc-encoding {encoding[:50]} is not known; there are"
-                         f" {', '.join((IDENTITY, *_WINDOW_BITS))}")
+                         f"the grpc-encoding {encoding[:50]} is not known; there are {_ENCODINGS}",
+                         (("grpc-accept-encoding", _ENCODINGS),))
     stream = zlib.decompressobj(window_bits)
     try:
         content = stream.decompress(message, max_message_bytes + 1)

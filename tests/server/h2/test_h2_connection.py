@@ -189,6 +189,15 @@ async def test_requests_that_are_refused(peer: H2Peer, node: MemoryNode, name: s
     assert (await peer.answer(3)).grpc_status == 0
 
 
+async def test_an_unknown_encoding_names_the_known_ones(peer: H2Peer, node: MemoryNode) -> None:
+    peer.headers(1, **{"grpc-encoding": "br"})
+    peer.data(1, b"\x01" + wire.prefixed(PUT)[1:])
+    answer = await peer.answer(1)
+    assert answer.grpc_status == grpc.StatusCode.UNIMPLEMENTED.value[0]
+    assert answer.fields["grpc-accept-encoding"] == "identity,gzip,deflate"
+    assert node.kv.index == 0
+
+
 @pytest.mark.parametrize(("changed", "status"), [
     ({":method": "GET"}, "405"), ({"content-type": "text/plain"}, "415")])
 async def test_what_is_not_grpc_gets_an_http_status(peer: H2Peer, changed: dict[str, str],

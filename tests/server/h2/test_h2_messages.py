@@ -49,7 +49,7 @@ def test_a_single_message(message: bytes) -> None:
 def test_requests_that_are_refused(content: bytes, code: grpc.StatusCode) -> None:
     with pytest.raises(BadMessage) as caught:
         single_message(content, LIMIT)
-    assert caught.value.code is code
+    assert caught.value.status.code is code
 
 
 @pytest.mark.parametrize(("prefix", "code"), [
@@ -59,7 +59,7 @@ def test_requests_that_are_refused(content: bytes, code: grpc.StatusCode) -> Non
 def test_a_prefix_is_enough_to_refuse(prefix: bytes, code: grpc.StatusCode) -> None:
     with pytest.raises(BadMessage) as caught:
         Deframer(LIMIT).feed(prefix)
-    assert caught.value.code is code
+    assert caught.value.status.code is code
 
 
 @pytest.mark.parametrize("content", [b"\0", b"\0\0\0\0", b"\0\0\0\0\x02a"])
@@ -110,6 +110,6 @@ def with_length(compressed: bytes) -> bytes:
 def test_what_does_not_decompress(content: bytes, encoding: str, code: grpc.StatusCode) -> None:
     with pytest.raises(BadMessage) as caught:
         single_message(content, LIMIT, encoding)
-    assert caught.value.code is code
+    assert caught.value.status.code is code
     with pytest.raises(BadMessage):
         Deframer(LIMIT, encoding).feed(content)
