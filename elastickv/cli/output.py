@@ -20,6 +20,7 @@ import click
 TABLE = "table"
 JSON = "json"
 _ENCODED = "base64:"
+_UNBOUNDED = 1 << 20
 _BREAKS = re.compile(r"[\t\r\n]+")
 
 Row = Mapping[str, object]
@@ -108,8 +109,8 @@ def display_bytes(value: bytes) -> str:
 def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str = "") -> None:
     """Rows as a table on stdout. `columns` selects and orders; default: those of the first row.
 
-    On a terminal it is boxed; into a pipe it is tab-separated with a header line, ready for cut
-    and awk.
+    On a terminal it is boxed, or, where it is too narrow for that, one record follows the other;
+    into a pipe it is tab-separated with a header line, ready for cut and awk.
     """
     names = list(columns) or (list(rows[0]) if rows else [])
     cells = [[cell(row.get(name)) for name in names] for row in rows]
@@ -127,7 +128,21 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str 
         table.add_column(name.replace("_", " "), overflow="fold")
     for line in cells:
         table.add_row(*line)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    console = Console(markup=False, highlight=False, emoji=False)
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    if rows and console.measure(table, options=unbounded).maximum > console.width:
+        _print_records(names, rows, title)
+    else:
+        console.print(table)
+
+
+def _print_records(names: Sequence[str], rows: Sequence[Row], title: str) -> None:
+    if title:
+        click.echo(title)
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        print_fields({name: row.get(name) for name in names})
 
 
 def print_fields(fields: Row) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import enum
 import json
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -65,6 +66,30 @@ def test_a_piped_table_changes_no_spaces(capsys: pytest.CaptureFixture[str]) -> 
 def test_columns_select_and_order(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_table([{"a": 1, "b": 2, "c": 3}], ["c", "a"])
     assert capsys.readouterr().out == "c\ta\n3\t1\n"
+
+
+def narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_a_table_that_fits_is_boxed(monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    narrow_terminal(monkeypatch)
+    output.print_table([{"id": "n1", "note": "x" * 17}])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines[0]) == 26
+    assert any("n1" in line and "x" * 17 in line for line in lines)
+
+
+@pytest.mark.parametrize("title", ["", "members"])
+def test_a_table_that_is_too_wide_becomes_records(title: str, monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    narrow_terminal(monkeypatch)
+    output.print_table([{"id": "n1", "log_end": "x" * 30}, {"id": "n2"}], title=title)
+    records = f"id       n1\nlog end  {'x' * 30}\n\nid       n2\nlog end  -\n"
+    assert capsys.readouterr().out == (f"{title}\n" if title else "") + records
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
