@@ -10,6 +10,10 @@ rules are kept here once:
   before it has its new name (`Disk.reuse`).
 * A failed fsync is never retried: the kernel may have dropped the dirty pages (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020). The caller must stop the node.
+* What a start reads may be in the page cache only: of a process that was killed before its fsync,
+  or whose fsync failed, which leaves pages that read well and count as written. So a start fsyncs
+  each directory before it believes the names in it (`Disk.make_directory`), and writes anew what is
+  not known to be durable (`DiskFile.rewrite`).
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from elastickv.errors import DiskFull, ElasticKVError, UnsupportedFileSystem
 
 OWNER_ONLY_FILE = 0o600
 OWNER_ONLY_DIRECTORY = 0o700
+_COPY_BYTES = 1 << 20
 _PROBE = b"elastickv durability probe\n"
 
 
@@ -45,6 +50,11 @@ class DiskFile(Protocol):
 
     def truncate(self, size: int) -> None:
         """Cut (or extend with zeros) to `size` bytes; not durable until `sync`."""
+        ...
+
+    def rewrite(self, offset: int) -> None:
+        """Write what is behind `offset` again, in place: the next `sync` then makes it and the
+        file's length durable, even if an earlier `sync` failed."""
         ...
 
     def size(self) -> int:
@@ -100,7 +110,8 @@ class Disk(Protocol):
         ...
 
     def make_directory(self, path: Path) -> None:
-        """Create with parents, owner-only, and fsync the parent.
+        """Create with parents, owner-only, if absent. Durable on return, with the names that are in
+        it.
 
         Raises `DiskFull` or `UnsupportedFileSystem`.
         """
@@ -188,6 +199,11 @@ class OsFile:
         os.ftruncate(self._descriptor, size)
         self._size = self._reserved_end = size
 
+    def rewrite(self, offset: int) -> None:
+        while content := os.pread(self._descriptor, min(_COPY_BYTES, self._size - offset), offset):
+            _write_at(self._descriptor, content, offset)
+            offset += len(content)
+
     def size(self) -> int:
         return self._size
 
@@ -243,8 +259,7 @@ class OsDisk:
                 with contextlib.suppress(FileExistsError):
                     directory.mkdir(mode=OWNER_ONLY_DIRECTORY)
                 self.sync_directory(directory.parent)
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            self.sync_directory(path)
         except OSError as error:
             _raise_if_full(error, path)
             raise UnsupportedFileSystem(

@@ -3,7 +3,8 @@
 Invariants:
 
 * `durable_index` never covers an entry that a power cut can take; it is what acknowledgements,
-  votes and the leader's own count wait for.
+  votes and the leader's own count wait for. A start makes durable what it has read before it
+  counts it.
 * A truncation is durable before anything is appended behind it, so a cut tail cannot come back
   behind newer entries.
 * A torn tail, that is damage with nothing provably durable behind it, is cut. Any other damage is
@@ -406,6 +407,7 @@ class Journal:
         if not self._segments:
             self._add(Segment.create(self._disk, self._directory,
                                      self._header(FIRST_ANCHOR_INDEX + 1, 0)))
+        self._segments[-1].settle()
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
@@ -458,6 +460,5 @@ class Journal:
             raise JournalCorrupt(f"{segment.path}: entry {expected} at byte {offset} is damaged",
                                  remedy=JOIN_ANEW_REMEDY)
         segment.file.truncate(offset)
-        segment.file.sync()
 
 

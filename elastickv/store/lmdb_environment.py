@@ -75,6 +75,8 @@ class Environment:
                 str(self.path), subdir=False, mode=0o600, map_size=map_bytes,
                 max_dbs=len(Table) + 1, sync=True, metasync=True, readahead=False,
                 max_readers=_MAX_READERS)
+            # A process that was killed in a commit may have left its last page in the page cache.
+            self.env.sync(True)
             self.forget_dead_readers()
             self.map_bytes: int = self.env.info()["map_size"]
             self.databases: dict[Table, Any] = {

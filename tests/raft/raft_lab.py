@@ -88,6 +88,9 @@ class MemoryFile:
         del self.data[size:]
         self._size = size
 
+    def rewrite(self, offset: int) -> None:
+        pass
+
     def size(self) -> int:
         return self._size
 

@@ -10,7 +10,8 @@ from test_hazards import HAZARDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENT = (ROOT / "docs" / "internals" / "engine.md").read_text(encoding="utf-8")
 TESTS = "\n".join(path.read_text(encoding="utf-8")
-                  for path in (ROOT / "tests" / "raft").glob("test_*.py"))
+                  for area in ("raft", "sim")
+                  for path in (ROOT / "tests" / area).glob("test_*.py"))
 
 
 def invariants() -> list[list[str]]:

@@ -2,10 +2,12 @@
 
 The model, which is as unkind as POSIX allows:
 
-* Bytes written since the last fsync of a file are lost at a crash, kept, kept up to a torn
+* Often only the process dies: the next one reads everything that was written, also what was not
+  fsynced, and a later power cut may take it.
+* Bytes written since the last fsync of a file are lost at a power cut, kept, kept up to a torn
   prefix, or kept in part with holes of zeros in between (pages reach the disk in any order).
 * A created, renamed or removed name is durable after the fsync of its directory; before that a
-  crash keeps some prefix of the directory's changes.
+  power cut keeps some prefix of the directory's changes.
 * After a failed fsync the written pages stay readable and never become durable (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020).
 
@@ -24,6 +26,9 @@ from typing import Protocol
 from elastickv.durable import DiskFile
 from elastickv.errors import DiskFull
 from tests.sim.loop import Life
+
+POWER_CUTS = 0.5
+"""Which part of the deaths of a process are power cuts."""
 
 PendingWrite = tuple[int, bytes | None]
 """`(offset, bytes)`, or `(size, None)` for a truncation."""
@@ -131,12 +136,13 @@ class Medium:
         self.directories: set[str] = set()
         self.is_full = False
         self.failing_syncs = 0
+        self.power_cuts = POWER_CUTS
         self.life: Life | None = None
         self._durable_names: dict[str, Inode] = {}
         self._name_changes: dict[str, list[list[NameChange]]] = {}
 
     def mount(self, life: Life) -> MountedDisk:
-        """The disk of a process that starts. The power fails for it when `life` ends."""
+        """The disk of a process that starts, until `life` ends."""
         self.life = life
         life.on_death.append(lambda: self.crash(life))
         return MountedDisk(self, life)
@@ -154,10 +160,14 @@ class Medium:
                 _set_name(self._durable_names, path, inode)
 
     def crash(self, life: Life) -> None:
-        """Power loss, if `life` still is the one that uses this disk."""
-        if self.life is not life:
-            return
-        self.life = None
+        """`life` dies, if it still is the one that uses this disk; by a power cut or without."""
+        if self.life is life:
+            self.life = None
+            if self.generator.random() < self.power_cuts:
+                self.cut_power()
+
+    def cut_power(self) -> None:
+        """The page cache is gone. Nothing may be mounted."""
         for steps in self._name_changes.values():
             for changes in steps[:self.generator.randrange(len(steps) + 1)]:
                 for path, inode in changes:
@@ -184,7 +194,9 @@ class Medium:
         self._name_changes.clear()
 
     def flip_bit(self, path: str, offset: int, bit: int) -> None:
-        """The platter returns another byte from now on. Nothing may be mounted."""
+        """The platter returns another byte from now on, which a power cut lets everybody see.
+        Nothing may be mounted."""
+        self.cut_power()
         inode = self.files[path]
         inode.durable[offset] ^= 1 << bit
         inode.data = bytearray(inode.durable)
@@ -219,7 +231,7 @@ class MountedFile:
     @property
     def is_durable(self) -> bool:
         """Whether a power cut at this moment would take nothing."""
-        return not self._inode.pending
+        return not self._inode.pending and self._inode.durable == self._inode.data
 
     def sync(self) -> None:
         self._disk.sync_inode(self._path, self._inode)
@@ -228,6 +240,11 @@ class MountedFile:
         self._disk.life.require_alive()
         self._inode.truncate(size)
         self._size = size
+
+    def rewrite(self, offset: int) -> None:
+        self._disk.life.require_alive()
+        self._inode.truncate(self._size)
+        self._inode.write(offset, self.pread(self._size - offset, offset))
 
     def size(self) -> int:
         return self._size
@@ -240,7 +257,7 @@ class MountedDisk:
     """A `durable.Disk` for one life."""
 
     def __init__(self, medium: Medium, life: Life) -> None:
-        self._medium = medium
+        self.medium = medium
         self._events = medium.events
         self.life = life
 
@@ -249,9 +266,9 @@ class MountedDisk:
     def prepare_write(self, path: str, data: bytes) -> None:
         """Bytes are about to be written."""
         self.life.require_alive()
-        if self._medium.is_full:
+        if self.medium.is_full:
             raise DiskFull(f"no space left to write {path}", remedy="free space")
-        self._events.written(self._medium.node, path, data)
+        self._events.written(self.medium.node, path, data)
 
     def _point(self, kind: str, effect: Callable[[], None]) -> None:
         self.life.require_alive()
@@ -261,14 +278,14 @@ class MountedDisk:
 
     def sync_inode(self, path: str, inode: Inode) -> None:
         """fsync of a file."""
-        self._events.changed(self._medium.node, "fsync", path, len(inode.data))
+        self._events.changed(self.medium.node, "fsync", path, len(inode.data))
         self._point("fsync", lambda: self._settle(path, inode))
 
     def _settle(self, path: str, inode: Inode) -> None:
-        if self._medium.failing_syncs:
-            self._medium.failing_syncs -= 1
+        if self.medium.failing_syncs:
+            self.medium.failing_syncs -= 1
             inode.forget()
-            self._events.changed(self._medium.node, "fsync failed", path, 0)
+            self._events.changed(self.medium.node, "fsync failed", path, 0)
             raise OSError(errno.EIO, "Input/output error", path)
         inode.settle()
 
@@ -277,56 +294,57 @@ class MountedDisk:
     def open_append(self, path: Path, *, create: bool) -> DiskFile:
         self.life.require_alive()
         name = str(path)
-        inode = self._medium.files.get(name)
+        inode = self.medium.files.get(name)
         if inode is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
-            if self._medium.is_full:
+            if self.medium.is_full:
                 raise DiskFull(f"no space left to create {path}", remedy="free space")
             inode = Inode()
-            self._medium.rename_names(str(path.parent), [(name, inode)])
+            self.medium.rename_names(str(path.parent), [(name, inode)])
             self.sync_directory(path.parent)
         return MountedFile(self, name, inode)
 
     def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
-        inode = self._medium.files.get(str(source))
+        inode = self.medium.files.get(str(source))
         if inode is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
         self.prepare_write(str(source), head)
         inode.write(0, head)
         self.sync_inode(str(source), inode)
         self.rename(source, target)
-        self._events.changed(self._medium.node, "reuse", str(target), len(inode.data))
+        self._events.changed(self.medium.node, "reuse", str(target), len(inode.data))
         return MountedFile(self, str(target), inode, len(head))
 
     def read(self, path: Path) -> bytes:
-        inode = self._medium.files.get(str(path))
+        inode = self.medium.files.get(str(path))
         if inode is None:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
         return bytes(inode.data)
 
     def exists(self, path: Path) -> bool:
         name = str(path)
-        return name in self._medium.files or name in self._medium.directories
+        return name in self.medium.files or name in self.medium.directories
 
     def list(self, directory: Path) -> list[str]:
         prefix = f"{directory}/"
         return sorted({name[len(prefix):].split("/")[0]
-                       for name in (*self._medium.files, *self._medium.directories)
+                       for name in (*self.medium.files, *self.medium.directories)
                        if name.startswith(prefix)})
 
     def make_directory(self, path: Path) -> None:
         self.life.require_alive()
-        self._medium.directories.update(str(p) for p in (path, *path.parents))
+        self.medium.directories.update(str(p) for p in (path, *path.parents))
+        self.sync_directory(path)
 
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
         name = str(temporary)
         self.prepare_write(name, data)
-        inode = self._medium.files.get(name)
+        inode = self.medium.files.get(name)
         if inode is None:
             inode = Inode()
-            self._medium.rename_names(str(path.parent), [(name, inode)])
+            self.medium.rename_names(str(path.parent), [(name, inode)])
         inode.truncate(0)
         inode.write(0, data)
         self.sync_inode(name, inode)
@@ -335,25 +353,25 @@ class MountedDisk:
     def rename(self, source: Path, target: Path) -> None:
         if source.parent != target.parent:
             raise NotImplementedError("renames across directories are not modelled")
-        inode = self._medium.files[str(source)]
-        self._point("rename", lambda: self._medium.rename_names(
+        inode = self.medium.files[str(source)]
+        self._point("rename", lambda: self.medium.rename_names(
             str(target.parent), [(str(source), None), (str(target), inode)]))
-        self._events.changed(self._medium.node, "rename", str(target), len(inode.data))
+        self._events.changed(self.medium.node, "rename", str(target), len(inode.data))
         self.sync_directory(target.parent)
 
     def remove(self, path: Path) -> None:
         self.life.require_alive()
-        if str(path) in self._medium.files:
-            self._medium.rename_names(str(path.parent), [(str(path), None)])
-            self._events.changed(self._medium.node, "remove", str(path), 0)
+        if str(path) in self.medium.files:
+            self.medium.rename_names(str(path.parent), [(str(path), None)])
+            self._events.changed(self.medium.node, "remove", str(path), 0)
             self.sync_directory(path.parent)
 
     def sync_directory(self, path: Path) -> None:
         self._point("fsync", lambda: self._sync_names(path))
 
     def _sync_names(self, path: Path) -> None:
-        if self._medium.failing_syncs:
-            self._medium.failing_syncs -= 1
-            self._events.changed(self._medium.node, "fsync failed", str(path), 0)
+        if self.medium.failing_syncs:
+            self.medium.failing_syncs -= 1
+            self._events.changed(self.medium.node, "fsync failed", str(path), 0)
             raise OSError(errno.EIO, "Input/output error", str(path))
-        self._medium.sync_names(str(path))
+        self.medium.sync_names(str(path))

@@ -128,7 +128,11 @@ class Oracle:
             self.fail("log matching", f"{self._name()} holds another entry {index} of term {term}")
 
     def opened(self, journal: Journal) -> None:
-        """A log was read from a disk: what it holds must be what was once written."""
+        """A log was read from a disk: what it holds must be what was once written, and stay."""
+        file: Any = journal._segments[-1].file
+        if not file.is_durable:
+            self.fail("what a start believes is durable",
+                      f"{self._name()} counts entries that a power cut would take")
         previous_term = journal.anchor_term
         for index in range(journal.anchor_index + 1, journal.last_index + 1):
             command, _, term = journal.entry(index)

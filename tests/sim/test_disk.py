@@ -34,8 +34,10 @@ class Watcher:
         """Not looked at."""
 
 
-def medium(seed: int = 0) -> Medium:
-    return Medium("n1", Watcher(), random.Random(seed))
+def medium(seed: int = 0, *, power_cuts: float = 1.0) -> Medium:
+    platter = Medium("n1", Watcher(), random.Random(seed))
+    platter.power_cuts = power_cuts
+    return platter
 
 
 def mount(platter: Medium) -> tuple[MountedDisk, Life]:
@@ -112,6 +114,31 @@ def test_pages_of_a_failed_fsync_never_become_durable() -> None:
     file.append([b"later"])
     file.sync()
     assert after_crash(platter, life).read(FILE) == b"\0\0\0\0later"
+
+
+def test_a_process_that_dies_leaves_the_page_cache() -> None:
+    platter = medium(power_cuts=0.0)
+    disk, life = mount(platter)
+    disk.replace(FILE, b"synced")
+    file = disk.open_append(FILE, create=False)
+    file.append([b" or not"])
+    disk = after_crash(platter, life)
+    assert disk.read(FILE) == b"synced or not"
+    assert platter.durable(str(FILE)) == b"synced"
+
+
+def test_what_is_written_again_can_become_durable() -> None:
+    platter = medium(power_cuts=0.0)
+    disk, life = mount(platter)
+    file = disk.open_append(FILE, create=True)
+    file.append([b"gone, gone"])
+    platter.failing_syncs = 1
+    with pytest.raises(OSError, match="Input/output"):
+        file.sync()
+    file = after_crash(platter, life).open_append(FILE, create=False)
+    file.rewrite(6)
+    file.sync()
+    assert platter.durable(str(FILE)) == b"\0\0\0\0\0\0gone"
 
 
 def test_a_full_disk_takes_nothing() -> None:

@@ -109,6 +109,12 @@ async def earlier_term(schedule: Schedule, node: SimNode) -> None:
     schedule.oracle._commit_moved(leader, leader.journal.last_index)
 
 
+@breach("what a start believes is durable")
+async def believed_too_much(schedule: Schedule, node: SimNode) -> None:
+    node.journal._segments[-1].file.append([b"not synced"])
+    schedule.oracle.opened(node.journal)
+
+
 @breach("leaders count what is durable")
 async def counted_too_far(schedule: Schedule, node: SimNode) -> None:
     leader = leader_of(schedule)

@@ -90,6 +90,42 @@ def crashed_at(point: int, seed: int, change: Change) -> tuple[bool, Entries, Jo
     return struck, before, open_journal(reopened)
 
 
+def killed(journal: Journal, disk: MountedDisk) -> None:
+    """The process dies, the machine goes on."""
+
+
+def failed(journal: Journal, disk: MountedDisk) -> None:
+    """An fsync fails, and with that the process ends."""
+    disk.medium.failing_syncs = 1
+    with pytest.raises(OSError, match="Input/output error"):
+        journal.sync()
+    journal.close()
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("die", [killed, failed])
+@pytest.mark.parametrize("synced", [0, 1, COUNT])
+def test_a_start_believes_only_what_a_power_cut_leaves(
+        synced: int, die: Callable[[Journal, MountedDisk], None], seed: int) -> None:
+    """What the start before left in the page cache alone is read, and may be acknowledged."""
+    platter = medium(seed, power_cuts=0.0)
+    disk, life = mount(platter)
+    journal = open_journal(disk)
+    fill(journal, synced, 1)
+    for _ in range(3):
+        index = journal.last_index + 1
+        journal.append(index, 1, b"\x00entry %d, without a sync" % index)
+    die(journal, disk)
+    life.end()
+    disk, life = mount(platter)
+    believed = open_journal(disk)
+    before = entries(believed)[:believed.durable_index - believed.anchor_index]
+    life.end()
+    platter.cut_power()
+    after = entries(open_journal(mount(platter)[0]))
+    assert after[:len(before)] == before
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("change", [roll, truncate, compact, reset, reuse])
 def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:

@@ -25,6 +25,7 @@ from elastickv.raft.pysyncobj_core import RaftCore
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.readindex import ReadRounds, Waiter
 from elastickv.raft.replication import Replication
+from elastickv.raft.segment import Segment
 from elastickv.raft.storage import RaftStorage
 from tests.sim.schedule import run_seed
 
@@ -308,6 +309,11 @@ def commit_announced_to_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replication, "announce_to", announce_to)
 
 
+def page_cache_believed(patch: pytest.MonkeyPatch) -> None:
+    """A start takes for durable what the process before it has written."""
+    patch.setattr(Segment, "settle", lambda self: None)
+
+
 MUTANTS: dict[str, Mutate] = {
     "ack before fsync": ack_before_fsync,
     "vote not persisted": vote_not_persisted,
@@ -339,6 +345,7 @@ MUTANTS: dict[str, Mutate] = {
     "unknown outcome is retried": unknown_outcome_is_retried,
     "conditions ignored": conditions_ignored,
     "commit announced to anybody": commit_announced_to_anybody,
+    "page cache believed": page_cache_believed,
 }
 
 
