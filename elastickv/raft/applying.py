@@ -7,6 +7,7 @@ from collections.abc import Callable
 from elastickv.errors import ApplyHalted, DiskFull
 from elastickv.raft.core import Context
 from elastickv.raft.engine import Entry, StateMachine
+from elastickv.raft.journal import FIRST_ANCHOR_INDEX
 from elastickv.raft.membership import CONFIGURATION_KIND
 from elastickv.raft.proposals import AppliedWaiters, Proposals
 from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND
@@ -39,6 +40,7 @@ class Applying:
         high = min(limit, low + settings.apply_group_entries - 1)
         if high < low:
             return
+        self._require_state_of(low - 1)
         stored = context.journal.entries(low, high, settings.apply_group_bytes)
         group = [_entry(*entry) for entry in stored]
         try:
@@ -61,6 +63,13 @@ class Applying:
                 self._configuration_committed(index)
         if last_index < limit:
             context.schedule()
+
+    def _require_state_of(self, index: int) -> None:
+        """What is applied over a gap would hide it for good."""
+        applied_index = max(self._machine.applied_index, FIRST_ANCHOR_INDEX)
+        if applied_index != index:
+            raise ApplyHalted(f"the state is that of entry {applied_index}, not of {index}",
+                              remedy="start this node again")
 
     def _wait_for_space(self, error: DiskFull) -> None:
         """The next tick tries again. A leader that applies nothing serves nobody."""

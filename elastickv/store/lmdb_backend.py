@@ -260,10 +260,11 @@ class LmdbBackend:
         return LmdbImport(self, generation, self._path_of(generation))
 
     def switch(self, generation: int) -> None:
-        """Make `generation` current, durably, and drop the one before."""
-        self._stop_audit()
+        """Make `generation` current, durably, and drop the one before. Raises `DiskFull` without
+        effect."""
         self._disk.sync_directory(self._directory)
         self._disk.replace(self._directory / _CURRENT, encode_current(generation))
+        self._stop_audit()
         self._close_views()
         self._environment.close()
         old, self._generation = self._generation, generation

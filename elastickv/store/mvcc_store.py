@@ -33,7 +33,6 @@ from elastickv.store.tables import (
     ImportSink,
     Item,
     MapFull,
-    ReadView,
     Table,
     WriteBatch,
 )
@@ -120,7 +119,7 @@ class Store:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._view: ReadView
+        self._view = backend.view()
         self._active = _Layer()
         self._frozen: _Layer | None = None
         self._job: Job | None = None
@@ -135,7 +134,7 @@ class Store:
         self.durable_commit_ts = 0
         self.dek_counts: DekCounts = {}
         """Durable values by DEK; those that are not flushed yet are missing."""
-        self.load()
+        self._load()
 
     @classmethod
     def open(cls, backend: Backend) -> Store:
@@ -157,9 +156,8 @@ class Store:
         """Whether anything is applied that is not durable."""
         return self.applied_index > self.durable_index
 
-    def load(self) -> None:
+    def _load(self) -> None:
         """Drop everything in memory and take the state from the backend."""
-        self._view = self._backend.view()
         self._rows = dict(self._view.iterate(Table.ROWS))
         self._meta = dict(self._view.iterate(Table.META))
         self.applied_index = self.durable_index = decode_number(self._meta.pop(APPLIED_INDEX, None))
@@ -413,13 +411,17 @@ class Store:
         self._view = self._backend.view()
 
     def install(self, sink: ImportSink) -> None:
-        """Replace the whole content, applied or not, by what `sink` holds; durable on return."""
+        """Replace the whole content, applied or not, by what `sink` holds; durable on return.
+
+        What `sink` raises leaves the content as it was, also what is not flushed yet.
+        """
         self.settle()
         self._view.close()
         try:
             sink.install()
         finally:
-            self.load()
+            self._view = self._backend.view()
+        self._load()
 
     def raise_horizon(self, horizon_ts: int) -> None:
         """Refuse reads below `horizon_ts` from now on."""

@@ -10,6 +10,7 @@ import pytest
 from raft_lab import Lab, LabNode, ListState, MemoryDisk, outcome, run
 
 from elastickv.errors import (
+    ApplyHalted,
     CorruptionError,
     DiskFull,
     JournalCorrupt,
@@ -550,3 +551,17 @@ def test_a_snapshot_of_what_the_log_holds_is_not_asked_for():
     it = Received(last_index=20)
     it.offer(10, 1)
     assert [message.done for message in it.sent] == [True]
+
+
+def test_nothing_is_applied_over_a_gap_in_the_state():
+    """As after an installation that took the state back, and failed."""
+    async def scenario():
+        lab = Lab(1)
+        node = await lab.start()
+        await fill(lab, 3, node)
+        lost = node.state.entries.pop()
+        await outcome(node.engine.propose(b"next", timeout_s=SECOND))
+        assert [type(error) for error in node.fatal] == [ApplyHalted]
+        assert f"the state is that of entry {lost.index - 1}, not of {lost.index}" \
+            in str(node.fatal[0])
+    run(scenario())

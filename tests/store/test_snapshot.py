@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastickv.durable import OsDisk
-from elastickv.errors import CorruptionError, Overloaded, WireError
+from elastickv.errors import CorruptionError, DiskFull, Overloaded, WireError
 from elastickv.store import snapshot
+from elastickv.store.backend import Backend
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store, encode_number
@@ -248,6 +249,41 @@ def test_a_half_received_import_is_gone_after_a_restart(open_store: OpenStore,
     store = open_store()
     assert [key for key, _ in store.scan(b"", b"", 9, LATEST, 0)] == [b"own"]
     assert install(store, stream) == 2
+
+
+class FullDisk(OsDisk):
+    """A disk that is full once it is told so."""
+
+    is_full = False
+
+    def replace(self, path: Path, data: bytes) -> None:
+        if self.is_full:
+            raise DiskFull("no space left", remedy="free space")
+        super().replace(path, data)
+
+
+@pytest.mark.parametrize("make_backend", [
+    lambda directory, disk: LmdbBackend(directory, disk=disk),
+    lambda directory, disk: MemoryBackend(disk, directory)], ids=["lmdb", "memory"])
+def test_an_installation_on_a_full_disk_leaves_what_was_applied(
+        make_backend: Callable[[Path, OsDisk], Backend], tmp_path: Path, stream: bytes) -> None:
+    """Also what is in memory only: the log goes on behind it."""
+    disk = FullDisk()
+    store = Store.open(make_backend(tmp_path / "full", disk))
+    store.apply_group(1, [(b"a", 1, plain_record(b"flushed"))])
+    store.flush_now()
+    store.apply_group(2, [(b"b", 2, plain_record(b"not flushed"))], rows=[(b"row", b"x")],
+                      meta={b"fact": b"y"})
+    disk.is_full = True
+    with pytest.raises(DiskFull):
+        install(store, stream)
+    assert (store.applied_index, store.durable_index) == (2, 1)
+    assert [store.get(key, LATEST, 0) is not None for key in (b"a", b"b")] == [True, True]
+    assert (list(store.rows()), store.meta(b"fact")) == ([(b"row", b"x")], b"y")
+    disk.is_full = False
+    assert install(store, stream) == 2
+    assert store.get(b"b", LATEST, 0) is None
+    store.close()
 
 
 def test_hooks_around_the_installation(open_store: OpenStore, stream: bytes) -> None:
