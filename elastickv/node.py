@@ -59,6 +59,7 @@ from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.values import open_record, tombstone_record
+from elastickv.wire import MAX_ENTRY_BYTES
 
 log = logs.get_logger(__name__)
 
@@ -238,9 +239,10 @@ class Node:
                             remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
                                    " or --raftJoin to join one")
         tls = settings.tls
-        max_entry_bytes = settings.max_value_bytes + 2 * REQUEST_SLACK_BYTES
+        # --max-value-bytes limits what is proposed (`Coordinator`), not what is read: the log may
+        # hold larger entries, written when it was higher, and so may other members send.
         links = TlsLinks(
-            settings.raft_id, str(settings.raft_listen), max_entry_bytes=max_entry_bytes,
+            settings.raft_id, str(settings.raft_listen), max_entry_bytes=MAX_ENTRY_BYTES,
             dial_from=settings.raft_dial_from,
             tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
         offload, cleanup = ThreadOffload(), ThreadOffload("raft-cleanup")
@@ -249,7 +251,7 @@ class Node:
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
             client_address=str(settings.address), raft_address=str(settings.raft_address),
-            joining=bool(settings.raft_join), max_entry_bytes=max_entry_bytes,
+            joining=bool(settings.raft_join), max_entry_bytes=MAX_ENTRY_BYTES,
             compact_entries=settings.snapshot_entries,
             compact_bytes=settings.snapshot_log_bytes,
             keep_entries=min(KEEP_ENTRIES, settings.snapshot_entries),
