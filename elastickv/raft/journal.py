@@ -223,8 +223,12 @@ class Journal:
 
     def _roll(self) -> Segment:
         """Seal the active segment and start the next."""
-        self._segments[-1].seal()
-        self.durable_index = self.last_index
+        sealed = self._segments[-1]
+        sealed.seal()
+        if sealed is not self._syncing:
+            # Beside another fsync of the same file this one proves nothing: the kernel reports an
+            # error once, and perhaps to the other.
+            self.durable_index = self.last_index
         return self._add(self._next_segment(self._header(self.last_index + 1, self.last_term)))
 
     def _header(self, first_index: int, previous_term: int) -> SegmentHeader:
@@ -407,10 +411,20 @@ class Journal:
         if not self._segments:
             self._add(Segment.create(self._disk, self._directory,
                                      self._header(FIRST_ANCHOR_INDEX + 1, 0)))
-        self._segments[-1].settle()
+        self._settle()
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
+
+    def _settle(self) -> None:
+        """Make durable what was read, but for what the last record proves to be so already."""
+        written = [segment for segment in self._segments if segment.offsets]
+        synced = 0
+        if written:
+            synced = written[-1].read(written[-1].last_index, 1, 0)[0].synced
+        for segment in self._segments:
+            if segment.last_index > synced or segment is self._segments[-1]:
+                segment.settle(synced)
 
     def _open_segment(self, path: Path, *, last: bool) -> None:
         file = self._disk.open_append(path, create=False)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from google_crc32c import extend, value
@@ -32,8 +31,7 @@ _HEADER = struct.Struct(">IIQQQ")
 
 HEADER_BYTES = _HEADER.size
 _INDEX_OFFSET = _LENGTH.size + _CHECKSUM.size
-LOOKAHEAD_INDEXES = 64
-"""How many following indexes `find_next` looks for behind a damaged record."""
+_SMALLEST_BYTES = HEADER_BYTES + 1
 
 
 class Record(NamedTuple):
@@ -104,33 +102,42 @@ def find_next(data: bytes, offset: int, expected_index: int, max_bytes: int,
     """The nearest valid record behind the damaged one at `offset`, whose index was to be
     `expected_index`, and the offset after it; None when nothing valid follows.
 
-    The damaged length cannot be trusted, so this looks for the eight bytes of the following indexes
-    where a header would hold them.
+    The damaged length cannot be trusted, so this looks for eight bytes that are one of the indexes
+    that may follow in `data`, where a header would hold them.
     """
-    nearest: tuple[Record, int] | None = None
-    end = len(data)
-    for pattern in _indexes_from(expected_index):
-        match = pattern.search(data, offset + 1 + _INDEX_OFFSET, end)
-        while match is not None:
-            start = match.start() - _INDEX_OFFSET
-            found = decode_at(data, start, max_bytes, salt)
-            if found is not None:
-                nearest, end = found, match.start()
-                break
-            match = pattern.search(data, match.start() + 1, end)
-    return nearest
+    start = offset + 1 + _INDEX_OFFSET
+    last_index = expected_index + (len(data) - offset) // _SMALLEST_BYTES
+    pattern = re.compile(_between(expected_index.to_bytes(8, "big"), last_index.to_bytes(8, "big")),
+                         re.DOTALL)
+    while (match := pattern.search(data, start)) is not None:
+        found = decode_at(data, match.start() - _INDEX_OFFSET, max_bytes, salt)
+        if found is not None:
+            return found
+        start = match.start() + 1
+    return None
 
 
-def _indexes_from(first: int) -> Iterator[re.Pattern[bytes]]:
-    """What matches the eight bytes of `first` and the indexes behind it, up to
-    `LOOKAHEAD_INDEXES`. They begin alike, so that one pass, or two, find all of them."""
-    end = first + LOOKAHEAD_INDEXES
-    while first < end:
-        last = min(end - 1, first | 0xFF)
-        yield re.compile(b"%s[%s-%s]" % (re.escape(first.to_bytes(8, "big")[:-1]),
-                                         re.escape(bytes((first & 0xFF,))),
-                                         re.escape(bytes((last & 0xFF,)))))
-        first = last + 1
+def _between(low: bytes, high: bytes) -> bytes:
+    """What matches the strings from `low` to `high`, both of one length: whatever they begin with
+    alike, and then the parts of the range in which the next byte is the lowest, between, or the
+    highest."""
+    count = len(low)
+    if low == bytes(count) and high == b"\xff" * count:
+        return b".{%d}" % count
+    first, last = low[0], high[0]
+    if first == last:
+        return re.escape(low[:1]) + (_between(low[1:], high[1:]) if count > 1 else b"")
+    if count == 1:
+        return _any_of(first, last)
+    parts = [re.escape(low[:1]) + _between(low[1:], b"\xff" * (count - 1)),
+             re.escape(high[:1]) + _between(bytes(count - 1), high[1:])]
+    if last - first > 1:
+        parts.append(_any_of(first + 1, last - 1) + b".{%d}" % (count - 1))
+    return b"(?:%s)" % b"|".join(parts)
+
+
+def _any_of(first: int, last: int) -> bytes:
+    return b"[%s-%s]" % (re.escape(bytes((first,))), re.escape(bytes((last,))))
 
 
 def synced_behind(data: bytes, expected_index: int, max_bytes: int, salt: int = 0) -> int:

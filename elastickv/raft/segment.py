@@ -274,15 +274,10 @@ class Segment:
             self.note(record.index, record.term, len(record.command),
                       record.command[:1] == marked_kind)
 
-    def settle(self) -> None:
-        """Make durable what a start has read. What the last record proves to be so stays as it is;
-        before the first one nothing is proved but what other segments hold."""
-        offset = 0
-        if self.offsets:
-            synced = self.read(self.last_index, 1, 0)[0].synced
-            if synced >= self.first_index:
-                offset = self.offsets[min(synced, self.last_index) - self.first_index]
-        self.file.rewrite(offset)
+    def settle(self, synced: int) -> None:
+        """Make durable what a start has read; up to entry `synced` it is known to be."""
+        position = min(synced, self.last_index) - self.first_index
+        self.file.rewrite(self.offsets[position] if position >= 0 else 0)
         self.file.sync()
 
     def close(self) -> None:

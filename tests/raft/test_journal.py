@@ -435,6 +435,47 @@ def test_hole_in_one_unsynced_group_is_a_torn_tail(tmp_path):
     assert contents(open_journal(tmp_path)) == [*expected, (command_of(5), 5, 1)]
 
 
+def test_a_segment_sealed_beside_a_failing_fsync_proves_nothing(tmp_path):
+    """The kernel tells one of the two calls of the error."""
+    journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    _, ticket = journal.begin_sync()
+    while len(segments(tmp_path)) == 1:
+        index = journal.last_index + 1
+        journal.append(index, 1, command_of(index))
+    assert journal.durable_index == 1
+    with pytest.raises(OSError, match="EIO"):
+        journal.finish_sync(ticket, OSError("EIO"))
+    assert journal.durable_index == 1
+
+
+def test_what_was_sealed_beside_an_fsync_is_durable_after_the_next(tmp_path):
+    journal = open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)
+    job, ticket = journal.begin_sync()
+    while len(segments(tmp_path)) == 1:
+        index = journal.last_index + 1
+        journal.append(index, 1, command_of(index))
+    job()
+    journal.finish_sync(ticket)
+    assert journal.needs_sync
+    journal.sync()
+    assert journal.durable_index == journal.last_index
+
+
+@pytest.mark.parametrize("lost", [1, 60, 80, 300])
+def test_a_hole_before_durable_records_refuses_the_start(tmp_path, lost):
+    """However many small records it has taken: a lost write of a disk takes whole pages."""
+    journal = filled(tmp_path, 400)
+    offsets = list(journal._segments[0].offsets)
+    journal.close()
+    path = segments(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    content[offsets[50]:offsets[50 + lost]] = bytes(offsets[50 + lost] - offsets[50])
+    path.write_bytes(content)
+    with pytest.raises(JournalCorrupt, match="entry 52 "):
+        open_journal(tmp_path)
+    assert path.read_bytes() == content
+
+
 def test_damage_in_a_sealed_segment_is_found_when_it_is_read(tmp_path):
     journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
     journal.close()

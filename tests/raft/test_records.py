@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 import google_crc32c
@@ -78,6 +79,8 @@ BEHIND = [
     ("a record that saw the damaged one durable", _run((11, 10)), 10),
     ("the proof comes later", _run((11, 8), (12, 8), (13, 12)), 12),
     ("two damaged ones, then proof", DAMAGED + _run((12, 11)), 11),
+    ("proof behind a hole of hundreds", bytes(60_000) + _run((900, 899)), 899),
+    ("an index that cannot have come so early", bytes(60) + _run((900, 899)), 0),
     ("proof behind a second hole", _run((11, 8)) + DAMAGED + _run((13, 12)), 12),
 ]
 
@@ -86,3 +89,13 @@ BEHIND = [
                          ids=[case[0] for case in BEHIND])
 def test_what_lies_behind_the_damaged_record_10(behind, synced):
     assert records.synced_behind(DAMAGED + behind, 10, LIMIT) == synced
+
+
+@given(low=st.integers(0, 1 << 24), count=st.integers(0, 1 << 18), other=st.integers(0, 1 << 25))
+def test_the_pattern_of_a_range(low, count, other):
+    pattern = re.compile(records._between(low.to_bytes(8, "big"), (low + count).to_bytes(8, "big")),
+                         re.DOTALL)
+    for number in (low, low + count, low + count // 2, low - 1, low + count + 1, other):
+        if number >= 0:
+            assert bool(pattern.fullmatch(number.to_bytes(8, "big"))) \
+                is (low <= number <= low + count)

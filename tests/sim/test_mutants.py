@@ -311,7 +311,7 @@ def commit_announced_to_anybody(patch: pytest.MonkeyPatch) -> None:
 
 def page_cache_believed(patch: pytest.MonkeyPatch) -> None:
     """A start takes for durable what the process before it has written."""
-    patch.setattr(Segment, "settle", lambda self: None)
+    patch.setattr(Segment, "settle", lambda self, synced: None)
 
 
 MUTANTS: dict[str, Mutate] = {
