@@ -6,6 +6,9 @@ FILE`:
 
     stdout: "pinned\\n", then "ok\\n" or one line with what is damaged
     exit status: 0 sound, 5 damaged, anything else: the audit itself failed
+
+Only damage stops the node. An audit that failed (the kernel took its memory for somebody else, say)
+is logged: the file is sound as far as anybody knows, and the next start audits it again.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ import lmdb
 from elastickv.errors import ExitCode, StoreCorrupt
 from elastickv.logs import get_logger
 from elastickv.store.audit import audit_file
+from elastickv.store.lmdb_environment import CORRUPT_ERRORS
 
 _PINNED = b"pinned\n"
 
 log = get_logger("elastickv.store.audit")
 
-_ENDED_FROM_OUTSIDE = frozenset({signal.SIGINT, signal.SIGTERM})
-"""Signals that say nothing of the file. One that the file itself caused (SIGBUS) does."""
+_FAULTS = frozenset({signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT})
+"""Signals that the file itself causes. Others (SIGKILL of the kernel or a person) say nothing."""
 
 # About a tenth of a busy core: the node's own work comes first, and yet the audit ends in minutes,
 # because the state that it pins makes the file grow under writes.
@@ -39,17 +43,17 @@ class BackgroundAudit:
     """A child process that audits `path`. The constructor returns when the state is pinned."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `StoreCorrupt` when the child ends before it has pinned anything."""
+        """Raises `StoreCorrupt` when the child finds damage before it has pinned anything."""
         self._path = path
         # S603: a fixed argument list of this interpreter and this package.
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(path)], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, start_new_session=True)  # Ctrl-C is for the node
         stdout = self._process.stdout
-        if stdout is None or stdout.readline() != _PINNED:
-            self.stop()
-            raise StoreCorrupt(f"the audit of {path} could not start",
-                               remedy="restore this node from a healthy member")
+        first = stdout.readline() if stdout is not None else b""
+        if first != _PINNED:
+            self._process.wait()
+            self._require_no_damage(first.decode(errors="replace").strip())
 
     def poll(self) -> bool:
         """Whether the audit is still under way. Raises `StoreCorrupt` when it found damage, or died
@@ -58,13 +62,20 @@ class BackgroundAudit:
         if status is None:
             return True
         output = self._read()
-        if -status in _ENDED_FROM_OUTSIDE:
-            log.warning("the audit of the store was ended from outside", path=str(self._path),
-                        signal=-status)
-        elif status != 0:
-            raise StoreCorrupt(f"the audit of {self._path} failed: {output or f'status {status}'}",
-                               remedy="restore this node from a healthy member")
+        self._require_no_damage(output)
+        if status != 0:
+            log.warning("the store was not audited", path=str(self._path), status=status,
+                        detail=output)
         return False
+
+    def _require_no_damage(self, output: str) -> None:
+        """Of a child that has ended."""
+        status = self._process.returncode
+        if status == ExitCode.CORRUPTION or -status in _FAULTS:
+            self.stop()
+            raise StoreCorrupt(
+                f"the audit of {self._path} found damage: {output or f'status {status}'}",
+                remedy="restore this node from a healthy member")
 
     def _read(self) -> str:
         stdout = self._process.stdout
@@ -95,9 +106,15 @@ def main(path: Path) -> int:
                                           create=False)) as environment, \
                 environment.begin() as txn:
             audit_file(path, txn.id(), on_meta=_say_pinned)
-    except (StoreCorrupt, lmdb.Error) as error:
-        print(error.message if isinstance(error, StoreCorrupt) else f"LMDB: {error}", flush=True)
+    except StoreCorrupt as error:
+        print(error.message, flush=True)
         return ExitCode.CORRUPTION
+    except lmdb.Error as error:
+        print(f"LMDB: {error}", flush=True)
+        return ExitCode.CORRUPTION if isinstance(error, CORRUPT_ERRORS) else ExitCode.ERROR
+    except (OSError, MemoryError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return ExitCode.ERROR
     print("ok", flush=True)
     return ExitCode.OK
 

@@ -24,10 +24,11 @@ PROBE_BYTES = 4 << 20
 
 _MAX_READERS = 64
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CORRUPT_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError,
-                   lmdb.VersionMismatchError, lmdb.IncompatibleError, lmdb.BadTxnError,
-                   lmdb.BadValsizeError, lmdb.CursorFullError, lmdb.PageFullError,
-                   lmdb.BadDbiError, lmdb.NotFoundError)
+CORRUPT_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError,
+                  lmdb.VersionMismatchError, lmdb.IncompatibleError, lmdb.BadTxnError,
+                  lmdb.BadValsizeError, lmdb.CursorFullError, lmdb.PageFullError,
+                  lmdb.BadDbiError, lmdb.NotFoundError)
+"""What LMDB raises of a damaged file."""
 
 
 def raise_typed(error: lmdb.Error) -> NoReturn:
@@ -37,7 +38,7 @@ def raise_typed(error: lmdb.Error) -> NoReturn:
         raise MapFull("the store's memory map is full") from None
     if code in _FULL_ERRNOS:
         raise_full()
-    if isinstance(error, _CORRUPT_ERRORS):
+    if isinstance(error, CORRUPT_ERRORS):
         raise StoreCorrupt(f"the store's file is damaged ({error})", remedy=RESTORE) from None
     raise OSError(code, f"the store failed: {error}") from None
 

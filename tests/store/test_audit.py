@@ -360,16 +360,18 @@ def test_a_killed_audit_pins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert backend.poll_audit()
     audit._process.kill()
     audit._process.wait()
-    with pytest.raises(StoreCorrupt, match="status -9"):
-        backend.poll_audit()
-    backend._stop_audit()
+    assert not backend.poll_audit()
     assert backend._environment.env.reader_check() == 0
     backend.close()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
-def test_an_audit_that_is_ended_from_outside_is_no_damage(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals) -> None:
+@pytest.mark.parametrize(("kind", "is_damage"), [
+    (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, False),
+    (signal.SIGBUS, True), (signal.SIGSEGV, True)],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "")
+def test_only_a_fault_of_the_file_ends_an_audit_as_damage(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals,
+        is_damage: bool) -> None:
     build(tmp_path)
     endless = tmp_path / "endless"
     endless.write_text(ENDLESS_AUDIT.format(python=sys.executable).replace(
@@ -382,6 +384,21 @@ def test_an_audit_that_is_ended_from_outside_is_no_damage(
     assert os.getpgid(audit._process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
     audit._process.send_signal(kind)
     audit._process.wait()
+    if is_damage:
+        with pytest.raises(StoreCorrupt, match="found damage"):
+            backend.poll_audit()
+    else:
+        assert not backend.poll_audit()
+    backend.close()
+
+
+def test_an_audit_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path)
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
     assert not backend.poll_audit()
     backend.close()
 
@@ -394,10 +411,10 @@ def test_closing_ends_the_audit(tmp_path: Path) -> None:
     LmdbBackend(tmp_path).close()
 
 
-def test_an_audit_that_cannot_start_is_a_refusal(tmp_path: Path) -> None:
+def test_damage_at_the_start_of_an_audit_is_a_refusal(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"no store")
-    with pytest.raises(StoreCorrupt, match="could not start"):
+    with pytest.raises(StoreCorrupt, match="found damage"):
         BackgroundAudit(path)
 
 
