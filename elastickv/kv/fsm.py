@@ -63,6 +63,9 @@ _PLAINTEXT = 0b000
 _SEALED = 0b010
 _KEY_ID = slice(11, 15)
 
+MAX_OVERLAY_BYTES = 64 << 20
+"""Some seconds of writes on a disk that holds the flushes up; without that it is never reached."""
+
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
 
@@ -88,17 +91,21 @@ class KvStateMachine:
     """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
 
     `on_keys_changed(entry_index)` is called after an encryption entry changed keys or registry.
-    `own_entries` knows what this process proposed itself.
+    `own_entries` knows what this process proposed itself. `max_overlay_bytes` may wait for a flush
+    before nothing more is applied: a disk that takes entries faster than the store takes their
+    effects would fill the memory, and after the restart again.
     """
 
     def __init__(self, store: Store, applier: Applier, hlc: HybridLogicalClock, *,
                  on_keys_changed: Callable[[int], None],
-                 own_entries: OwnEntries | None = None) -> None:
+                 own_entries: OwnEntries | None = None,
+                 max_overlay_bytes: int = MAX_OVERLAY_BYTES) -> None:
         self._store = store
         self._applier = applier
         self._hlc = hlc
         self._on_keys_changed = on_keys_changed
         self._own_entries = own_entries
+        self._max_overlay_bytes = max_overlay_bytes
 
     @property
     def applied_index(self) -> int:
@@ -107,6 +114,13 @@ class KvStateMachine:
     @property
     def durable_index(self) -> int:
         return self._store.durable_index
+
+    def may_apply(self) -> bool:
+        if self._store.overlay_bytes < self._max_overlay_bytes:
+            return True
+        if self._store.disk_full is not None:
+            raise self._store.disk_full
+        return False
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         """Apply in order. An error leaves every entry before the failing one applied."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from elastickv.errors import ApplyHalted, DiskFull
 from elastickv.raft.core import Context
@@ -41,18 +41,15 @@ class Applying:
         if high < low:
             return
         self._require_state_of(low - 1)
-        stored = context.journal.entries(low, high, settings.apply_group_bytes)
-        group = [_entry(*entry) for entry in stored]
         try:
-            results = self._machine.apply(group)
+            if not self._machine.may_apply():
+                return  # the next tick asks again
+            stored = context.journal.entries(low, high, settings.apply_group_bytes)
+            group = [_entry(*entry) for entry in stored]
+            results = self._apply(group)
         except DiskFull as error:
             self._wait_for_space(error)
             return
-        except ApplyHalted:
-            raise
-        except Exception as error:
-            raise ApplyHalted(f"entries {low} to {group[-1].index} cannot be applied: {error}",
-                              remedy="see the log of this node") from error
         applied = group[:len(results)]
         last_index = applied[-1].index
         core.advance_applied(last_index)
@@ -63,6 +60,15 @@ class Applying:
                 self._configuration_committed(index)
         if last_index < limit:
             context.schedule()
+
+    def _apply(self, group: Sequence[Entry]) -> Sequence[object]:
+        try:
+            return self._machine.apply(group)
+        except (ApplyHalted, DiskFull):
+            raise
+        except Exception as error:
+            raise ApplyHalted(f"entries {group[0].index} to {group[-1].index} cannot be applied: "
+                              f"{error}", remedy="see the log of this node") from error
 
     def _require_state_of(self, index: int) -> None:
         """What is applied over a gap would hide it for good."""

@@ -105,6 +105,11 @@ class StateMachine(Protocol):
         """The highest index whose effects survive a power cut; the journal is kept above it."""
         ...
 
+    def may_apply(self) -> bool:
+        """Asked before each group: False while the state takes no more, until what it holds in
+        memory is durable. Raises `DiskFull` when that waits for space."""
+        ...
+
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         """Apply committed entries as one group; one result per entry, in order.
 

@@ -124,6 +124,8 @@ class Store:
         self._frozen: _Layer | None = None
         self._job: Job | None = None
         self._failure: BaseException | None = None
+        self.disk_full: DiskFull | None = None
+        """What the last job ended in, if that was a full disk."""
         self._on_dirty: Callable[[], None] | None = None
         self._rows: dict[bytes, bytes] = {}
         self._meta: dict[bytes, bytes] = {}
@@ -304,7 +306,7 @@ class Store:
 
     @property
     def overlay_bytes(self) -> int:
-        """Memory that is held until the next flushes, bookkeeping included; for back-pressure."""
+        """Memory that is held until the next flushes, bookkeeping included."""
         frozen = self._frozen
         return self._active.overlay.byte_count + (frozen.overlay.byte_count if frozen else 0)
 
@@ -383,6 +385,7 @@ class Store:
         if job is not self._job:
             return
         self._job = None
+        self.disk_full = job.error if isinstance(job.error, DiskFull) else None
         if job.error is not None and not isinstance(job.error, DiskFull):
             self._failure = job.error
         else:

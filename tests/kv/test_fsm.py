@@ -18,7 +18,12 @@ from elastickv.errors import (
     StorageEnvelopeRequired,
 )
 from elastickv.kv.api import OpKind, WriteResult
-from elastickv.kv.fsm import META_HLC_CEILING, META_RAFT_CUTOVER_INDEX, read_payload
+from elastickv.kv.fsm import (
+    META_HLC_CEILING,
+    META_RAFT_CUTOVER_INDEX,
+    KvStateMachine,
+    read_payload,
+)
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import decode_number
 from elastickv.store.values import plain_record, seal_record, tombstone_record
@@ -56,6 +61,28 @@ def test_a_group_applies_in_order_and_moves_index_and_clock(machine: Machine) ->
     assert machine.value(b"k") == b"two"
     assert machine.fsm.applied_index == 1
     assert machine.hlc.last == ts(2)
+
+
+def test_what_waits_for_a_flush_is_bounded(machine: Machine) -> None:
+    fsm = KvStateMachine(machine.store, machine.applier, machine.hlc,
+                         on_keys_changed=machine.changed.append, max_overlay_bytes=1000)
+    assert fsm.may_apply()
+    while machine.store.overlay_bytes < 1000:
+        assert fsm.may_apply()
+        machine.write(plain(b"k", ts(machine.store.applied_index + 1), bytes(100)))
+    assert not fsm.may_apply()
+    machine.backend.write = full  # type: ignore[method-assign]
+    with pytest.raises(DiskFull):
+        machine.store.flush_now()
+    with pytest.raises(DiskFull):
+        fsm.may_apply()
+    del machine.backend.write
+    machine.store.flush_now()
+    assert fsm.may_apply()
+
+
+def full(batch: object) -> None:
+    raise DiskFull("no space left", remedy="free space")
 
 
 def test_rafts_own_entries_only_move_the_index(machine: Machine) -> None:

@@ -49,6 +49,9 @@ class ListMachine:
     def durable_index(self) -> int:
         return self.applied_index
 
+    def may_apply(self) -> bool:
+        return True
+
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         for entry in entries:
             if entry.payload in self.refuse:

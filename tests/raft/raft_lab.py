@@ -301,6 +301,7 @@ class ListState:
         self.entries: list[Entry] = []
         self.fail_on: bytes | None = None
         self.full_on: bytes | None = None
+        self.takes_more = True
         self.apply_calls = 0
 
     @property
@@ -310,6 +311,9 @@ class ListState:
     @property
     def durable_index(self) -> int:
         return self.applied_index
+
+    def may_apply(self) -> bool:
+        return self.takes_more
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         self.apply_calls += 1

@@ -107,6 +107,27 @@ def test_what_fits_of_a_group_is_applied_and_answered() -> None:
     run(scenario())
 
 
+def test_a_state_that_takes_no_more_is_waited_for() -> None:
+    """Its leader stays: it will, and the others may be no faster."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        follower = lab.others(leader)[0]
+        leader.state.takes_more = follower.state.takes_more = False
+        answer = leader.engine.propose(b"later", timeout_s=10)
+        await asyncio.sleep(5.0)
+        assert leader.engine.is_leader()
+        assert not answer.done()
+        assert (leader.state.payloads(), follower.state.payloads()) == ([], [])
+        leader.state.takes_more = follower.state.takes_more = True
+        assert await answer == b"later"
+        await lab.settle()
+        assert follower.state.payloads() == [b"later"]
+        assert not leader.fatal + follower.fatal
+
+    run(scenario())
+
+
 def test_a_leader_whose_disk_is_full_hands_over_what_it_cannot_apply() -> None:
     async def scenario() -> None:
         lab = Lab()

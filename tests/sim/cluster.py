@@ -245,7 +245,8 @@ class SimNode:
                                  ceiling=decode_number(store.meta(META_HLC_CEILING)))
         own_entries = OwnEntries()
         machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed,
-                                 own_entries=own_entries)
+                                 own_entries=own_entries,
+                                 max_overlay_bytes=plan.max_overlay_bytes)
         snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._installed)
         offload = LateOffload(cluster.loop, generator, plan.sync_delay_s)
         self.engine = self._build_engine(disk, machine, snapshots, offload, generator)

@@ -45,6 +45,7 @@ class Plan:
     network_s: float
     rates: tuple[float, ...] = field(default=())
     story: str = ""
+    max_overlay_bytes: int = 1 << 20
 
     @property
     def others(self) -> int:
@@ -105,4 +106,5 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         sync_delay_s=generator.choice((0.0005, 0.003, 0.01)),
         network_s=generator.choice((0.0005, 0.002, 0.008)),
         rates=tuple(generator.choice((1.0, 1.0, 0.95, 1.05)) for _ in range(size + 1)),
-        story=story)
+        story=story,
+        max_overlay_bytes=generator.choice((1, 2000, 1 << 20)))
