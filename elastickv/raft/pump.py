@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from elastickv.errors import DiskFull
+from elastickv.logs import get_logger
 from elastickv.raft import rules
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
@@ -24,6 +25,8 @@ from elastickv.raft.reads import Reads
 from elastickv.raft.replication import Replication
 from elastickv.raft.roles import Roles
 from elastickv.raft.transfer import Transfer
+
+log = get_logger("elastickv.raft")
 
 
 class Pump:
@@ -129,6 +132,8 @@ class Pump:
         self._core.tick()
         self._elections.after_tick()
         if self._core.is_leading():
+            self._give_way_if_stalled()
+        if self._core.is_leading():
             self._replicate()
             self._transfer.advance()
         self._reads.advance()
@@ -177,6 +182,19 @@ class Pump:
         self.schedule()
 
     # --- durability ---------------------------------------------------------------------------
+
+    def _give_way_if_stalled(self) -> None:
+        """While an fsync in the thread hangs, heartbeats go on and nobody would stand for
+        election: no write would end until the disk answers."""
+        core, stalled_s = self._core, self._loop.time() - self._sync_began
+        if not self._sync_running or stalled_s < self._settings.stalled_sync_s:
+            return
+        others = [core.match_index(voter) for voter in core.voters()
+                  if voter != self._settings.node_id]
+        if rules.is_held_up(self._journal.durable_index, others):
+            log.warning("giving way: the disk does not answer", node=self._settings.node_id,
+                        fsync_s=round(stalled_s, 1))
+            core.follow_nobody()
 
     def _start_sync(self) -> None:
         if self._sync_running or not self._journal.needs_sync:

@@ -121,6 +121,14 @@ def committed_index(previous: int, proposed: int, durable_index: int, matches: I
     return limit
 
 
+def is_held_up(durable_index: int, matches: Iterable[int]) -> bool:
+    """Whether the other voters could commit more than this leader's disk lets it: a majority of
+    all voters, it included, has acknowledged what is above its own `durable_index`."""
+    acknowledged = list(matches)
+    ahead = sum(match > durable_index for match in acknowledged)
+    return has_majority(ahead, len(acknowledged) + 1)
+
+
 def may_apply_later(waiting_entries: int, *, leads: bool, awaited: bool,
                     most_entries: int) -> bool:
     """Whether committed entries may wait here for the next tick, to be applied several at once.

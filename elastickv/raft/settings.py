@@ -20,8 +20,9 @@ class EngineSettings:
     `commit_delay_s` for entries to travel with before it gets a message of its own. Up to
     `inline_sync_bytes` (a lone small write) are synced in the loop, which is faster than a thread
     while nobody else waits for the loop. A follower leaves up to `apply_lag_entries` committed
-    entries until its next tick, unless somebody waits for them there. What it remembers of peers is
-    written, and the log compacted, every `housekeeping_s`.
+    entries until its next tick, unless somebody waits for them there. A leader gives way when its
+    fsync takes `stalled_sync_s` and the others could commit without it. What it remembers of peers
+    is written, and the log compacted, every `housekeeping_s`.
     """
 
     node_id: str
@@ -47,6 +48,7 @@ class EngineSettings:
     apply_lag_entries: int = 64
     max_pending: int = 4096
     inline_sync_bytes: int = 2 << 10
+    stalled_sync_s: float = 5.0
     compact_bytes: int = 256 << 20
     compact_entries: int = 1_000_000
     keep_entries: int = 10_000

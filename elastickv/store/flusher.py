@@ -122,7 +122,8 @@ class Flusher:
 
     def _flush_due(self, now: float) -> bool:
         if not self._store.dirty:
-            self._due_at = None
+            # Also when a snapshot has replaced what could not be flushed.
+            self._due_at = self.error = None
             return False
         if self._due_at is None:
             self._due_at = now + self._interval_s

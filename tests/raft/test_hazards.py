@@ -89,6 +89,21 @@ async def leader_counts_itself_only_after_its_fsync():
     assert await proposal == b"x"
 
 
+@hazard(lambda patch: patch.setattr(rules, "is_held_up", lambda durable_index, matches: False))
+async def leader_whose_fsync_hangs_gives_way():
+    lab = Lab()
+    leader = await lab.start()
+    await lab.settle()
+    leader.offload.holding = True
+    proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
+    successor = await lab.leader(lab.others(leader))
+    assert isinstance(await proposal, OutcomeUnknown)
+    assert await successor.engine.propose(b"y", timeout_s=5) == b"y"
+    assert successor.state.payloads() == [b"x", b"y"]
+    leader.offload.release()
+    await lab.settle()
+
+
 @hazard(lambda patch: patch.setattr(
     rules, "committed_index", lambda previous, proposed, *rest: max(previous, proposed)))
 async def single_member_commits_only_after_its_fsync():

@@ -154,6 +154,18 @@ def test_commit(previous, proposed, durable, matches, votes, term, expected):
                                  term) == expected
 
 
+@pytest.mark.parametrize(("matches", "expected"), [
+    pytest.param([8, 8], True, id="both others are ahead"),
+    pytest.param([8, 7], False, id="one is no majority of three"),
+    pytest.param([8, 8, 7, 7], False, id="nor are two of five"),
+    pytest.param([8, 8, 9, 7], True, id="three of five"),
+    pytest.param([8], False, id="one of two"),
+    pytest.param([], False, id="alone"),
+])
+def test_who_holds_the_others_up(matches, expected):
+    assert rules.is_held_up(7, matches) is expected
+
+
 @pytest.mark.parametrize(("waiting", "leads", "awaited", "later"), [
     pytest.param(1, False, False, True, id="a follower collects"),
     pytest.param(8, False, False, True, id="up to the limit"),

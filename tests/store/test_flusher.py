@@ -138,6 +138,21 @@ async def test_a_full_disk_is_a_state_that_ends(harness: Harness,
     assert not harness.fatal.done()
 
 
+async def test_a_store_without_anything_to_flush_is_writable(
+        harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a snapshot that replaced what did not fit."""
+    monkeypatch.setattr(flusher_module, "DISK_FULL_RETRY_S", 0.01)
+    harness.backend.errors = [DiskFull("full")]
+    flusher = harness.start()
+    harness.write()
+    while flusher.writable:
+        await asyncio.sleep(0)
+    harness.store.flush_now()
+    async with asyncio.timeout(10):
+        while not flusher.writable:
+            await asyncio.sleep(0.001)
+
+
 async def test_stop_on_a_full_disk_says_so(harness: Harness) -> None:
     flusher = harness.start(interval_ms=NEVER_MS)
     harness.write()
