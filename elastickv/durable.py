@@ -263,8 +263,9 @@ class OsDisk:
         except OSError as error:
             _raise_if_full(error, path)
             raise UnsupportedFileSystem(
-                f"cannot make the directory {path}: {error.strerror}",
-                remedy="name a directory on a local, writable file system") from None
+                f"the directory {path} cannot be made or used: {error.strerror}",
+                remedy="put --raftDataDir on a local file system, where this user may read and"
+                       " write") from None
 
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
