@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from elastickv.crypto.keystore import Purpose
+from elastickv.errors import ResultTooLarge
 
 MAX_KEY_BYTES = 480
 MAX_TTL_MS = (1 << 63) - 1
 """An expiry, this much after any commit timestamp, still fits the 64 bits of a value header."""
+
+PAIR_OVERHEAD_BYTES = 16
+"""What a pair takes in an answer beside its key and value, at most: tags and lengths."""
 
 
 class OpKind(enum.IntEnum):
@@ -67,6 +71,16 @@ class Pair(NamedTuple):
     value: bytes
 
 
+def result_too_large(max_bytes: int, fitting: int, *, keys_only: bool) -> ResultTooLarge:
+    """What ends a scan of whose pairs only the first `fitting` have room."""
+    remedies = [f"scan in pages of at most {fitting} pairs"] if fitting else []
+    if not keys_only:
+        remedies.append("scan with keys_only")
+    return ResultTooLarge(
+        f"the result has more than {max_bytes} bytes, the limit; {fitting} pairs fit",
+        remedy=", or ".join(remedies))
+
+
 class KvApi(Protocol):
     """The operations behind RawKV."""
 
@@ -89,10 +103,11 @@ class KvApi(Protocol):
         """`(commit_ts, exists)` of the latest version, deletes included as not existing."""
         ...
 
-    async def scan(self, start: bytes, end: bytes, *, limit: int, ts: int = 0,
+    async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False,
                    timeout_s: float) -> list[Pair]:
-        """Visible pairs with start <= key < end (end b"" = unbounded), in key order."""
+        """Visible pairs with start <= key < end (end b"" = unbounded), in key order, all as of one
+        moment. Raises `ResultTooLarge` as soon as they have more than `max_bytes`."""
         ...
 
 

@@ -33,13 +33,23 @@ from elastickv.errors import (
     WireError,
 )
 from elastickv.kv import forwarding
-from elastickv.kv.api import Condition, Op, OpKind, Pair, ReadResult, WriteResult
+from elastickv.kv.api import (
+    PAIR_OVERHEAD_BYTES,
+    Condition,
+    Op,
+    OpKind,
+    Pair,
+    ReadResult,
+    WriteResult,
+    result_too_large,
+)
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
 from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
 from elastickv.kv.txn import Sealer, build_request, check_key, check_ops, log_bytes
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.store.mvcc_store import Store
+from elastickv.store.scan import ScanRange
 from elastickv.wire import HlcCeiling, Writes, encode_entry, encode_writes
 
 MAX_IN_FLIGHT = 1
@@ -409,20 +419,34 @@ class Coordinator:
         version = self._store.get(key, at_ts, now_ms)
         return (version.commit_ts, True) if version else (0, False)
 
-    async def scan(self, start: bytes, end: bytes, *, limit: int, ts: int = 0,
+    async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False,
                    timeout_s: float) -> list[Pair]:
         if limit < 1:
             raise InvalidArgument(f"limit is {limit}; it must be at least 1",
                                   remedy="ask for one or more pairs")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
         await self._read_barrier(False, timeout_s)
         at_ts, now_ms = self._read_time(ts)
-        found = self._store.scan(start, end, limit=limit, at_ts=at_ts, now_ms=now_ms,
-                                 reverse=reverse)
-        if keys_only:
-            return [Pair(key, b"") for key, _ in found]
-        return [Pair(key, self._open_record(version.store_key, version.record))
-                for key, version in found]
+        rest: ScanRange | None = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
+        pairs: list[Pair] = []
+        room = max_bytes
+        while rest is not None:
+            found, rest = self._store.scan_turn(rest)
+            for key, version in found:
+                value = b"" if keys_only else self._open_record(version.store_key, version.record)
+                room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
+                if room < 0:
+                    raise result_too_large(max_bytes, len(pairs), keys_only=keys_only)
+                pairs.append(Pair(key, value))
+            if rest is not None:
+                await asyncio.sleep(0)
+                if loop.time() >= deadline:
+                    raise DeadlineExceeded(
+                        "the scan did not get through its range within the deadline",
+                        remedy="retry with a longer timeout, or scan a smaller range")
+        return pairs
 
     async def _read_barrier(self, stale: bool, timeout_s: float) -> int:
         if stale:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from elastickv.errors import InvalidArgument, ResultTooLarge, Unimplemented
+from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.methods import Methods, unary
 
 MAX_SCAN_LIMIT = 100_000
-PAIR_OVERHEAD_BYTES = 16  # tags and lengths of one pair on the wire, at most
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
 
 
@@ -22,15 +21,6 @@ def check_scan_limit(limit: int) -> int:
         raise InvalidArgument(f"limit is {limit}; it must be 1 to {MAX_SCAN_LIMIT}",
                               remedy="scan in pages, each starting after the last key")
     return limit
-
-
-def check_result(pairs: Sequence[Pair], max_result_bytes: int) -> None:
-    """Raise `ResultTooLarge` when the pairs do not fit one response."""
-    total = sum(len(key) + len(value) + PAIR_OVERHEAD_BYTES for key, value in pairs)
-    if total > max_result_bytes:
-        raise ResultTooLarge(
-            f"the result has {total} bytes in {len(pairs)} pairs; the limit is {max_result_bytes}",
-            remedy="scan in smaller pages, or with keys_only")
 
 
 def add_pairs(add: Callable[..., object], pairs: Sequence[Pair]) -> None:
@@ -96,9 +86,8 @@ class RawKv:
                       timeout_s: float) -> pb.RawScanAtResponse:
         pairs = await self._kv.scan(
             request.start_key, request.end_key, limit=check_scan_limit(request.limit),
-            ts=request.ts, reverse=request.reverse, keys_only=request.keys_only,
-            timeout_s=timeout_s)
-        check_result(pairs, self._max_result_bytes)
+            max_bytes=self._max_result_bytes, ts=request.ts, reverse=request.reverse,
+            keys_only=request.keys_only, timeout_s=timeout_s)
         response = pb.RawScanAtResponse()
         add_pairs(response.kv.add, pairs)
         return response
@@ -144,8 +133,8 @@ class TransactionalKv:
 
     async def scan(self, request: pb.ScanRequest, timeout_s: float) -> pb.ScanResponse:
         pairs = await self._kv.scan(request.start_key, request.end_key,
-                                    limit=check_scan_limit(request.limit), timeout_s=timeout_s)
-        check_result(pairs, self._max_result_bytes)
+                                    limit=check_scan_limit(request.limit),
+                                    max_bytes=self._max_result_bytes, timeout_s=timeout_s)
         response = pb.ScanResponse()
         add_pairs(response.kv.add, pairs)
         return response

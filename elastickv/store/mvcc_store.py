@@ -26,7 +26,7 @@ from elastickv.store.mvcc import (
     visible,
 )
 from elastickv.store.overlay import Chain, Overlay, find
-from elastickv.store.scan import merged_versions
+from elastickv.store.scan import ENTRY_COST, ScanRange, Work, merged_versions
 from elastickv.store.tables import (
     Backend,
     BackendStats,
@@ -44,6 +44,9 @@ APPLIED_INDEX = b"applied_index"
 MAX_COMMIT_TS = b"max_commit_ts"
 HORIZON_TS = b"gc_horizon_ts"
 DEK_COUNTS = b"values_by_dek"
+TURN_COST = 1_000 * ENTRY_COST
+"""What a scan walks over before others have their turn: some milliseconds of work."""
+
 RESERVED_META = frozenset((APPLIED_INDEX, MAX_COMMIT_TS, HORIZON_TS, DEK_COUNTS))
 
 
@@ -265,25 +268,47 @@ class Store:
 
     def scan(self, start: bytes, end: bytes, limit: int, at_ts: int, now_ms: int,
              reverse: bool = False) -> list[tuple[bytes, Version]]:
-        """Up to `limit` visible pairs with start <= key < end (end b"" = unbounded), in key order
-        or against it, all as of `at_ts`.
+        """Up to `limit` visible pairs, all turns of a scan at once; see `ScanRange`.
 
+        Raises what `scan_turn` raises.
+        """
+        pairs: list[tuple[bytes, Version]] = []
+        rest: ScanRange | None = ScanRange(start, end, limit, at_ts, now_ms, reverse)
+        while rest is not None:
+            found, rest = self.scan_turn(rest)
+            pairs += found
+        return pairs
+
+    def scan_turn(self, wanted: ScanRange) -> tuple[list[tuple[bytes, Version]], ScanRange | None]:
+        """The next visible pairs, as many as bounded work finds (there may be none), and what is
+        left; None at the end.
+
+        Writes may come between two turns: a scan shows none that was applied after its first.
         Raises `InvalidArgument` below the compaction horizon, `StoreCorrupt`, `IntegrityError`.
         """
-        if at_ts < self.horizon_ts:
-            self._refuse_below_horizon(at_ts)
+        if wanted.at_ts < self.horizon_ts:
+            self._refuse_below_horizon(wanted.at_ts)
         pairs: list[tuple[bytes, Version]] = []
-        if limit < 1 or (end and start >= end):
-            return pairs
+        if wanted.empty():
+            return pairs, None
+        start, end, limit, at_ts, now_ms, reverse, keys_only = wanted
         layers = [self._active.overlay]
         if self._frozen is not None:
             layers.append(self._frozen.overlay)
-        for user_key, version in merged_versions(self._view, layers, start, end, at_ts, reverse):
-            if visible(version.record, now_ms):
+        work = Work()
+        for user_key, version in merged_versions(self._view, layers, start, end, at_ts, reverse,
+                                                 work):
+            if version is not None and visible(version.record, now_ms):
+                if keys_only:
+                    version = Version(version.commit_ts, version.store_key,
+                                      version.record[:HEADER_BYTES])
                 pairs.append((user_key, version))
                 if len(pairs) >= limit:
                     break
-        return pairs
+            if work.cost >= TURN_COST:
+                # Later writes have later timestamps.
+                return pairs, wanted.after(user_key, len(pairs), min(at_ts, self.max_commit_ts))
+        return pairs, None
 
     def _refuse_below_horizon(self, at_ts: int) -> None:
         raise InvalidArgument(

@@ -78,15 +78,13 @@ class Overlay:
             self._sorted_keys = known
         return known
 
-    def keys_between(self, start: bytes, end: bytes, *, reverse: bool = False) -> list[bytes]:
+    def keys_between(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[bytes]:
         """User keys with start <= key < end (b"" = unbounded), in the order of the scan."""
         keys = self.sorted_keys()
         low = bisect.bisect_left(keys, start) if start else 0
         high = bisect.bisect_left(keys, end) if end else len(keys)
-        chosen = keys[low:high]
-        if reverse:
-            chosen.reverse()
-        return chosen
+        return map(keys.__getitem__,
+                   range(high - 1, low - 1, -1) if reverse else range(low, high))
 
     def records(self) -> Iterator[bytes]:
         """The record of every version, in no order."""

@@ -22,10 +22,11 @@ from elastickv.errors import (
     InvalidArgument,
     NoLeader,
     OutcomeUnknown,
+    ResultTooLarge,
 )
 from elastickv.keys.applier import Applier
 from elastickv.kv import gathering
-from elastickv.kv.api import Condition, Op, OpKind, WriteResult
+from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
@@ -33,8 +34,10 @@ from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsLinks
+from elastickv.store import mvcc_store
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
+from elastickv.store.scan import ENTRY_COST, ScanRange
 from elastickv.store.values import open_record, tombstone_record
 from jepsen.network.ports import free_address
 
@@ -268,7 +271,8 @@ async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
     await node.kv.put(b"k", b"2", timeout_s=TIMEOUT_S)
     assert (await node.kv.get(b"k", ts=first.commit_ts, timeout_s=TIMEOUT_S)).value == b"1"
     assert not (await node.kv.get(b"k", ts=first.commit_ts - 1, timeout_s=TIMEOUT_S)).exists
-    pairs = await node.kv.scan(b"", b"", limit=10, ts=first.commit_ts, timeout_s=TIMEOUT_S)
+    pairs = await node.kv.scan(b"", b"", limit=10, max_bytes=1 << 20, ts=first.commit_ts,
+                               timeout_s=TIMEOUT_S)
     assert [(pair.key, pair.value) for pair in pairs] == [(b"k", b"1")]
 
 
@@ -283,3 +287,111 @@ async def test_a_forwarded_write_whose_answer_does_not_parse_may_have_happened(
     monkeypatch.setattr(node.engine, "call", garbled)
     with pytest.raises(OutcomeUnknown, match="does not parse"):
         await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+
+
+# --- scans --------------------------------------------------------------------------------------
+
+SCAN_BYTES = 1 << 20
+
+
+async def put_records(node: OneNode, count: int, value: bytes) -> None:
+    await node.kv.batch([Op(OpKind.PUT, b"%04d" % number, value) for number in range(count)],
+                        timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("keys_only", [False, True])
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_a_scan_holds_no_more_than_its_answer_may(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, flushed: bool, keys_only: bool) -> None:
+    """It ends with the first pair that is too much, and has read little beyond that."""
+    await put_records(node, 900, bytes(2_000))
+    if flushed:
+        node.store.flush_now()
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 20 * (2_000 + ENTRY_COST))
+    turns = 0
+    take_turn = node.store.scan_turn
+
+    def counted(wanted: ScanRange) -> object:
+        nonlocal turns
+        turns += 1
+        return take_turn(wanted)
+
+    monkeypatch.setattr(node.store, "scan_turn", counted)
+    pair = 4 + PAIR_OVERHEAD_BYTES + (0 if keys_only else 2_000)
+    with pytest.raises(ResultTooLarge, match="50 pairs fit") as caught:
+        await node.kv.scan(b"", b"", limit=900, max_bytes=50 * pair, keys_only=keys_only,
+                           timeout_s=TIMEOUT_S)
+    assert "pages of at most 50 pairs" in caught.value.remedy
+    assert turns <= 4
+    fitting = await node.kv.scan(b"", b"", limit=50, max_bytes=50 * pair, keys_only=keys_only,
+                                 timeout_s=TIMEOUT_S)
+    assert len(fitting) == 50
+
+
+async def test_a_scan_over_what_is_deleted_lets_others_go_on(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 10 * ENTRY_COST)
+    await node.kv.batch([Op(OpKind.DELETE, b"%04d" % number) for number in range(1_000)],
+                        timeout_s=TIMEOUT_S)
+    task = asyncio.create_task(node.kv.scan(b"", b"", limit=1, max_bytes=SCAN_BYTES,
+                                            timeout_s=TIMEOUT_S))
+    turns = 0
+    take_turn = node.store.scan_turn
+
+    def counted(wanted: ScanRange) -> object:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(between.append, turns)
+        return take_turn(wanted)
+
+    between: list[int] = []
+    monkeypatch.setattr(node.store, "scan_turn", counted)
+    assert await task == []
+    assert turns >= 100
+    assert between[:99] == list(range(1, 100))
+
+
+async def test_writes_that_come_between_two_turns_are_not_shown(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan while one transfer follows another sees none of them by half."""
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 1)
+    await put_records(node, 40, b"0")
+    stop = False
+
+    async def rewrite_all() -> int:
+        number = 0
+        while not stop:
+            number += 1
+            await put_records(node, 40, b"%d" % number)
+            if number % 5 == 0:
+                node.store.flush_now()
+        return number
+
+    writer = asyncio.create_task(rewrite_all())
+    seen = set()
+    while len(seen) < 5:
+        pairs = await node.kv.scan(b"", b"", limit=99, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+        assert len(pairs) == 40
+        assert len({pair.value for pair in pairs}) == 1
+        seen.add(pairs[0].value)
+    stop = True
+    assert await writer >= 5
+
+
+async def test_a_scan_ends_at_its_deadline(node: OneNode,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 1)
+    await put_records(node, 2, b"v")
+    loop = asyncio.get_running_loop()
+    late = asyncio.Event()
+    take_turn = node.store.scan_turn
+
+    def slow(wanted: ScanRange) -> object:
+        late.set()
+        return take_turn(wanted)
+
+    monkeypatch.setattr(node.store, "scan_turn", slow)
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + (TIMEOUT_S if late.is_set() else 0))
+    with pytest.raises(DeadlineExceeded, match="the scan"):
+        await node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)

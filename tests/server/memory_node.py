@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from elastickv.errors import (
     NotBootstrapped,
 )
 from elastickv.kv.api import (
+    PAIR_OVERHEAD_BYTES,
     BootstrapResult,
     Capability,
     Condition,
@@ -39,6 +41,7 @@ from elastickv.kv.api import (
     SidecarState,
     WriteResult,
     WriterRow,
+    result_too_large,
 )
 from elastickv.kv.txn import check_key, check_ops
 from elastickv.raft.engine import EngineStatus, Member, Role, Suffrage
@@ -128,7 +131,7 @@ class MemoryKv:
         commit_ts, value = self._visible(key, 0)
         return commit_ts, value is not None
 
-    async def scan(self, start: bytes, end: bytes, *, limit: int, ts: int = 0,
+    async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False,
                    timeout_s: float) -> list[Pair]:
         await self._faults.meet("read", timeout_s)
@@ -136,8 +139,12 @@ class MemoryKv:
                 if key >= start and (not end or key < end)]
         visible = ((key, self._visible(key, ts)[1]) for key in keys)
         pairs = [Pair(key, b"" if keys_only else value)
-                 for key, value in visible if value is not None]
-        return pairs[:limit]
+                 for key, value in visible if value is not None][:limit]
+        sizes = (len(pair.key) + len(pair.value) + PAIR_OVERHEAD_BYTES for pair in pairs)
+        fitting = sum(total <= max_bytes for total in itertools.accumulate(sizes))
+        if fitting < len(pairs):
+            raise result_too_large(max_bytes, fitting, keys_only=keys_only)
+        return pairs
 
 
 class MemoryEncryption:

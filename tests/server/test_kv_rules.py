@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from elastickv.errors import InvalidArgument, ResultTooLarge
-from elastickv.kv.api import Op, OpKind, Pair
+from elastickv.errors import InvalidArgument
+from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Op, OpKind, result_too_large
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.kv_service import (
     MAX_SCAN_LIMIT,
-    PAIR_OVERHEAD_BYTES,
-    check_result,
     check_scan_limit,
     op_of,
 )
@@ -27,18 +25,16 @@ def test_scan_limits_that_are_refused(limit: int) -> None:
         check_scan_limit(limit)
 
 
-@pytest.mark.parametrize(("pairs", "limit", "fits"), [
-    ([], 0, True),
-    ([Pair(b"k", b"v" * 9)], 10 + PAIR_OVERHEAD_BYTES, True),
-    ([Pair(b"k", b"v" * 10)], 10 + PAIR_OVERHEAD_BYTES, False),
-    ([Pair(b"k", b"")] * 10, 10 * (1 + PAIR_OVERHEAD_BYTES) - 1, False),
-])
-def test_a_result_is_bounded(pairs: list[Pair], limit: int, fits: bool) -> None:
-    if fits:
-        check_result(pairs, limit)
-        return
-    with pytest.raises(ResultTooLarge, match=str(limit)):
-        check_result(pairs, limit)
+@pytest.mark.parametrize(("fitting", "keys_only", "remedy"), [
+    (7, False, "scan in pages of at most 7 pairs, or scan with keys_only"),
+    (7, True, "scan in pages of at most 7 pairs"),
+    (0, False, "scan with keys_only"),
+], ids=["some-fit", "keys-only", "none-fits"])
+def test_a_result_that_is_too_large_says_what_fits(fitting: int, keys_only: bool,
+                                                   remedy: str) -> None:
+    error = result_too_large(1_000, fitting, keys_only=keys_only)
+    assert "1000 bytes" in error.message
+    assert error.remedy == remedy
 
 
 def test_the_overhead_of_a_pair_is_an_upper_bound() -> None:

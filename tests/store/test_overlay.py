@@ -48,9 +48,9 @@ def test_keys_stay_sorted_while_new_ones_come(writes: list[tuple[bytes, int]],
     keys = sorted({user_key for user_key, _ in writes})
     start, end = data.draw(small_keys), data.draw(small_keys)
     inside = [key for key in keys if start <= key < end]
-    assert overlay.keys_between(start, end) == inside
-    assert overlay.keys_between(start, end, reverse=True) == inside[::-1]
-    assert overlay.keys_between(b"", b"") == keys
+    assert list(overlay.keys_between(start, end)) == inside
+    assert list(overlay.keys_between(start, end, reverse=True)) == inside[::-1]
+    assert list(overlay.keys_between(b"", b"")) == keys
 
 
 def test_versions_come_in_store_key_order() -> None:
