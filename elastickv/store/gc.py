@@ -6,12 +6,13 @@ commit timestamp that is durable here: a replica that lags, or that replays its 
 by its own clock what an older entry that it has still to apply will compare with.
 
 A pass walks the whole table in bounded steps, each one job between two flushes; walking checks
-every record's checksum as well, so that damage at rest is found before a client asks for it.
+every record's checksum as well, so that damage at rest is found before a client asks for it. A key
+with more versions than a step takes is compacted in several steps: see `removable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from elastickv.clock import COUNTER_BITS, pack_timestamp, timestamp_ms
@@ -20,7 +21,7 @@ from elastickv.store.header import HEADER_BYTES
 from elastickv.store.job import Job
 from elastickv.store.mvcc import TIMESTAMP_BYTES, commit_ts_of, visible
 from elastickv.store.mvcc_store import DEK_COUNTS, HORIZON_TS, Store, encode_number
-from elastickv.store.tables import Backend, Item, ReadView, Table, WriteBatch
+from elastickv.store.tables import Backend, ReadView, Table, WriteBatch
 
 DEFAULT_RETENTION_MS = 3_600_000
 STEP_ENTRIES = 2_000
@@ -44,33 +45,30 @@ def horizon(wall_ms: int, durable_commit_ts: int, retention_ms: int) -> int:
     return pack_timestamp(max(newest_ms - retention_ms, 0))
 
 
-def removable(versions: Sequence[StoredVersion], horizon_ts: int) -> Sequence[StoredVersion]:
-    """Which of one key's versions (all of them, newest first) no read at or above `horizon_ts`
-    sees.
+def removable(versions: Sequence[StoredVersion], horizon_ts: int, *,
+              complete: bool = True) -> Sequence[StoredVersion]:
+    """Which of one key's versions (newest first) no read at or above `horizon_ts` sees.
 
     Above the horizon everything stays. Of those at or below it, the newest is what a read at the
     horizon finds: it stays unless it is a tombstone or had expired by then. All older ones go.
+
+    Without the key's oldest versions (not `complete`) that newest one stays in any case: it hides
+    them until they are gone. Without its newest ones, above the horizon, nothing changes.
     """
+    position = witness(versions, horizon_ts)
+    if position is None:
+        return ()
+    if complete and not visible(versions[position].header, horizon_ts >> COUNTER_BITS):
+        return versions[position:]
+    return versions[position + 1:]
+
+
+def witness(versions: Sequence[StoredVersion], horizon_ts: int) -> int | None:
+    """The position of the newest version at or below the horizon."""
     for position, version in enumerate(versions):
         if version.commit_ts <= horizon_ts:
-            keeps = visible(version.header, horizon_ts >> COUNTER_BITS)
-            return versions[position + 1:] if keeps else versions[position:]
-    return ()
-
-
-def grouped(entries: Iterator[Item]) -> Iterator[list[StoredVersion]]:
-    """Each user key's versions, newest first."""
-    prefix = b""
-    group: list[StoredVersion] = []
-    for store_key, record in entries:
-        if store_key[:-TIMESTAMP_BYTES] != prefix:
-            if group:
-                yield group
-            prefix, group = store_key[:-TIMESTAMP_BYTES], []
-        group.append(StoredVersion(commit_ts_of(store_key), store_key, record[:HEADER_BYTES],
-                                   dek_id_of(record)))
-    if group:
-        yield group
+            return position
+    return None
 
 
 class CompactionStep(Job):
@@ -92,12 +90,26 @@ class CompactionStep(Job):
 
     def _work(self) -> None:
         doomed: list[StoredVersion] = []
-        seen = 0
-        for group in grouped(self._counted(self._view.iterate(Table.MVCC, self._start))):
-            if seen >= STEP_ENTRIES or self._bytes_seen >= STEP_BYTES:
-                self.next_start = group[0].store_key
+        group: list[StoredVersion] = []
+        byte_count = 0
+        for seen, (store_key, record) in enumerate(self._view.iterate(Table.MVCC, self._start)):
+            full = seen >= STEP_ENTRIES or byte_count >= STEP_BYTES
+            if group and store_key[:-TIMESTAMP_BYTES] != group[0].store_key[:-TIMESTAMP_BYTES]:
+                doomed += removable(group, self._horizon_ts)
+                group = []
+            if full and not group:
+                self.next_start = store_key
                 break
-            seen += len(group)
+            # With one version of a key alone a step might end where it began.
+            if full and len(group) > 1:
+                doomed += removable(group, self._horizon_ts, complete=False)
+                position = witness(group, self._horizon_ts)
+                self.next_start = store_key if position is None else group[position].store_key
+                break
+            byte_count += len(record)
+            group.append(StoredVersion(commit_ts_of(store_key), store_key, record[:HEADER_BYTES],
+                                       dek_id_of(record)))
+        else:
             doomed += removable(group, self._horizon_ts)
         if doomed:
             counts = without(self._counts, (version.dek_id for version in doomed))
@@ -107,12 +119,6 @@ class CompactionStep(Job):
                                    (DEK_COUNTS, encode_counts(counts))]}))
             self.dek_counts = counts
         self.removed = len(doomed)
-
-    def _counted(self, entries: Iterator[Item]) -> Iterator[Item]:
-        self._bytes_seen = 0
-        for entry in entries:
-            self._bytes_seen += len(entry[1])
-            yield entry
 
     def release(self) -> None:
         """Close the view. On the loop thread, when the job is over."""

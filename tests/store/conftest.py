@@ -11,7 +11,7 @@ from elastickv.durable import OsDisk
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
-from elastickv.store.tables import Backend
+from elastickv.store.tables import Backend, Item, ReadView, Table
 
 LATEST = (1 << 64) - 1
 
@@ -23,6 +23,34 @@ def open_backend(kind: str, directory: Path) -> Backend:
         # A tiny map, so that every test also grows it.
         return LmdbBackend(directory, initial_map_bytes=1 << 17)
     return MemoryBackend(OsDisk(), directory)
+
+
+class CountingView:
+    """A `ReadView` that counts the entries which are read through it."""
+
+    def __init__(self, view: ReadView) -> None:
+        self._view = view
+        self.entries = 0
+        self.byte_count = 0
+
+    def _count(self, entry: Item) -> Item:
+        self.entries += 1
+        self.byte_count += len(entry[1])
+        return entry
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self._view.get(table, key)
+
+    def ceiling(self, table: Table, key: bytes) -> Item | None:
+        entry = self._view.ceiling(table, key)
+        return None if entry is None else self._count(entry)
+
+    def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
+                reverse: bool = False) -> Iterator[Item]:
+        return map(self._count, self._view.iterate(table, start, end, reverse=reverse))
+
+    def close(self) -> None:
+        self._view.close()
 
 
 @pytest.fixture(params=["lmdb", "memory"])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastickv.clock import pack_timestamp
 from elastickv.errors import InvalidArgument
 from elastickv.store import gc
-from elastickv.store.gc import Compactor, StoredVersion, grouped, horizon, removable
+from elastickv.store.gc import Compactor, StoredVersion, horizon, removable
 from elastickv.store.header import encode_header
 from elastickv.store.mvcc import Version, encode_store_key, select, visible
 from elastickv.store.mvcc_store import Store
 from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.tables import Table
 from elastickv.store.values import plain_record, tombstone_record
-from tests.store.conftest import LATEST, OpenStore
+from tests.store.conftest import LATEST, CountingView, OpenStore, open_backend
 
 VALUE = encode_header()
 GONE = encode_header(tombstone=True)
@@ -62,6 +66,20 @@ def test_removable(versions: list[StoredVersion], gone_ms: list[int]) -> None:
     assert [v.commit_ts for v in gone] == [pack_timestamp(ms) for ms in gone_ms]
 
 
+@pytest.mark.parametrize(("versions", "gone_ms"), [
+    ([version(50), version(40), version(30)], [40, 30]),
+    ([version(150), version(120)], []),
+    ([version(50, GONE)], []),
+    ([version(50, GONE), version(40)], [40]),
+    ([version(150), version(50, encode_header(expiry_ms=100)), version(40)], [40]),
+], ids=["shadowed", "all-above", "tombstone", "tombstone-with-older", "expired-with-older"])
+def test_removable_while_older_ones_are_to_follow(versions: list[StoredVersion],
+                                                  gone_ms: list[int]) -> None:
+    """What hides the older ones stays until they are gone."""
+    gone = removable(versions, pack_timestamp(100), complete=False)
+    assert [v.commit_ts for v in gone] == [pack_timestamp(ms) for ms in gone_ms]
+
+
 headers = st.one_of(st.just(VALUE), st.just(GONE), st.builds(
     lambda expiry_ms: encode_header(expiry_ms=expiry_ms), st.integers(1, 12)))
 
@@ -81,13 +99,6 @@ def test_no_permitted_read_changes(history: dict[int, bytes], horizon_ms: int, a
         return found.commit_ts
 
     assert read(kept) == read(versions)
-
-
-def test_grouping_by_key() -> None:
-    entries = [(encode_store_key(key, ts), VALUE + b"body")
-               for key, ts in [(b"a", 3), (b"a", 1), (b"a\x00", 9), (b"b", 2)]]
-    assert [[v.commit_ts for v in group] for group in grouped(iter(entries))] == [[3, 1], [9], [2]]
-    assert all(v.header == VALUE for group in grouped(iter(entries)) for v in group)
 
 
 def fill(store: Store, keys: int, versions: int) -> None:
@@ -112,6 +123,99 @@ def test_passes_in_steps_of_any_size(store: Store, step_entries: int,
     assert store.scan(b"", b"", 100, LATEST, 0) == before
     assert store.stats().entries[Table.MVCC] == 10
     assert compactor.run_pass() == 0
+
+
+def steps_of(compactor: Compactor) -> Iterator[None]:
+    """One pass, step by step."""
+    passes = compactor.passes
+    while compactor.passes == passes:
+        step = compactor.begin()
+        if step is None:
+            return
+        step.run()
+        compactor.finish(step)
+        yield
+
+
+@pytest.mark.parametrize("last", [plain_record(b"last"), tombstone_record()],
+                         ids=["value", "tombstone"])
+@pytest.mark.parametrize("horizon_ms", [2_500, 5_001])
+def test_no_step_takes_more_of_a_key_than_its_share(store: Store, monkeypatch: pytest.MonkeyPatch,
+                                                    horizon_ms: int, last: bytes) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 200)
+    store.apply_group(1, [(b"counter", pack_timestamp(ms), VALUE) for ms in range(1, 5_001)])
+    store.apply_group(2, [(b"counter", pack_timestamp(5_001), last)])
+    store.flush_now()
+    views: list[CountingView] = []
+    view = store.backend.view
+
+    def counted() -> CountingView:
+        views.append(CountingView(view()))
+        return views[-1]
+
+    before = [store.get(b"counter", at_ts, 0) for at_ts in (pack_timestamp(horizon_ms), LATEST)]
+    compactor = Compactor(store, lambda: horizon_ms, retention_ms=0)
+    monkeypatch.setattr(store.backend, "view", counted)
+    for _ in steps_of(compactor):
+        assert [store.get(b"counter", at_ts, 0)
+                for at_ts in (pack_timestamp(horizon_ms), LATEST)] == before
+    assert max(each.entries for each in views) <= gc.STEP_ENTRIES + 2
+    assert len(views) >= 5_000 // 200
+    left = 5_001 - horizon_ms + (1 if before[0] is not None else 0)
+    assert store.stats().entries[Table.MVCC] == left
+
+
+records = st.sampled_from([plain_record(b"v"), tombstone_record(), plain_record(b"v", 5),
+                           plain_record(bytes(300))])
+runs = st.lists(st.tuples(st.sampled_from([b"a", b"a\x00", b"b"]), st.integers(1, 6), records),
+                max_size=10)
+
+
+@settings(deadline=None)
+@given(runs, st.integers(0, 40), st.integers(1, 5), st.sampled_from([64, 1 << 20]),
+       st.integers(0, 9))
+def test_steps_of_any_size_leave_what_one_step_leaves(
+        history: list[tuple[bytes, int, bytes]], horizon_ms: int, step_entries: int,
+        step_bytes: int, crash_after: int) -> None:
+    """And no permitted read sees a difference between two of them, or after a crash."""
+    with tempfile.TemporaryDirectory(prefix="store-gc-") as directory, \
+            pytest.MonkeyPatch.context() as patch:
+        stores = [Store.open(open_backend("memory", Path(directory) / name))
+                  for name in ("whole", "steps")]
+        stamps = [pack_timestamp(horizon_ms)]
+        for store in stores:
+            written = 0
+            for key, count, record in history:
+                store.apply_group(store.applied_index + 1, [
+                    (key, pack_timestamp(written + number), record)
+                    for number in range(1, count + 1)])
+                written += count
+            store.apply_group(99, [(b"z", pack_timestamp(100), VALUE)])
+            store.flush_now()
+        stamps += [pack_timestamp(ms) for ms in range(horizon_ms, written + 2)] + [LATEST]
+
+        def reads() -> list[object]:
+            return [stores[1].get(key, at_ts, max(horizon_ms, min(at_ts >> 16, 50)))
+                    for key in (b"a", b"a\x00", b"b") for at_ts in stamps]
+
+        Compactor(stores[0], lambda: horizon_ms, retention_ms=0).run_pass()
+        patch.setattr(gc, "STEP_ENTRIES", step_entries)
+        patch.setattr(gc, "STEP_BYTES", step_bytes)
+        before = reads()
+        for number, _ in enumerate(steps_of(Compactor(stores[1], lambda: horizon_ms,
+                                                      retention_ms=0)), 1):
+            assert reads() == before
+            if number == crash_after:
+                stores[1].close()
+                stores[1] = Store.open(open_backend("memory", Path(directory) / "steps"))
+                Compactor(stores[1], lambda: horizon_ms, retention_ms=0).run_pass()
+                break
+        assert reads() == before
+        views = [list(store.backend.view().iterate(Table.MVCC)) for store in stores]
+        assert views[0] == views[1]
+        assert stores[0].dek_counts == stores[1].dek_counts
+        for store in stores:
+            store.close()
 
 
 def test_versions_in_the_overlay_do_not_confuse_it(store: Store) -> None:

@@ -17,42 +17,13 @@ from elastickv.store.gc import Compactor
 from elastickv.store.mvcc import visible
 from elastickv.store.mvcc_store import Store, Write
 from elastickv.store.scan import ScanRange
-from elastickv.store.tables import Item, ReadView, Table
 from elastickv.store.values import plain_record, tombstone_record
-from tests.store.conftest import LATEST, OpenStore, open_backend
+from tests.store.conftest import LATEST, CountingView, OpenStore, open_backend
 
 VALUE = plain_record(b"value")
 GONE = tombstone_record()
 EXPIRED = plain_record(b"value", 5)
 NOW_MS = 10
-
-
-class CountingView:
-    """A `ReadView` that counts the entries which are read through it."""
-
-    def __init__(self, view: ReadView) -> None:
-        self._view = view
-        self.entries = 0
-        self.byte_count = 0
-
-    def _count(self, entry: Item) -> Item:
-        self.entries += 1
-        self.byte_count += len(entry[1])
-        return entry
-
-    def get(self, table: Table, key: bytes) -> bytes | None:
-        return self._view.get(table, key)
-
-    def ceiling(self, table: Table, key: bytes) -> Item | None:
-        entry = self._view.ceiling(table, key)
-        return None if entry is None else self._count(entry)
-
-    def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
-                reverse: bool = False) -> Iterator[Item]:
-        return map(self._count, self._view.iterate(table, start, end, reverse=reverse))
-
-    def close(self) -> None:
-        self._view.close()
 
 
 def counting(store: Store) -> CountingView:
