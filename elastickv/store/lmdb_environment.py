@@ -50,16 +50,16 @@ def raise_full() -> NoReturn:
 
 
 def has_room(path: Path) -> bool:
-    """Whether the file at `path` could grow by `PROBE_BYTES`: found out by writing that much."""
+    """Whether the file at `path` could grow by `PROBE_BYTES`: found out by writing that much to a
+    new one, which a full file system may refuse as well."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and path.stat().st_size + PROBE_BYTES > limit:
         return False
-    with tempfile.TemporaryFile(dir=path.parent, buffering=0) as probe:
-        try:
-            written = probe.write(bytes(PROBE_BYTES))
-        except OSError as error:
-            return error.errno not in _FULL_ERRNOS
-    return written == PROBE_BYTES
+    try:
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as probe:
+            return probe.write(bytes(PROBE_BYTES)) == PROBE_BYTES
+    except OSError as error:
+        return error.errno not in _FULL_ERRNOS
 
 
 class Environment:

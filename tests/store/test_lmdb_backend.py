@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -246,22 +247,30 @@ def test_a_full_disk_under_lmdb(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB of its own."""
+    """A file system of 8 MiB and 99 files of its own."""
     mount_point = tmp_path / "small"
     mount_point.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", str(mount_point)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=99,mode=700", "tmpfs",
+               str(mount_point)]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("may not mount a file system here")
     yield mount_point
     subprocess.run(["umount", "-l", str(mount_point)], check=True)
 
 
-def test_a_full_file_system(small_disk: Path) -> None:
+@pytest.mark.parametrize("takes_files", [True, False])
+def test_a_full_file_system(small_disk: Path, takes_files: bool) -> None:
     store = Store.open(LmdbBackend(small_disk / "store"))
     fill(store, 10)
     store.flush_now()
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(7 << 20))
+    if not takes_files:
+        with contextlib.suppress(OSError):
+            for number in range(100):
+                (small_disk / f"{number}").touch()
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "one more").touch()
     fill(store, 1_500)
     for _ in range(2):
         with pytest.raises(DiskFull, match="no space"):
