@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,15 @@ import click
 
 from elastickv.cli import values
 from elastickv.cli.connection import Connection, connection_options
-from elastickv.cli.output import JSON, TABLE, emit, output_option, print_table, progress
+from elastickv.cli.output import (
+    JSON,
+    TABLE,
+    display_bytes,
+    emit,
+    output_option,
+    print_table,
+    progress,
+)
 from elastickv.client import Client, Condition, Delete, Pair, Put, WriteResult
 from elastickv.errors import ConfigError, ExitCode
 
@@ -109,7 +118,10 @@ def delete(connection: Connection, key: str, output: str) -> None:
               help="Read as of this commit timestamp; 0 = latest.")
 def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, reverse: bool,
          keys_only: bool, ts: int, output: str) -> None:
-    """Print keys and values in key order."""
+    """Print keys and values in key order.
+
+    When more follow than --limit, a line on stderr says how to go on.
+    """
     if prefix and (start or end):
         raise ConfigError("--prefix contradicts --start and --end", remedy="give one or the other")
     first = values.parse_bytes(prefix or start, "--start")
@@ -118,15 +130,31 @@ def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, 
     async def pages(api: Client) -> list[Pair]:
         found: list[Pair] = []
         with progress_bar(limit, "scanned", shown=limit > SCAN_PAGE) as advance:
-            async for page in api.scan_pages(first, last, page=min(limit, SCAN_PAGE), ts=ts,
+            # One more than is printed tells whether any follow.
+            async for page in api.scan_pages(first, last, page=min(limit + 1, SCAN_PAGE), ts=ts,
                                              reverse=reverse, keys_only=keys_only):
-                found += page[:limit - len(found)]
+                found += page
                 advance(len(page))
-                if len(found) == limit:
+                if len(found) > limit:
                     break
         return found
 
-    show_pairs(connection.run(pages), keys_only, output)
+    found = connection.run(pages)
+    show_pairs(found[:limit], keys_only, output)
+    if len(found) > limit:
+        if reverse:
+            last = found[limit - 1].key
+        else:
+            first = found[limit].key
+        progress("more keys follow: raise --limit, or go on with " + range_options(first, last)
+                 + (" instead of --prefix" if prefix else ""))
+
+
+def range_options(first: bytes, last: bytes) -> str:
+    """What selects a range, ready for a shell."""
+    bounds = {"--start": first, "--end": last}
+    return " ".join(f"{option} {shlex.quote(display_bytes(bound))}"
+                    for option, bound in bounds.items() if bound)
 
 
 def show_pairs(pairs: Sequence[Pair], keys_only: bool, output: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from pathlib import Path
 
 import pytest
-from cli_shell import Shell
+from cli_shell import Done, Shell
 from memory_node import MemoryNode
 
 from elastickv.cli.main import run
@@ -100,13 +101,72 @@ def test_scan(shell: Shell) -> None:
     assert shell("client", "scan", "--prefix", "none").out == b"key\tvalue\n"
 
 
+MORE: dict[str, tuple[list[str], str]] = {
+    "all": ([], "--start user/2"),
+    "prefix": (["--prefix", "user/"], "--start user/2 --end user0 instead of --prefix"),
+    "range": (["--start", "user/1", "--end", "user/5"], "--start 'user/3 x' --end user/5"),
+    "backward": (["--reverse"], "--end user/5"),
+    "backward in a range": (["--reverse", "--start", "user/1", "--end", "user/5"],
+                            "--start user/1 --end 'user/3 x'"),
+    "backward in a prefix": (["--reverse", "--prefix", "user/"],
+                             "--start user/ --end user/4 instead of --prefix"),
+}
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize("name", MORE)
+def test_a_scan_says_that_more_follow_and_where(shell: Shell, name: str, output: str) -> None:
+    keys = ["user/0", "user/1", "user/2", "user/3 x", "user/4", "user/5", "zebra"]
+    shell("client", "batch", *(word for key in keys for word in ("put", key, "v")))
+    options, rest = MORE[name]
+    common = ["client", "scan", "--limit", "2", "--keys-only", "--output", output]
+
+    def keys_of(done: Done) -> list[str]:
+        if output == "json":
+            return [pair["key_text"] for pair in done.document]
+        return [line[0] for line in done.lines[1:]]
+
+    done = shell(*common, *options)
+    assert done.code == 0
+    assert done.err == f"more keys follow: raise --limit, or go on with {rest}\n"
+    # Going on until nothing follows shows every key once.
+    shown = keys_of(done)
+    reverse = ["--reverse"] if "--reverse" in options else []
+    while done.err:
+        words = shlex.split(done.err.partition("go on with ")[2].replace("instead of --prefix", ""))
+        done = shell(*common, *reverse, *words)
+        shown += keys_of(done)
+    whole = shell("client", "scan", "--keys-only", "--output", output, *options)
+    assert whole.err == ""
+    assert shown == keys_of(whole)
+
+
+def test_a_key_that_is_no_text_can_be_gone_on_from(shell: Shell) -> None:
+    shell("client", "batch", "put", "a", "1", "put", f"base64:{encoded(BINARY[::-1])}", "2")
+    done = shell("client", "scan", "--limit", "1", "--reverse")
+    rest = shlex.split(done.err.partition("go on with ")[2])
+    assert [line[0] for line in shell("client", "scan", "--reverse", *rest).lines] == ["key", "a"]
+
+
+def test_the_default_limit_of_a_scan_is_not_silent(shell: Shell) -> None:
+    shell("client", "batch", *(word for n in range(100) for word in ("put", f"{n:03}", "v")))
+    assert shell("client", "scan").err == ""
+    shell("client", "put", "100", "v")
+    done = shell("client", "scan")
+    assert (done.code, len(done.lines), done.err) == (
+        0, 101, "more keys follow: raise --limit, or go on with --start 100\n")
+
+
 def test_a_scan_of_several_pages(shell: Shell, memory_node: MemoryNode) -> None:
     lines = "".join(json.dumps({"op": "put", "key": f"{n:05}", "value": ""}) + "\n"
                     for n in range(2500))
     loaded = shell("client", "batch", "--file", "-", "--chunk", "1000", stdin=lines.encode())
     assert loaded.code == 0
     assert memory_node.kv.index == 3
-    assert len(shell("client", "scan", "--limit", "2200", "--keys-only").lines) == 2201
+    most = shell("client", "scan", "--limit", "2200", "--keys-only")
+    assert (len(most.lines), most.err.endswith("--start 02200\n")) == (2201, True)
+    page = shell("client", "scan", "--limit", "1000", "--keys-only")
+    assert (len(page.lines), page.err.endswith("--start 01000\n")) == (1001, True)
     assert len(shell("client", "scan", "--limit", "9999", "--keys-only").lines) == 2501
 
 
