@@ -227,7 +227,8 @@ class LmdbBackend:
         except MapFull:
             if self._environment.map_bytes >= self.max_map_bytes:
                 raise DiskFull(f"the store has reached its limit of {self.max_map_bytes} bytes",
-                               remedy="raise the limit or delete data") from None
+                               remedy="allow the node more address space (ulimit -v) and restart "
+                                      "it") from None
             self._wants_growth = True
             raise
 

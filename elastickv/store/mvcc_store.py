@@ -313,7 +313,7 @@ class Store:
     def _refuse_below_horizon(self, at_ts: int) -> None:
         raise InvalidArgument(
             f"timestamp {at_ts} is before {self.horizon_ts}, the oldest that is kept",
-            remedy="read at a later timestamp, or raise the retention window")
+            remedy="read at a later timestamp, or without one")
 
     def row(self, key: bytes) -> bytes | None:
         """A registry row."""

@@ -155,6 +155,7 @@ def test_a_store_that_gets_no_address_space_goes_on_reading(tmp_path: Path) -> N
             print(store.durable_index > 4, store.get(b"1", 1 << 60, 0).record == record, error)
         """, str(tmp_path))
     assert child.stdout.startswith("True True the store has reached its limit"), child.stderr[-999:]
+    assert "ulimit -v" in child.stdout
 
 
 @pytest.mark.parametrize("read_bytes", [10, 100_000])
