@@ -104,6 +104,7 @@ class Coordinator:
         self._groups_in_flight = 0
         self._forwards_in_flight = 0
         self._pump_scheduled = False
+        self._scan_turns = asyncio.Lock()
         self._gathering = Gathering()
         self._gathering_timer: asyncio.TimerHandle | None = None
         self._forward_tasks: set[asyncio.Task[None]] = set()
@@ -433,19 +434,22 @@ class Coordinator:
         pairs: list[Pair] = []
         room = max_bytes
         while rest is not None:
-            found, rest = self._store.scan_turn(rest)
-            for key, version in found:
-                value = b"" if keys_only else self._open_record(version.store_key, version.record)
-                room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
-                if room < 0:
-                    raise result_too_large(max_bytes, len(pairs), keys_only=keys_only)
-                pairs.append(Pair(key, value))
-            if rest is not None:
-                await asyncio.sleep(0)
-                if loop.time() >= deadline:
-                    raise DeadlineExceeded(
-                        "the scan did not get through its range within the deadline",
-                        remedy="retry with a longer timeout, or scan a smaller range")
+            async with self._scan_turns:
+                found, rest = self._store.scan_turn(rest)
+                for key, version in found:
+                    value = b"" if keys_only else self._open_record(version.store_key,
+                                                                    version.record)
+                    room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
+                    if room < 0:
+                        raise result_too_large(max_bytes, len(pairs), keys_only=keys_only)
+                    pairs.append(Pair(key, value))
+                if rest is not None:
+                    # All scans together have one turn between two of the loop's other work.
+                    await asyncio.sleep(0)
+            if rest is not None and loop.time() >= deadline:
+                raise DeadlineExceeded(
+                    "the scan did not get through its range within the deadline",
+                    remedy="retry with a longer timeout, or scan a smaller range")
         return pairs
 
     async def _read_barrier(self, stale: bool, timeout_s: float) -> int:

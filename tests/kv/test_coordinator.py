@@ -351,6 +351,38 @@ async def test_a_scan_over_what_is_deleted_lets_others_go_on(
     assert between[:99] == list(range(1, 100))
 
 
+async def test_many_scans_take_their_turns_one_after_the_other(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, the loop is held for one turn at a time, and none is left behind."""
+    await put_records(node, 100, b"v")
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 10 * ENTRY_COST)
+    round_number = 0
+    rounds: list[int] = []
+    limits: list[int] = []
+    take_turn = node.store.scan_turn
+
+    def counted(wanted: ScanRange) -> object:
+        rounds.append(round_number)
+        limits.append(wanted.limit)
+        return take_turn(wanted)
+
+    async def count_rounds() -> None:
+        nonlocal round_number
+        while True:
+            round_number += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(node.store, "scan_turn", counted)
+    counter = asyncio.create_task(count_rounds())
+    answers = await asyncio.gather(*(
+        node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+        for _ in range(20)))
+    counter.cancel()
+    assert [len(pairs) for pairs in answers] == [100] * 20
+    assert len(rounds) == len(set(rounds)) >= 20 * 10
+    assert limits[:40] == [100] * 20 + [90] * 20
+
+
 async def test_writes_that_come_between_two_turns_are_not_shown(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan while one transfer follows another sees none of them by half."""
