@@ -92,30 +92,36 @@ class ReadRounds(_Queue):
 
 
 class ReadForwarder(_Queue):
-    """A follower's side: one request to the leader stands for all reads that waited for it."""
+    """A follower's side: one request to the leader stands for all reads that waited for it. They
+    all came before it was first sent: it may be sent again under its number, and whichever answer
+    comes first counts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.leader_id = ""
+        self.refused = False
 
     def begin(self, leader_id: str) -> int:
         """Ask `leader_id` on behalf of all waiting reads; the request's number."""
-        self.leader_id = leader_id
+        self.leader_id, self.refused = leader_id, False
         return self._start()
 
     def answer(self, leader_id: str, number: int, index: int) -> None:
         """The leader's answer. An `index` of 0 (it does not lead) is left to `retry`, so that the
         reads do not circle between two members that point at each other."""
-        if not self.active or number != self.number or leader_id != self.leader_id or index == 0:
+        if not self.active or number != self.number or leader_id != self.leader_id:
             return
-        self._finish(index)
+        if index == 0:
+            self.refused = True
+        else:
+            self._finish(index)
 
     def lose(self) -> None:
         """This node stops: every read fails."""
         self._fail_all()
 
     def retry(self) -> None:
-        """The leader changed or the link broke: ask again, whoever leads then."""
+        """The leader changed, refused or the link broke: ask anew, whoever leads then."""
         self.active = False
         self._waiting = self._running | self._waiting
         self._running = {}

@@ -79,7 +79,17 @@ class Reads:
         if self._rounds.active and self._round_at <= patience:
             self._send_probes(self._rounds.number)
         if self._forwarder.active and self._forwarded_at <= patience:
-            self._forwarder.retry()
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        """The same request of the same leader: with another number, an answer that takes longer
+        than this node's patience would never be the one to the latest."""
+        forwarder, leader_id = self._forwarder, self._context.core.leader_id()
+        if forwarder.refused or leader_id != forwarder.leader_id:
+            forwarder.retry()
+        else:
+            self._forwarded_at = self._context.now()
+            self._context.send(leader_id, frames.ReadRequest(forwarder.number))
 
     def lost_leadership(self) -> None:
         """Reads of this leader's rounds ask the next leader."""

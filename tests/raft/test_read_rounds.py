@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import raft_lab
 from raft_lab import Lab, outcome, run
 
 from elastickv.errors import DeadlineExceeded, NoLeader
+from elastickv.raft import frames
 from elastickv.raft.prevote import PreVoteRound
 from elastickv.raft.readindex import ReadForwarder, ReadRounds
 
@@ -89,6 +91,70 @@ def test_answer_of_a_node_that_does_not_lead_leaves_the_reads_waiting():
     assert not forwarder.due
     forwarder.retry()
     assert forwarder.due
+
+
+def test_answer_to_a_request_that_was_sent_again_covers_those_who_came_before_it():
+    forwarder, results = ReadForwarder(), []
+    forwarder.add(lambda index: results.append(("before", index)))
+    first = forwarder.begin("n2")
+    forwarder.add(lambda index: results.append(("after", index)))
+    forwarder.answer("n2", first, 9)
+    assert results == [("before", 9)]
+    second = forwarder.begin("n2")
+    forwarder.answer("n2", first, 9)
+    assert results == [("before", 9)]
+    forwarder.answer("n2", second, 12)
+    assert results == [("before", 9), ("after", 12)]
+
+
+def test_refusal_counts_for_the_request_that_was_refused():
+    forwarder, results = ReadForwarder(), []
+    forwarder.add(results.append)
+    first = forwarder.begin("n2")
+    forwarder.answer("n2", first, 0)
+    assert forwarder.refused
+    forwarder.retry()
+    second = forwarder.begin("n2")
+    assert not forwarder.refused
+    forwarder.answer("n2", first, 0)
+    assert not forwarder.refused
+    forwarder.answer("n2", second, 9)
+    assert results == [9]
+
+
+@pytest.mark.parametrize("one_way_ms", [1, 40, 100, 300])
+@pytest.mark.parametrize("role", ["leader", "follower"])
+def test_read_succeeds_however_long_an_answer_takes(monkeypatch, one_way_ms, role):
+    async def scenario():
+        lab = Lab()
+        leader = await lab.start()
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.settle()
+        monkeypatch.setattr(raft_lab, "LATENCY_S", one_way_ms / 1000)
+        reader = leader if role == "leader" else lab.others(leader)[0]
+        index = await reader.engine.read_index(timeout_s=5)
+        assert index >= leader.state.applied_index
+        assert reader.engine._reads._forwarder.number <= 1
+
+    run(scenario())
+
+
+def test_read_that_a_member_refused_asks_the_leader_that_follows():
+    async def scenario():
+        lab = Lab()
+        leader = await lab.start()
+        reader, other = lab.others(leader)
+        await leader.engine.propose(b"x", timeout_s=5)
+        await lab.settle()
+        lab.hub.rule = lambda source, target, message: int(
+            target != leader.node_id or not isinstance(message, frames.ProbeAck))
+        read = asyncio.ensure_future(reader.engine.read_index(timeout_s=5))
+        await lab.until(lambda: bool(lab.hub.sent(frames.Probe)))
+        await leader.engine.transfer_leadership(other.node_id, timeout_s=5)
+        assert await read > 0
+        assert lab.hub.sent(frames.ReadReply, leader.node_id)[0].index == 0
+
+    run(scenario())
 
 
 def test_pre_vote_needs_a_majority_of_distinct_voters_in_the_same_term():
