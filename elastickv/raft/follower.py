@@ -31,6 +31,7 @@ class Follower:
         self._sequence = 0
         self._acked_index = 0
         self._required_index = 0
+        self._complete_term = 0
 
     def on_append(self, peer_id: str, message: frames.AppendEntries) -> None:
         """Raises `WireError` on damaged entries, `LogDiverged` if a committed one would change."""
@@ -60,9 +61,17 @@ class Follower:
         self._match_index = max(self._match_index, plan.match_index)
         self._remember_leader(peer_id, plan)
         self._sequence = message.sequence
+        if self._complete_term != message.term and rules.shows_own_commit(
+                self._context.journal, plan.commit_index, message.term):
+            self._complete_term = message.term
         if self._required_index == 0 and self._covers_all_committed(message, plan):
             self._required_index = message.commit_index
         self.acknowledge(always=not entries)
+
+    def knows_leader_complete(self, term: int) -> bool:
+        """Whether the leader of `term` is known to have committed an entry of its own: only then is
+        its commit index that of everything that was ever committed."""
+        return self._complete_term == term
 
     def _remember_leader(self, leader_id: str, plan: rules.AppendPlan) -> None:
         """The leader certainly has on its disk what it has committed."""

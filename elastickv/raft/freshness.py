@@ -1,9 +1,11 @@
 """How old this member's applied state may be, for reads that do not ask a quorum.
 
 A follower that has applied what its leader had committed at a contact was up to date at that
-contact, and may have fallen behind since: its age is the time since the latest such contact. A
-leader's age is the time since a majority last answered it. Transit times are not counted, and for
-one leader fallback time an isolated leader can keep a follower that only it reaches feeling fresh.
+contact, and may have fallen behind since: its age is the time since the latest such contact. A new
+leader does not know what is committed before an entry of its own term is: contacts before that do
+not count. A leader's age is the time since a majority last answered it. Transit times are not
+counted, and for one leader fallback time an isolated leader can keep a follower that only it
+reaches feeling fresh.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Freshness:
         self._wanted_index = 0
 
     def heard(self, now: float, leader_commit_index: int, applied_index: int) -> None:
-        """A message of the current leader, which had committed up to `leader_commit_index`."""
+        """A message of the current leader, which had committed up to `leader_commit_index`, with an
+        entry of its own term among that."""
         self._settle(applied_index)
         if self._heard_at == NEVER:
             # A later contact never replaces one that waits: under steady load, state always

@@ -89,6 +89,13 @@ def holds_entry(log: LogView, index: int, term: int) -> bool:
     return log.anchor_index <= index <= log.last_index and log.term_at(index) == term
 
 
+def shows_own_commit(log: LogView, committed: int, term: int) -> bool:
+    """Whether a log that equals that of the leader of `term` up to `committed`, which the leader
+    has committed, shows that it has committed an entry of its own term. Before that it may not know
+    of everything that was committed under earlier leaders (Raft, section 5.4.2)."""
+    return committed >= log.anchor_index and log.term_at(committed) == term
+
+
 def _require_uncommitted(index: int, committed: int) -> None:
     if index <= committed:
         raise LogDiverged(f"the leader's log differs at entry {index}, which is committed here "

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from raft_lab import Lab, run
 
+from elastickv.raft import frames
 from elastickv.raft.engine import Role
 from elastickv.raft.freshness import NEVER, Freshness, quorum_contact
 
@@ -95,6 +96,53 @@ def test_a_follower_that_hears_its_leader_and_cannot_keep_up_is_not_fresh() -> N
         await lab.settle()
         await asyncio.sleep(0.3)
         assert follower.engine.state_age_s() < 0.3
+
+    run(scenario())
+
+
+def test_what_a_new_leader_knows_before_its_first_entry_is_committed_makes_nobody_fresh() -> None:
+    """A cluster that was down: the states are those of the last flush, and the new leader does not
+    know yet that what follows in its log is committed."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await leader.engine.propose(b"flushed", timeout_s=5)
+        await lab.settle()
+        flushed = len(leader.state.entries)
+        await leader.engine.propose(b"acknowledged", timeout_s=5)
+        await lab.settle()
+        for node in lab.nodes.values():
+            node.kill()
+            del node.state.entries[flushed:]
+        await asyncio.sleep(600.0)
+        lab.hub.rule = lambda source, target, message: int(not isinstance(message, frames.Ack))
+        for node in lab.nodes.values():
+            await node.start()
+        await lab.until(lambda: any(node.core.is_leading() for node in lab.nodes.values()))
+        await asyncio.sleep(0.25)
+        assert b"acknowledged" not in leader.state.payloads()
+        assert {node.engine.state_age_s() for node in lab.nodes.values()} == {float("inf")}
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.settle(await lab.leader())
+        await lab.until(lambda: all(n.engine.state_age_s() < 0.3 for n in lab.nodes.values()))
+        assert all(b"acknowledged" in node.state.payloads() for node in lab.nodes.values())
+
+    run(scenario())
+
+
+def test_a_follower_that_holds_what_is_committed_by_a_snapshot_is_fresh() -> None:
+    """Nothing follows the snapshot, on an idle cluster."""
+    async def scenario() -> None:
+        lab = Lab(segment_bytes=2000, compact_bytes=6000, keep_entries=10)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        lab.hub.isolate(behind.node_id)
+        for number in range(400):
+            await leader.engine.propose(b"%d" % number, timeout_s=5)
+        await lab.until(lambda: leader.journal.anchor_index > behind.journal.last_index)
+        lab.hub.heal()
+        await lab.until(lambda: behind.status().snapshots_installed == 1)
+        await lab.until(lambda: behind.engine.state_age_s() < 0.3)
 
     run(scenario())
 

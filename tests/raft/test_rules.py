@@ -224,3 +224,15 @@ def test_each_voter_counts_once_in_its_term(voter, term, already, expected):
     (3, 4, True), (3, 5, True), (0, 0, False)])
 def test_majority(count, voters, expected):
     assert rules.has_majority(count, voters) is expected
+
+
+@pytest.mark.parametrize(("log", "committed", "term", "expected"), [
+    pytest.param(LOG, 4, 2, True, id="an entry of the leader's term"),
+    pytest.param(LOG, 3, 2, False, id="an entry of an earlier term"),
+    pytest.param(LOG, 5, 3, False, id="a leader without an entry"),
+    pytest.param(FakeLog(7, 2), 7, 2, True, id="the end of a snapshot"),
+    pytest.param(FakeLog(7, 2), 7, 3, False, id="the end of a snapshot, of an earlier term"),
+    pytest.param(FakeLog(7, 2, 2), 0, 2, False, id="below the start of the log"),
+])
+def test_shows_own_commit(log, committed, term, expected):
+    assert rules.shows_own_commit(log, committed, term) is expected
