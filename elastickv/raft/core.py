@@ -162,3 +162,8 @@ class Context:
     def configuration(self) -> Configuration:
         """The configuration in force."""
         return self.membership.current
+
+    def answers(self, peer_id: str) -> bool:
+        """Whether this leader has heard from a member within an election timeout."""
+        return (peer_id in self.connected and self.now() - self.core.last_response(peer_id)
+                <= self.settings.election_max_s)

@@ -10,13 +10,14 @@ The entry's command is `0x02` and then, as msgpack, `[version, [[id, address, su
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from elastickv.errors import ConditionFailed, InvalidArgument, MembershipConflict, WireError
 from elastickv.raft.engine import Member, Suffrage
+from elastickv.raft.rules import has_majority
 
 LOOK_REMEDY = "see elastickv admin raft status for ids and raft addresses"
 
@@ -194,3 +195,23 @@ def _require_promotable(change: MembershipChange, member: Member, context: Chang
         raise MembershipConflict(
             f"{member.node_id!r} has entries up to {context.match_index}, {required} are required",
             remedy="retry when it has caught up")
+
+
+def require_majority_up(before: Sequence[Member], after: Sequence[Member],
+                        answering: Container[str]) -> None:
+    """Raise `MembershipConflict` unless a majority of the voters after a change of voters is
+    `answering`.
+
+    The change is in force from the moment when it is appended. Without that majority it cannot be
+    committed, nor can anything else, nor can another leader be elected that never heard of it.
+    """
+    voters = sorted(m.node_id for m in after if m.suffrage is Suffrage.VOTER)
+    if voters == sorted(m.node_id for m in before if m.suffrage is Suffrage.VOTER):
+        return
+    silent = [voter for voter in voters if voter not in answering]
+    if not has_majority(len(voters) - len(silent), len(voters)):
+        names = ", ".join(silent)
+        raise MembershipConflict(
+            f"the {len(voters)} voters after this change would have no majority without an answer "
+            f"from {names}",
+            remedy=f"start {names}; if a member is lost for good, remove that one first")

@@ -49,6 +49,7 @@ from elastickv.raft.membership import (
     MembershipChange,
     encode_members,
     plan_change,
+    require_majority_up,
 )
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.proposals import AppliedWaiters, Proposals
@@ -393,12 +394,14 @@ class PySyncObjEngine:
     async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
         """Propose a change and wait until it is applied; the index of its entry.
 
-        Raises `NotLeader`, what `plan_change` raises, or `OutcomeUnknown`.
+        Raises `NotLeader`, what `plan_change` and `require_majority_up` raise, or `OutcomeUnknown`.
         """
         self._require_leader()
+        configuration = self._context.configuration
         members = plan_change(change, ChangeContext(
-            self._context.configuration, self._core.commit_index(), self.is_leader(),
+            configuration, self._core.commit_index(), self.is_leader(),
             self._core.match_index(change.node_id)))
+        require_majority_up(configuration.members, members, self._answering(members))
         command = CONFIGURATION_KIND + encode_members(members)
         future: asyncio.Future[object] = self._loop.create_future()
         index = self._append(command, future, timeout_s)
@@ -406,6 +409,14 @@ class PySyncObjEngine:
         self._members.changed()
         await future
         return index
+
+    def _answering(self, members: Sequence[Member]) -> set[str]:
+        """Who of these answers: this node, members that did lately, and a newcomer with a link."""
+        known = self._context.configuration.find
+        return {m.node_id for m in members
+                if m.node_id == self.node_id or (
+                    self._context.answers(m.node_id) if known(m.node_id) is not None
+                    else m.node_id in self._connected)}
 
     # --- snapshots and compaction -------------------------------------------------------------
 

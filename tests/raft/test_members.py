@@ -128,6 +128,7 @@ def test_added_voter_counts_at_once():
         lab = Lab(1)
         leader = await lab.start()
         joined = await newcomer(lab)
+        await lab.until(lambda: "n9" in leader.engine._connected)
         await change(leader, ChangeKind.ADD_VOTER, "n9")
         await lab.settle()
         lab.hub.isolate("n9")
@@ -198,10 +199,10 @@ def test_uncommitted_change_is_undone_with_the_entry_that_made_it():
         lab = Lab(leader_fallback_s=5.0)
         old = await lab.start()
         await lab.settle()
-        lab.hub.isolate(old.node_id)
         pending = asyncio.ensure_future(outcome(
             change(old, ChangeKind.REMOVE, lab.others(old)[0].node_id)))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
+        lab.hub.isolate(old.node_id)
         assert len(old.engine.members()) == 2
         new = await lab.leader(lab.others(old))
         await new.engine.propose(b"x", timeout_s=SECOND)
@@ -209,6 +210,53 @@ def test_uncommitted_change_is_undone_with_the_entry_that_made_it():
         await lab.until(lambda: old.state.payloads() == [b"x"])
         assert len(old.engine.members()) == 3
         assert isinstance(await pending, Exception)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["down", "cut off"])
+def test_a_change_that_would_need_a_member_that_is_down_is_refused(how: str):
+    """Committed by nobody, it would stop the cluster, for good if that member is lost."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        alive, dead = lab.others(leader)
+        if how == "down":
+            dead.kill()
+        else:
+            lab.hub.rule = lambda source, target, message: int(
+                dead.node_id not in (source, target))
+            await asyncio.sleep(2 * SECOND)
+        with pytest.raises(MembershipConflict, match=dead.node_id) as refused:
+            await change(leader, ChangeKind.REMOVE, alive.node_id)
+        assert dead.node_id in refused.value.remedy
+        assert await leader.engine.propose(b"x", timeout_s=SECOND) == b"x"
+        await change(leader, ChangeKind.REMOVE, dead.node_id)
+        await change(leader, ChangeKind.REMOVE, alive.node_id)
+        assert suffrages(leader) == {leader.node_id: Suffrage.VOTER}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", [ChangeKind.PROMOTE, ChangeKind.ADD_VOTER])
+def test_a_new_voter_that_is_needed_and_down_is_refused(kind: ChangeKind):
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        joined = await (learner(lab, leader) if kind is ChangeKind.PROMOTE else newcomer(lab))
+        alive, dead = lab.others(leader, joined)
+        await lab.until(lambda: "n9" in leader.engine._connected)
+        dead.kill()
+        lab.hub.isolate("n9")
+        with pytest.raises(MembershipConflict, match=f"{dead.node_id}, n9"):
+            await change(leader, kind, "n9", skip_min_applied_check=True)
+        lab.hub.heal()
+        await lab.until(lambda: "n9" in leader.engine._connected)
+        await asyncio.sleep(0.2)
+        await change(leader, kind, "n9", skip_min_applied_check=True)
+        await lab.settle(leader, alive, joined)
+        assert suffrages(joined)["n9"] is Suffrage.VOTER
 
     run(scenario())
 
@@ -402,8 +450,9 @@ def test_a_newcomer_that_has_not_heard_that_it_is_a_voter_votes():
         leader = await lab.start()
         joined = await newcomer(lab)
         await lab.until(lambda: len(joined.engine.members()) == 1)
-        lab.hub.isolate("n9")
         added = asyncio.ensure_future(change(leader, ChangeKind.ADD_VOTER, "n9"))
+        await asyncio.sleep(0)
+        lab.hub.isolate("n9")
         await asyncio.sleep(0.05)
         await leader.restart()
         lab.hub.heal()

@@ -18,6 +18,7 @@ from elastickv.raft.membership import (
     decode_members,
     encode_members,
     plan_change,
+    require_majority_up,
 )
 
 VOTER, LEARNER = Suffrage.VOTER, Suffrage.LEARNER
@@ -90,6 +91,50 @@ REFUSED = [
 def test_refused_change(wanted, context, error):
     with pytest.raises(error):
         plan_change(wanted, context)
+
+
+def voters(*numbers: int, learners: tuple[int, ...] = ()) -> tuple[Member, ...]:
+    return tuple(Member(f"n{number}", f"h:{number}", LEARNER if number in learners else VOTER)
+                 for number in (*numbers, *learners))
+
+
+UP = [
+    ("remove one of three, all up", voters(1, 2, 3), voters(1, 3), {"n1", "n3"}, ""),
+    ("remove the dead one of three", voters(1, 2, 3), voters(1, 2), {"n1", "n2"}, ""),
+    ("remove one of three, another is dead", voters(1, 2, 3), voters(1, 3), {"n1", "n2"}, "n3"),
+    ("remove one of five, another is dead", voters(1, 2, 3, 4, 5), voters(1, 2, 3, 4),
+     {"n1", "n2", "n3"}, ""),
+    ("remove one of five, two others are dead", voters(1, 2, 3, 4, 5), voters(1, 2, 3, 4),
+     {"n1", "n2", "n5"}, "n3, n4"),
+    ("the leader removes itself, another is dead", voters(1, 2, 3), voters(2, 3), {"n1", "n2"},
+     "n3"),
+    ("remove down to the leader", voters(1, 2), voters(1), {"n1"}, ""),
+    ("add to three, all up", voters(1, 2, 3), voters(1, 2, 3, 4), {"n1", "n2", "n3"}, ""),
+    ("add to three, one is dead", voters(1, 2, 3), voters(1, 2, 3, 4), {"n1", "n2", "n4"}, ""),
+    ("add one that is dead to three, one is dead", voters(1, 2, 3), voters(1, 2, 3, 4),
+     {"n1", "n2"}, "n3, n4"),
+    ("add one that is dead to one", voters(1), voters(1, 2), {"n1"}, "n2"),
+    ("promote one that is dead, another is dead", voters(1, 2, 3, learners=(4,)),
+     voters(1, 2, 3, 4), {"n1", "n2"}, "n3, n4"),
+    ("a learner counts for nothing", voters(1, 2, 3, learners=(4,)), voters(1, 3, learners=(4,)),
+     {"n1", "n2", "n4"}, "n3"),
+    ("remove a learner, whatever is dead", voters(1, 2, 3, learners=(4,)), voters(1, 2, 3),
+     {"n1"}, ""),
+    ("add a learner, whatever is dead", voters(1, 2, 3), voters(1, 2, 3, learners=(4,)),
+     {"n1"}, ""),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "answering", "named"), [case[1:] for case in UP],
+                         ids=[case[0] for case in UP])
+def test_change_needs_a_majority_of_what_it_leads_to(before, after, answering, named):
+    if not named:
+        require_majority_up(before, after, answering)
+        return
+    with pytest.raises(MembershipConflict) as refused:
+        require_majority_up(before, after, answering)
+    assert f"without an answer from {named}" in refused.value.message
+    assert named in refused.value.remedy
 
 
 @given(st.sampled_from([case[1] for case in ALLOWED]))

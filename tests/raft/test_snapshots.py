@@ -314,9 +314,10 @@ def test_a_configuration_that_nobody_committed_goes_with_the_log():
         await fill(lab, 10, deposed)
         await lab.settle()
         others = lab.others(deposed)
-        lab.hub.isolate(deposed.node_id)
         change = asyncio.ensure_future(outcome(deposed.engine.change_members(
             MembershipChange(ChangeKind.REMOVE, others[-1].node_id), timeout_s=5)))
+        await asyncio.sleep(0)
+        lab.hub.isolate(deposed.node_id)
         leader = await lab.leader(others)
         assert isinstance(await change, OutcomeUnknown)
         assert len(deposed.core.voters()) == 3
