@@ -106,7 +106,8 @@ class EncryptionConflict(CallerError):
 
 
 class MembershipConflict(CallerError):
-    """A membership change contradicts the configuration, or another change is under way."""
+    """A membership change contradicts the configuration or needs a member that does not answer, or
+    another change is under way."""
 
     grpc_status = "FAILED_PRECONDITION"
 

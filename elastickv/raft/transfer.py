@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
-from elastickv.errors import DeadlineExceeded, InvalidArgument
+from elastickv.errors import DeadlineExceeded, InvalidArgument, MembershipConflict
 from elastickv.raft import frames
 from elastickv.raft.core import Context
 
 
 class Transfer:
-    """At most one hand-over of this leader. While it runs, nothing new is proposed."""
+    """At most one hand-over of this leader. While it runs, nothing new is proposed: so it begins
+    only with a target that answers, and ends when that makes no progress for an election timeout.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._target = ""
         self._asked = False
+        self._match_index = 0
+        self._progress_at = 0.0
         self._done: asyncio.Future[None] | None = None
 
     @property
@@ -24,23 +28,22 @@ class Transfer:
         return bool(self._target)
 
     def best_target(self) -> str:
-        """The connected voter that has most of the log, "" when there is none."""
+        """The voter that has most of the log of those that answer, "" when there is none."""
         context = self._context
         return max((voter for voter in context.core.voters()
-                    if voter in context.connected and voter != context.node_id),
+                    if voter != context.node_id and context.answers(voter)),
                    key=context.core.match_index, default="")
 
     async def run(self, target_id: str, timeout_s: float) -> None:
         """See `PySyncObjEngine.transfer_leadership`."""
         context = self._context
-        target_id = target_id or self.best_target()
         if target_id == context.node_id:
             return
-        if target_id not in context.core.voters():
-            raise InvalidArgument(f"{target_id!r} is no other voter that could lead")
+        target_id = self._require_target(target_id)
         loop = asyncio.get_running_loop()
         done = self._done = loop.create_future()
         self._target, self._asked = target_id, False
+        self._match_index, self._progress_at = context.core.match_index(target_id), context.now()
         context.schedule()
         timer = loop.call_later(timeout_s, self.end)
         try:
@@ -54,13 +57,35 @@ class Transfer:
             raise DeadlineExceeded(f"{target_id!r} did not take over in time",
                                    remedy="see whether it runs and has caught up")
 
+    def _require_target(self, target_id: str) -> str:
+        """Who is to lead: `target_id`, or the best target for "". Raises `InvalidArgument`, or
+        `MembershipConflict` when it does not answer."""
+        context = self._context
+        others = [voter for voter in context.core.voters() if voter != context.node_id]
+        if not others or target_id not in ("", *others):
+            raise InvalidArgument(f"{target_id!r} is no other voter that could lead")
+        chosen = target_id or self.best_target()
+        if not chosen or not context.answers(chosen):
+            silent = target_id or ", ".join(others)
+            raise MembershipConflict(
+                f"the leadership is not handed over without an answer from {silent}",
+                remedy=f"start {silent}, or name another voter")
+        return chosen
+
     def advance(self) -> None:
-        """Ask the target to take over as soon as it has the whole log."""
-        core = self._context.core
-        if self._target and not self._asked \
-                and core.match_index(self._target) == self._context.journal.last_index:
-            self._asked = True
+        """Ask the target to take over as soon as it has the whole log; give up when nothing comes
+        of it."""
+        if not self._target:
+            return
+        context = self._context
+        match_index = context.core.match_index(self._target)
+        if match_index > self._match_index:
+            self._match_index, self._progress_at = match_index, context.now()
+        if not self._asked and match_index == context.journal.last_index:
+            self._asked, self._progress_at = True, context.now()
             self.ask(self._target)
+        elif context.now() - self._progress_at > context.settings.election_max_s:
+            self.end()
 
     def ask(self, target_id: str) -> None:
         """Ask `target_id` to start an election at once."""

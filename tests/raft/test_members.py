@@ -75,6 +75,11 @@ def no_entries_behind_15(source: str, target: str, message: object) -> int:
         and message.previous_index > 15 else 1
 
 
+def silent(lab: Lab, node: LabNode) -> None:
+    """The link stands, and nothing arrives."""
+    lab.hub.rule = lambda source, target, message: int(node.node_id not in (source, target))
+
+
 def suffrages(node: LabNode) -> dict[str, Suffrage]:
     return {member.node_id: member.suffrage for member in node.engine.members()}
 
@@ -225,8 +230,7 @@ def test_a_change_that_would_need_a_member_that_is_down_is_refused(how: str):
         if how == "down":
             dead.kill()
         else:
-            lab.hub.rule = lambda source, target, message: int(
-                dead.node_id not in (source, target))
+            silent(lab, dead)
             await asyncio.sleep(2 * SECOND)
         with pytest.raises(MembershipConflict, match=dead.node_id) as refused:
             await change(leader, ChangeKind.REMOVE, alive.node_id)
@@ -350,20 +354,94 @@ def test_transfer_whose_caller_gives_up_does_not_block_the_leader():
     run(scenario())
 
 
-def test_transfer_that_fails_leaves_the_leader_in_place():
+@pytest.mark.parametrize("how", ["down", "cut off", "silent"])
+def test_transfer_to_a_member_that_does_not_answer_is_refused_at_once(how: str):
     async def scenario() -> None:
         lab = Lab()
         leader = await lab.start()
-        target = lab.others(leader)[0]
-        lab.hub.isolate(target.node_id)
-        with pytest.raises(DeadlineExceeded):
-            await leader.engine.transfer_leadership(target.node_id, timeout_s=0.2)
+        target, other = lab.others(leader)
+        if how == "down":
+            target.kill()
+        elif how == "cut off":
+            lab.hub.isolate(target.node_id)
+        else:
+            silent(lab, target)
+            await asyncio.sleep(2 * SECOND)
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(MembershipConflict, match=target.node_id):
+            await leader.engine.transfer_leadership(target.node_id, timeout_s=60)
+        assert asyncio.get_running_loop().time() == before
         assert await leader.engine.propose(b"x", timeout_s=SECOND) == b"x"
+        await leader.engine.transfer_leadership("", timeout_s=SECOND)
+        await lab.until(other.engine.is_leader)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", [frames.TimeoutNow, frames.Ack])
+def test_transfer_that_gets_nowhere_holds_the_writes_for_an_election_and_no_longer(kind: type):
+    """The target is asked in vain, or does not catch up."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        target, _ = lab.others(leader)
+        await lab.settle()
+        lab.hub.rule = lambda source, recipient, message: int(
+            target.node_id not in (source, recipient) or not isinstance(message, kind))
+        await leader.engine.propose(b"x", timeout_s=SECOND)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        transfer = asyncio.ensure_future(outcome(
+            leader.engine.transfer_leadership(target.node_id, timeout_s=60)))
+        await asyncio.sleep(0)
+        assert isinstance(await outcome(leader.engine.propose(b"y", timeout_s=SECOND)), NoLeader)
+        assert isinstance(await transfer, DeadlineExceeded)
+        assert loop.time() - began < 1.1
+        assert await leader.engine.propose(b"z", timeout_s=SECOND) == b"z"
+
+    run(scenario())
+
+
+def test_transfer_waits_for_a_target_that_catches_up():
+    async def scenario() -> None:
+        lab = Lab(batch_bytes=1000, window_bytes=1000)
+        leader = await lab.start()
+        target, _ = lab.others(leader)
+        lab.hub.isolate(target.node_id)
+        for number in range(100):
+            await leader.engine.propose(b"%d" % number + bytes(500), timeout_s=SECOND)
+        lab.hub.rule = lambda source, recipient, message: int(
+            source != target.node_id or not isinstance(message, frames.Ack)
+            or asyncio.get_running_loop().time() % 0.5 < 0.1)
+        lab.hub.heal()
+        await lab.until(lambda: leader.core.match_index(target.node_id) > 50)
+        await leader.engine.transfer_leadership(target.node_id, timeout_s=60)
+        await lab.until(target.engine.is_leader)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_transfer_without_anybody_who_could_lead_is_refused(size: int):
+    async def scenario() -> None:
+        lab = Lab(size, leader_fallback_s=30)
+        leader = await lab.start()
+        lab.hub.isolate(leader.node_id)
+        expected = InvalidArgument if size == 1 else MembershipConflict
+        with pytest.raises(expected):
+            await leader.engine.transfer_leadership("", timeout_s=SECOND)
         with pytest.raises(InvalidArgument):
             await leader.engine.transfer_leadership("n7", timeout_s=SECOND)
-        follower = lab.others(leader, target)[0]
+
+    run(scenario())
+
+
+def test_transfer_is_the_leaders():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
         with pytest.raises(NotLeader):
-            await follower.engine.transfer_leadership("", timeout_s=SECOND)
+            await lab.others(leader)[0].engine.transfer_leadership("", timeout_s=SECOND)
 
     run(scenario())
 
