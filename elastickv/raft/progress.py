@@ -10,11 +10,13 @@ class PeerProgress:
 
     While `probing`, where the peer's log meets ours is not known: one message at a time, repeated
     with every heartbeat. Afterwards messages are pipelined up to a window of unacknowledged bytes.
+    `is_behind`: it has said that its log ends before ours begins.
     """
 
     def __init__(self) -> None:
         self.probing = True
         self.probe_sent = False
+        self.is_behind = False
         self.min_sequence = 0
         self.sent_commit = 0
         self._in_flight: deque[tuple[int, int]] = deque()
@@ -25,9 +27,15 @@ class PeerProgress:
         are old news."""
         self.probing = True
         self.probe_sent = False
+        self.is_behind = False
         self.min_sequence = sequence + 1
         self._in_flight.clear()
         self._in_flight_bytes = 0
+
+    def rejected_behind(self) -> None:
+        """The peer lacks what our log no longer holds. It has just heard its leader: the next
+        heartbeat is time enough for another message."""
+        self.is_behind = self.probe_sent = True
 
     def may_send(self, window_bytes: int) -> bool:
         """Whether entries may be sent now."""

@@ -110,6 +110,8 @@ class Replication:
                 core.heard_from(peer_id)
                 core.set_match_index(peer_id, 0)
                 core.set_next_index(peer_id, message.next_index)
+            if core.next_index(peer_id) <= self._journal.anchor_index:
+                progress.rejected_behind()
             return
         progress.acknowledged(match_index)
         if message.counted:
@@ -127,10 +129,12 @@ class Replication:
         next_index = self._core.next_index(peer_id)
         if next_index <= self._journal.anchor_index:
             if heartbeat or not progress.probe_sent:
-                # Before the offer: the peer must know its leader to take a snapshot from it.
+                # Before the offer: the peer must know its leader to take a snapshot from it, and
+                # may have more by now than it had acknowledged.
                 self._send_append(peer_id, progress, self._journal.anchor_index + 1, empty=True)
                 progress.probe_sent = True
-            self._needs_snapshot(peer_id)
+            if progress.is_behind:
+                self._needs_snapshot(peer_id)
             return False
         sent = False
         while next_index <= self._journal.last_index \

@@ -140,6 +140,37 @@ def test_what_follows_a_snapshot_on_its_way_is_kept():
     run(scenario())
 
 
+def test_a_peer_that_is_sent_a_snapshot_hears_its_leader_with_every_heartbeat_and_no_more():
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        lab.hub.rule = lambda source, target, message: int(
+            not isinstance(message, frames.SnapshotChunk))
+        lab.hub.heal()
+        await lab.until(lambda: bool(lab.hub.sent(frames.SnapshotOffer)))
+        lab.hub.log.clear()
+        beats = 20
+        await asyncio.sleep(beats * leader.engine._settings.heartbeat_s)
+        appends = [message for _, target, message in lab.hub.log
+                   if isinstance(message, frames.AppendEntries) and target == behind.node_id]
+        assert beats // 2 <= len(appends) <= 2 * beats
+
+    run(scenario())
+
+
+def test_a_snapshot_is_offered_as_soon_as_the_peer_says_where_its_log_ends():
+    async def scenario() -> None:
+        lab, leader, _ = await left_behind()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        lab.hub.heal()
+        await lab.until(lambda: bool(lab.hub.sent(frames.SnapshotOffer)))
+        assert loop.time() - began < leader.engine._settings.heartbeat_s + 0.01
+        await lab.settle()
+        assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
+
+    run(scenario())
+
+
 def test_what_follows_an_installed_snapshot_is_kept_for_a_while():
     async def scenario() -> None:
         lab, leader, behind = await left_behind()
