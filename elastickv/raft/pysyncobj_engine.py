@@ -162,7 +162,8 @@ class PySyncObjEngine:
         self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)
         self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
                                           self._install_snapshot)
-        self._replication = Replication(self._context, self._sender.begin, storage.memory)
+        self._replication = Replication(self._context, self._sender.begin, self._sender.cancel,
+                                        storage.memory)
         self._reads = Reads(self._context, self._replication.announce_to)
         self._applying = Applying(self._context, self._machine, self._proposals, self._waiters,
                                   self._members.committed, self._note_full_disk)

@@ -25,12 +25,14 @@ class Replication:
     """Sends entries and heartbeats. A batch is encoded once for all peers that are equally far."""
 
     def __init__(self, context: Context, needs_snapshot: Callable[[str], None],
-                 memory: PeerMemory) -> None:
-        """`needs_snapshot` is told of a peer that is behind the log's start."""
+                 needs_none: Callable[[str], None], memory: PeerMemory) -> None:
+        """`needs_snapshot` is told of a peer that is behind the log's start, `needs_none` of one
+        that was and is no more."""
         self._context = context
         self._journal = context.journal
         self._core = context.core
         self._needs_snapshot = needs_snapshot
+        self._needs_none = needs_none
         self._memory = memory
         self._peers: dict[str, PeerProgress] = {}
         self._sequence = 0
@@ -123,6 +125,9 @@ class Replication:
         else:
             core.heard_from(peer_id)
             core.set_next_index(peer_id, max(core.next_index(peer_id), message.next_index))
+        if progress.is_behind and core.next_index(peer_id) > self._journal.anchor_index:
+            progress.is_behind = False
+            self._needs_none(peer_id)
 
     def _replicate_to(self, peer_id: str, heartbeat: bool, announce: bool) -> bool:
         progress = self.progress(peer_id)

@@ -47,7 +47,8 @@ STALLED_S = 10.0
 REFUSED_S = 1.0
 """A peer that refused a stream is offered the next one after so long."""
 CATCH_UP_S = 30.0
-"""How long a peer that has installed a snapshot has for the entries that came meanwhile."""
+"""How long a peer that has installed a snapshot, or may have, has for the entries that came
+meanwhile."""
 
 
 class InstallMarker(msgspec.Struct, array_like=True, frozen=True):
@@ -143,13 +144,11 @@ class SnapshotSender:
             return
         stream.progress_at = self._context.now()
         if message.done:
-            index = stream.export.applied_index
-            self.cancel(peer_id)
+            index = self._close(peer_id, stream)
             self._installed_at[peer_id] = index, self._context.now()
             self._installed(peer_id, index)
         elif message.offset < 0:
-            self.cancel(peer_id)
-            self._refused_at[peer_id] = self._context.now()
+            self._refused(peer_id, stream)
         else:
             stream.acked = max(stream.acked, message.offset)
             self._fill(peer_id, stream)
@@ -172,8 +171,7 @@ class SnapshotSender:
                 data = stream.export.read(settings.snapshot_chunk_bytes)
             except Overloaded as error:
                 log.info("snapshot begins anew", peer=peer_id, reason=str(error))
-                self.cancel(peer_id)
-                self._refused_at[peer_id] = self._context.now()
+                self._refused(peer_id, stream)
                 return
             stream.finished = not data
             self._context.send(peer_id, frames.SnapshotChunk(
@@ -181,11 +179,25 @@ class SnapshotSender:
             stream.sent += len(data)
             self.sent_bytes += len(data)
 
+    def _refused(self, peer_id: str, stream: _Stream) -> None:
+        self._close(peer_id, stream)
+        self._refused_at[peer_id] = self._context.now()
+
     def cancel(self, peer_id: str) -> None:
-        """The link broke, or the peer needs no snapshot any more."""
-        stream = self._streams.pop(peer_id, None)
+        """The link broke, or the peer needs no snapshot any more. What was sent to its end may be
+        installed all the same: that may take the peer longer than a silent link lasts."""
+        stream = self._streams.get(peer_id)
         if stream is not None:
-            stream.export.close()
+            index = self._close(peer_id, stream)
+            if stream.finished:
+                self._installed_at[peer_id] = index, self._context.now()
+
+    def _close(self, peer_id: str, stream: _Stream) -> int:
+        """The index of what was sent."""
+        index = stream.export.applied_index
+        del self._streams[peer_id]
+        stream.export.close()
+        return index
 
     def cancel_all(self) -> None:
         """This node does not lead any more, or stops."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from raft_lab import Lab, LabNode, ListState, MemoryDisk, outcome, run
+from raft_lab import LATENCY_S, Lab, LabNode, ListState, MemoryDisk, outcome, run
 
 from elastickv.errors import (
     ApplyHalted,
@@ -165,6 +165,48 @@ def test_a_snapshot_is_offered_as_soon_as_the_peer_says_where_its_log_ends():
         lab.hub.heal()
         await lab.until(lambda: bool(lab.hub.sent(frames.SnapshotOffer)))
         assert loop.time() - began < leader.engine._settings.heartbeat_s + 0.01
+        await lab.settle()
+        assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
+
+    run(scenario())
+
+
+def test_who_installed_a_snapshot_while_its_link_was_lost_is_not_sent_another():
+    """The installation takes longer than a silent link lasts."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+
+        def lose_link(source: str, target: str, message: frames.AnyMessage) -> int:
+            if isinstance(message, frames.SnapshotChunk) and message.last:
+                asyncio.get_running_loop().call_later(1.5 * LATENCY_S, lab.hub.isolate,
+                                                      behind.node_id)
+            return 1
+
+        lab.hub.rule = lose_link
+        lab.hub.heal()
+        await lab.until(lambda: behind.engine._receiver.installed_count == 1)
+        offer, = lab.hub.sent(frames.SnapshotOffer)
+        await fill(lab, 400, leader, b"while it cannot be reached")
+        await asyncio.sleep(4 * SECOND)
+        assert leader.journal.anchor_index <= offer.index
+        lab.hub.heal()
+        await lab.until(lambda: behind.state.entries == leader.state.entries)
+        assert lab.hub.sent(frames.SnapshotOffer) == [offer]
+        await asyncio.sleep(CATCH_UP_S)
+        await lab.until(lambda: leader.journal.total_bytes < 10_000)
+
+    run(scenario())
+
+
+def test_a_stream_ends_when_the_log_meets_the_peers_again():
+    """The peer has installed what it was sent, and its word of that is lost."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        lab.hub.rule = lambda source, target, message: int(
+            not isinstance(message, frames.SnapshotAck) or not message.done)
+        lab.hub.heal()
+        await lab.until(lambda: behind.engine._receiver.installed_count == 1)
+        await lab.until(lambda: not leader.engine._sender.active, 1.0)
         await lab.settle()
         assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
 
