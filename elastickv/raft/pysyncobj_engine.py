@@ -558,9 +558,11 @@ class PySyncObjEngine:
         if not self._members.may_follow(peer_id, message.term):
             return
         self._follower.on_append(peer_id, message)
-        if message.term == self._core.term() and self._follower.knows_leader_complete(message.term):
-            self._freshness.heard(self._loop.time(), message.commit_index,
-                                  self._core.applied_index())
+        if message.term == self._core.term():
+            self._receiver.follows(peer_id, message.term)
+            if self._follower.knows_leader_complete(message.term):
+                self._freshness.heard(self._loop.time(), message.commit_index,
+                                      self._core.applied_index())
 
     def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
         self._storage.memory.spoke(peer_id, message.term)

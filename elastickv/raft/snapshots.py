@@ -249,8 +249,12 @@ class SnapshotReceiver:
         pending = InstallMarker(message.index, message.last_term, message.members_index,
                                 message.members)
         pending.configuration()
+        try:
+            self._target = self._source.open_import()
+        except DiskFull as error:
+            self._refuse(error)
+            return
         self._pending = pending
-        self._target = self._source.open_import()
         self._acknowledge(done=False)
 
     def on_chunk(self, peer_id: str, message: frames.SnapshotChunk) -> None:
@@ -331,6 +335,11 @@ class SnapshotReceiver:
     def _acknowledge(self, *, done: bool) -> None:
         self._context.send(self._leader_id, frames.SnapshotAck(self._term, self._stream,
                                                                self._offset, done))
+
+    def follows(self, leader_id: str, term: int) -> None:
+        """This node follows `leader_id` in `term`: nothing more of another stream will come."""
+        if self._target is not None and (leader_id, term) != (self._leader_id, self._term):
+            self.abort()
 
     def abort(self) -> None:
         """Drop what was received."""

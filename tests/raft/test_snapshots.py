@@ -26,6 +26,7 @@ from elastickv.raft.membership import ChangeKind, MembershipChange, encode_membe
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.snapshots import (
     CATCH_UP_S,
+    REFUSED_S,
     STALLED_S,
     InstallMarker,
     MarkerFile,
@@ -600,6 +601,88 @@ class Received:
         export.entries = [Entry(each, 1, b"%d" % each) for each in range(2, index + 1)]
         data = export.open_export().read(1 << 20)
         self.receiver.on_chunk("n1", frames.SnapshotChunk(1, 1, 0, data, True))
+
+
+def test_an_offer_to_a_full_disk_is_refused(monkeypatch):
+    """Unanswered, it would keep the leader's read of its store open until the stream stalls."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        imports = []
+
+        def full() -> object:
+            imports.append(asyncio.get_running_loop().time())
+            raise DiskFull("no space left")
+
+        monkeypatch.setattr(behind.state, "open_import", full)
+        lab.hub.heal()
+        await lab.until(lambda: bool(imports))
+        await lab.until(lambda: not leader.engine._sender.active, 0.1)
+        await lab.until(lambda: len(imports) == 3)
+        assert imports[-1] - imports[0] < 3 * REFUSED_S
+        assert not behind.fatal
+        monkeypatch.undo()
+        await lab.until(lambda: behind.state.entries == leader.state.entries)
+
+    run(scenario())
+
+
+class Imports:
+    """Counts the imports of a node that were begun and not ended."""
+
+    def __init__(self, monkeypatch, node: LabNode) -> None:
+        self.begun, self.open = 0, 0
+        open_import = node.state.open_import
+
+        def begin() -> object:
+            target = open_import()
+            self.begun, self.open = self.begun + 1, self.open + 1
+            finish, abort = target.finish, target.abort
+
+            def ended(way):
+                self.open -= 1
+                return way()
+
+            target.finish, target.abort = lambda: ended(finish), lambda: ended(abort)
+            return target
+
+        monkeypatch.setattr(node.state, "open_import", begin)
+
+
+async def half_received(monkeypatch) -> tuple[Lab, LabNode, LabNode, Imports]:
+    """The follower has the beginning of a snapshot; chunks do not arrive any more."""
+    lab, leader, behind = await left_behind()
+    imports = Imports(monkeypatch, behind)
+    lab.hub.rule = lambda source, target, message: int(
+        not isinstance(message, frames.SnapshotChunk) or message.offset < 1000)
+    lab.hub.heal()
+    await lab.until(lambda: behind.engine._receiver.received_bytes > 0)
+    return lab, leader, behind, imports
+
+
+def test_what_was_received_of_a_former_leaders_snapshot_is_dropped(monkeypatch):
+    """The next one may serve from its log, and will offer nothing."""
+    async def scenario() -> None:
+        lab, leader, behind, imports = await half_received(monkeypatch)
+        other, = lab.others(leader, behind)
+        assert imports.open == 1
+        await leader.engine.transfer_leadership(other.node_id, timeout_s=SECOND)
+        await lab.until(lambda: behind.core.leader_id() == other.node_id)
+        await lab.until(lambda: imports.open == 0, 0.1)
+
+    run(scenario())
+
+
+def test_a_snapshot_that_its_leader_begins_anew_is_received(monkeypatch):
+    """While it is on its way its leader goes on sending heartbeats."""
+    async def scenario() -> None:
+        lab, leader, behind, imports = await half_received(monkeypatch)
+        await asyncio.sleep(STALLED_S / 2)
+        assert (imports.begun, imports.open) == (1, 1)
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
+        assert (imports.begun, imports.open) == (2, 0)
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(("meanwhile", "term", "installs"), [
