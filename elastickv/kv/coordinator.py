@@ -57,6 +57,9 @@ MAX_GROUP_BYTES = 1 << 20
 MAX_GROUP_REQUESTS = 512
 MAX_QUEUE_BYTES = 256 << 20
 MAX_FORWARDS_IN_FLIGHT = 8
+MAX_FORWARD_BYTES = 16 << 20
+"""With so much on its way to the leader no other group follows: a link is dropped for what waits on
+it."""
 CEILING_WINDOW_MS = 1000
 ENTRY_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 300.0
@@ -103,6 +106,7 @@ class Coordinator:
         self._queue_bytes = 0
         self._groups_in_flight = 0
         self._forwards_in_flight = 0
+        self._forward_bytes = 0
         self._pump_scheduled = False
         self._scan_turns = asyncio.Lock()
         self._gathering = Gathering()
@@ -340,12 +344,14 @@ class Coordinator:
         leader_id = self._engine.status().leader_id
         if not leader_id or leader_id == self._engine.node_id:
             return False  # woken when a leader is known; the deadline bounds the wait
-        if self._forwards_in_flight >= MAX_FORWARDS_IN_FLIGHT:
+        if self._forwards_in_flight >= MAX_FORWARDS_IN_FLIGHT \
+                or self._forward_bytes >= MAX_FORWARD_BYTES:
             return False
         group = self._take_group()
         if not group:
             return False
         self._forwards_in_flight += 1
+        self._forward_bytes += _size_of(group)
         task = asyncio.get_running_loop().create_task(self._forward(leader_id, group))
         self._forward_tasks.add(task)
         task.add_done_callback(self._forward_tasks.discard)
@@ -364,15 +370,19 @@ class Coordinator:
             _reject(group, OutcomeUnknown(f"member {leader_id} gave an answer that does not parse",
                                           remedy="run the same version on every node"))
         except (Unreachable, NotLeader, NoLeader):
-            self._forwards_in_flight -= 1
+            self._forward_ended(group)
             self._requeue(group)
             return
         except ElasticKVError as error:
             _reject(group, error)
         else:
             self._finish_forward(group, reply)
-        self._forwards_in_flight -= 1
+        self._forward_ended(group)
         self.wake()
+
+    def _forward_ended(self, group: Sequence[_Pending]) -> None:
+        self._forwards_in_flight -= 1
+        self._forward_bytes -= _size_of(group)
 
     def _finish_forward(self, group: Sequence[_Pending], reply: WriteGroupReply) -> None:
         for pending, item in zip(group, reply.replies, strict=True):
@@ -476,6 +486,10 @@ class Coordinator:
 def age_ms(age_s: float) -> int:
     """Whole milliseconds, rounded up: no answer is older than it says. -1 for infinity."""
     return -1 if math.isinf(age_s) else math.ceil(age_s * 1000)
+
+
+def _size_of(group: Sequence[_Pending]) -> int:
+    return sum(pending.size for pending in group)
 
 
 def _reject(group: Sequence[_Pending], error: BaseException) -> None:

@@ -45,6 +45,8 @@ PING_S = 0.5
 SILENT_PINGS = 6
 """A link on which nothing arrived during this many pings is closed."""
 QUEUE_BYTES = 64 << 20
+"""What may wait on a link beside one message of the largest size: a peer that lets more wait does
+not read."""
 _PING = frame(encode_message(Ping(reply=True)))
 _PONG = frame(encode_message(Ping(reply=False)))
 
@@ -202,6 +204,7 @@ class TlsLinks:
         self.node_id = node_id
         self.secure = tls is not None
         self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
+        self._max_backlog_bytes = QUEUE_BYTES + self.max_frame_bytes
         self._listen_address = listen_address
         self._dial_from = (dial_from, 0) if dial_from else None
         self._server_context = tls.context(server=True) if tls else None
@@ -269,7 +272,7 @@ class TlsLinks:
         connection = self._current.get(peer_id)
         if connection is None:
             return False
-        if connection.backlog() > QUEUE_BYTES:
+        if connection.backlog() > self._max_backlog_bytes:
             log.warning("link dropped", peer=peer_id, error="the peer does not read")
             self._loop.call_soon(connection.abort)
             return False

@@ -23,12 +23,14 @@ from elastickv.errors import (
     NoLeader,
     OutcomeUnknown,
     ResultTooLarge,
+    Unreachable,
 )
 from elastickv.keys.applier import Applier
-from elastickv.kv import gathering
+from elastickv.kv import coordinator, forwarding, gathering
 from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
+from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import KvStateMachine
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -427,3 +429,42 @@ async def test_a_scan_ends_at_its_deadline(node: OneNode,
     monkeypatch.setattr(loop, "time", lambda: now() + (TIMEOUT_S if late.is_set() else 0))
     with pytest.raises(DeadlineExceeded, match="the scan"):
         await node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+
+
+async def test_large_writes_do_not_all_go_to_the_leader_at_once(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link would be dropped for what waits on it. One that found no leader counts no more."""
+    value_bytes, count = 700 << 10, 6
+    sizes: list[int] = []
+    most = 0
+    answer = asyncio.Event()
+
+    async def forward(leader_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
+        nonlocal most
+        sizes.append(len(payload))
+        most = max(most, sum(sizes))
+        try:
+            await answer.wait()
+            if not found:
+                found.append(leader_id)
+                raise Unreachable("no link")
+        finally:
+            sizes.remove(len(payload))
+        group = forwarding.decode(payload, WriteGroup)
+        return forwarding.encode(WriteGroupReply([WriteReply(7, 8, None) for _ in group.items]))
+
+    found: list[str] = []
+    status = dataclasses.replace(node.engine.status(), leader_id="n2")
+    monkeypatch.setattr(node.engine, "is_leader", lambda: False)
+    monkeypatch.setattr(node.engine, "status", lambda: status)
+    monkeypatch.setattr(node.engine, "call", forward)
+    monkeypatch.setattr(coordinator, "MAX_FORWARD_BYTES", 1 << 20)
+    writes = [asyncio.create_task(node.kv.put(b"%d" % number, bytes(value_bytes),
+                                              timeout_s=TIMEOUT_S)) for number in range(count)]
+    async with asyncio.timeout(TIMEOUT_S):
+        while len(sizes) < 2:
+            await asyncio.sleep(0)
+    answer.set()
+    results = await asyncio.gather(*writes)
+    assert results == [WriteResult(7, 8)] * count
+    assert 2 * value_bytes < most < 3 * value_bytes

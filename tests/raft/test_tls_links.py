@@ -308,6 +308,23 @@ async def test_peer_that_does_not_read_is_dropped(make, until, monkeypatch):
     await until(lambda: ("disconnected", "n7") in heard_one.events)
 
 
+async def test_one_message_of_the_largest_size_is_no_sign_of_a_peer_that_does_not_read(
+        make, until, monkeypatch):
+    monkeypatch.setattr(tls_links, "QUEUE_BYTES", 1 << 20)
+    one, heard_one = await make("n1")
+    _reader, _writer = await greeted_connection(one, "n7")
+    await until(lambda: bool(heard_one.events))
+    largest = bytes(one.max_frame_bytes)
+    connection = one._current["n7"]
+    while connection.backlog() <= 1 << 18:
+        assert one.send("n7", bytes(1 << 17))
+        one.flush()
+    assert one.send("n7", largest)
+    one.flush()
+    assert connection.backlog() > 1 << 20
+    assert one.send("n7", b"after it")
+
+
 async def test_taken_port_is_a_bind_failure(make):
     one, _ = await make("n1")
     with pytest.raises(BindFailed, match="raftAddress"):
