@@ -230,16 +230,18 @@ class MembershipController:
     async def _change(self, change: MembershipChange, deadline: float) -> int:
         if change.kind is ChangeKind.PROMOTE:
             return await self._promote(change, deadline)
-        self._require_possible(change)
         if change.kind in ADDITIONS:
+            self._require_possible(change)
             return await self._add(change, deadline)
+        self._engine.require_possible(change)
         if change.node_id == self._engine.node_id:
             await self._engine.transfer_leadership("", timeout_s=_remaining_s(deadline))
             raise NotLeader("this leader is to be removed and has handed over")
         return await self._engine.change_members(change, timeout_s=_remaining_s(deadline))
 
     def _require_possible(self, change: MembershipChange) -> None:
-        """Raise what the engine would raise, before anything is done for the change."""
+        """Raise what the engine would raise of an addition, before anything is done for it. Whether
+        the new node answers shows later."""
         status = self._engine.status()
         configuration = Configuration(status.configuration_index, tuple(self._engine.members()))
         plan_change(change, ChangeContext(configuration, status.commit_index,

@@ -229,11 +229,16 @@ class RaftEngine(Protocol):
         nodes introduced before."""
         ...
 
+    def require_possible(self, change: MembershipChange) -> None:
+        """Raise what `change_members` would raise now, before it appends anything."""
+        ...
+
     async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
         """Commit one change; the configuration's index. The entry is appended before this first
         yields to the loop.
 
-        Raises `NotLeader`, what `raft.membership.plan_change` raises, or `OutcomeUnknown`.
+        Raises `NotLeader`, what `raft.membership.plan_change` and `require_majority_up` raise, or
+        `OutcomeUnknown`.
         """
         ...
 

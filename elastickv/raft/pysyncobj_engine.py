@@ -392,18 +392,24 @@ class PySyncObjEngine:
     def introduce(self, addresses: Mapping[str, str]) -> None:
         self._members.introduce(addresses)
 
-    async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
-        """Propose a change and wait until it is applied; the index of its entry.
+    def require_possible(self, change: MembershipChange) -> None:
+        self._plan_change(change)
 
-        Raises `NotLeader`, what `plan_change` and `require_majority_up` raise, or `OutcomeUnknown`.
-        """
+    def _plan_change(self, change: MembershipChange) -> tuple[Member, ...]:
         self._require_leader()
         configuration = self._context.configuration
         members = plan_change(change, ChangeContext(
             configuration, self._core.commit_index(), self.is_leader(),
             self._core.match_index(change.node_id)))
         require_majority_up(configuration.members, members, self._answering(members))
-        command = CONFIGURATION_KIND + encode_members(members)
+        return members
+
+    async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
+        """Propose a change and wait until it is applied; the index of its entry.
+
+        Raises `NotLeader`, what `plan_change` and `require_majority_up` raise, or `OutcomeUnknown`.
+        """
+        command = CONFIGURATION_KIND + encode_members(self._plan_change(change))
         future: asyncio.Future[object] = self._loop.create_future()
         index = self._append(command, future, timeout_s)
         self._storage.membership.appended(index, command)

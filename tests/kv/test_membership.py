@@ -425,6 +425,23 @@ def test_the_only_voter_cannot_be_removed_and_keeps_leading() -> None:
     run(scenario())
 
 
+def test_a_leader_whose_removal_is_refused_goes_on_leading() -> None:
+    """Without it, the two others would need the one that is down."""
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        term = leader.engine.status().term
+        down = world.follower()
+        world.hub.isolate(down.node_id)
+        with pytest.raises(MembershipConflict, match=f"an answer from {down.node_id}"):
+            await leader.membership.remove_server(leader.node_id, previous_index=0,
+                                                  timeout_s=TIMEOUT_S)
+        assert leader.engine.is_leader()
+        assert leader.engine.status().term == term
+
+    run(scenario())
+
+
 def test_transfer_from_any_member_by_id_or_address() -> None:
     async def scenario() -> None:
         world = World()
