@@ -194,15 +194,18 @@ async def test_compaction_runs_between_flushes_under_load(
         harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "PASS_DELAY_S", 0.002)
     monkeypatch.setattr(gc, "STEP_DELAY_S", 0.0)
-    monkeypatch.setattr(gc, "STEP_ENTRIES", 3)
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 10)
     store = harness.store
     compactor = Compactor(store, lambda: 1 << 40, retention_ms=0)
     harness.start(interval_ms=0, compactor=compactor)
     number = 0
     while compactor.passes < 2 or compactor.removed < 10:
-        number += 1
-        store.apply_group(number, [(b"hot", pack_timestamp(number), plain_record(b"%d" % number))])
-        await asyncio.sleep(0)
+        for _ in range(2):  # the second while the first is flushed
+            number += 1
+            store.apply_group(number, [
+                (b"hot", pack_timestamp(number), plain_record(b"%d" % number))])
+            await asyncio.sleep(0)
+        await harness.flushed.get()
         assert not harness.fatal.done()
     found = store.get(b"hot", (1 << 64) - 1, 0)
     assert found is not None
