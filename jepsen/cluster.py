@@ -83,6 +83,8 @@ class Cluster:
         self.sealed = False
         """True once both cutovers are confirmed: from then on no written value may be readable."""
         self._now_ns = now_ns
+        self.io_errors: set[str] = set()
+        """Nodes whose disks were made to fail with EIO."""
         self._clients: dict[str, Client] = {}
         self._mounts: list[Path] = []
         self.tap = JournalTap({node: self.data_directory(node) for node in self.nodes},

@@ -190,7 +190,7 @@ class Nemesis:
         await self._cluster.network.heal()
         for node, process in self._cluster.processes.items():
             process.thaw()
-            process.expect_exit = False
+            process.expected_codes = frozenset()
             await self._cluster.restart(node)
 
     async def supervise(self) -> None:

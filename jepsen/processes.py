@@ -16,7 +16,8 @@ FREEZE_POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """A process that ended. `asked_for`: the harness ended it, or a fault was meant to."""
+    """A process that ended. `asked_for`: the harness ended it, or it ended by itself with a code
+    that a fault explains."""
 
     node: str
     time_ns: int
@@ -34,8 +35,9 @@ def die_with_parent() -> list[str]:
 class NodeProcess:
     """The process of one node, across its restarts.
 
-    `command` and `environment` may be changed while it does not run. `now_ns` is the clock of the
-    run. While `expect_exit` is set the node may end by itself.
+    `command` and `environment` may be changed while it does not run. `directory` is where it runs.
+    `now_ns` is the clock of the run. `expected_codes` are the exit codes with which the node may end
+    by itself for now: none, unless a fault explains it. One that a signal ended has a negative code.
     """
 
     def __init__(self, node: str, command: Sequence[str], environment: Mapping[str, str],
@@ -47,7 +49,7 @@ class NodeProcess:
         self.exits: list[Exit] = []
         self.starts = 0
         self.is_frozen = False
-        self.expect_exit = False
+        self.expected_codes: frozenset[int] = frozenset()
         self._now_ns = now_ns
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -88,7 +90,7 @@ class NodeProcess:
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         self.exits.append(Exit(self.node, self._now_ns(), code,
-                               self._is_ending or self.expect_exit))
+                               self._is_ending or code in self.expected_codes))
 
     async def wait(self, timeout_s: float) -> int | None:
         """The exit code, or None when it still runs after `timeout_s`."""

@@ -89,4 +89,4 @@ class Fault:
         for node, process in self.cluster.processes.items():
             process.thaw()
             await self.cluster.restart(node)
-            process.expect_exit = False
+            process.expected_codes = frozenset()

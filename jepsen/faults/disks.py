@@ -9,9 +9,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from elastickv.errors import ExitCode
 from jepsen import preload
 from jepsen.cluster import POLL_S, Cluster
-from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements
+from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements, Violation
 from jepsen.network import Unsupported
 from jepsen.preload import Preload
 
@@ -23,7 +24,17 @@ durable. Not `write`: sockets, the log and libfiu's own answers go through it.""
 NEARLY_FULL_BYTES = 1 << 20
 """What the node itself may have freed again at once."""
 
+DISK_CODES = frozenset({ExitCode.ERROR, ExitCode.APPLY_HALTED, 6})
+"""With these a node ends by a disk that fails or is full: an error of its own (6: the disk failed), or
+the halt before an encryption entry whose sidecar could not be written."""
+
 FAILURE_PROBABILITY = 0.2
+GROWTHS_AT_MOST = 40
+"""How often the log of a node under I/O errors can be seen to grow. For each time it was written
+and synced at least once; that none of these calls fails has a probability of
+(1 - FAILURE_PROBABILITY) ** (2 * 40), less than 1 in 50 million."""
+HALT_TIMEOUT_S = 10.0
+"""A node that met an error needs a second or two to close what it has open."""
 ENDING_S = 1.0
 """A process that does not answer within this time any more is not about to end."""
 AHEAD_S = 1.0
@@ -83,7 +94,7 @@ class DiskFull(_FailingCalls):
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()
-        self.cluster.processes[node].expect_exit = True
+        self.cluster.processes[node].expected_codes = DISK_CODES
         if not self.cluster.options.small_disk_mib:
             await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
             return f"{node}: ENOSPC on every write"
@@ -105,7 +116,7 @@ class DiskFull(_FailingCalls):
         for node, process in self.cluster.processes.items():
             if self.cluster.options.small_disk_mib:
                 preload.empty_disk(self.cluster.data_directory(node))
-            elif process.expect_exit:
+            elif process.expected_codes:
                 await self.disable(node, WRITING_CALLS)
         await self.restart_all()
 
@@ -119,19 +130,33 @@ class IoError(_FailingCalls):
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()
-        self.cluster.processes[node].expect_exit = True
+        self.cluster.processes[node].expected_codes = DISK_CODES
+        self.cluster.io_errors.add(node)
         await self.enable(node, WRITING_CALLS + SYNCING_CALLS, FAILURE_PROBABILITY, errno.EIO)
         return f"{node}: EIO on {FAILURE_PROBABILITY:.0%} of writes and syncs"
 
     async def effect(self) -> str:
-        if self.cluster.processes[self._node].is_running:
-            raise NotNow("no call that mattered failed")
+        process = self.cluster.processes[self._node]
+        now = asyncio.get_running_loop().time
+        deadline = now() + HALT_TIMEOUT_S
+        growths = last_index = 0
+        while await process.wait(POLL_S) is None:
+            status = (await self.cluster.statuses()).get(self._node)
+            if status is not None and status.last_log_index > last_index:
+                # The first one is where it stands.
+                growths += last_index > 0
+                last_index = status.last_log_index
+            if growths >= GROWTHS_AT_MOST:
+                raise Violation(f"{self._node} runs on with I/O errors: its log grew {growths} "
+                                "times")
+            if now() > deadline:
+                raise NotNow("no call that mattered failed")
         return self.ending()
 
     async def heal(self) -> None:
         # A new process has no failures enabled. One that survived its errors starts anew as well.
         for process in self.cluster.processes.values():
-            if process.expect_exit:
+            if process.expected_codes:
                 await process.kill()
         await self.restart_all()
 

@@ -132,7 +132,8 @@ class Resync(Fault):
         by_command = self.random.random() < 0.5
         if by_command:
             await self._resync_by_command(node)
-        process.expect_exit = not by_command
+        process.expected_codes = (frozenset() if by_command
+                                  else frozenset({ExitCode.STARTUP_REFUSED}))
         await cluster.restart(node)
         if by_command:
             return "restored by resync-sidecar"
@@ -176,7 +177,7 @@ class WrongKek(Fault):
             raise NotNow("the cluster has no keys yet")
         await process.kill()
         process.command = cluster.command(node, kek_file=cluster.wrong_kek_file)
-        process.expect_exit = True
+        process.expected_codes = frozenset({ExitCode.STARTUP_REFUSED})
         await process.start()
         code = await process.wait(REFUSAL_TIMEOUT_S)
         if code is None or code == 0:
@@ -187,7 +188,7 @@ class WrongKek(Fault):
 
     async def heal(self) -> None:
         for node, process in self.cluster.processes.items():
-            if process.expect_exit:
+            if process.expected_codes:
                 await process.kill()
                 process.command = self.cluster.command(node)
         await self.restart_all()

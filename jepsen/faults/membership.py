@@ -29,7 +29,7 @@ class Membership(Fault):
         node = await self.some_node(prefer_leader=0.3)
         operator = cluster.new_client(cluster.others([node])[0], timeout_s=10.0)
         process = cluster.processes[node]
-        process.expect_exit = True
+        process.expected_codes = frozenset({ExitCode.REMOVED})
         try:
             await self._remove(operator, node)
         except Unimplemented as error:

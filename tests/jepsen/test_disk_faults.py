@@ -8,34 +8,43 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from elastickv.cli.exit_codes import MEANINGS
+from elastickv.errors import ExitCode
 from jepsen import preload
 from jepsen.cluster import Cluster
-from jepsen.faults import NotAvailable, NotNow
+from jepsen.faults import NotAvailable, NotNow, Violation, disks
 from jepsen.faults.disks import IoError
 from jepsen.network import Unsupported
 from jepsen.processes import NodeProcess
 
 Control = Callable[[object, int, str], None]
+SLEEPER = "trap 'exit 1' TERM; echo ready; while true; do sleep 0.01; done"
 
 
 class OneNode:
-    """A cluster of one process, which can be made to fail."""
+    """A cluster of one process, which ends with exit code 1 when it is terminated. `log_index` is
+    what it says of its log."""
 
     def __init__(self, directory: Path) -> None:
         self.nodes = ["n1"]
-        self.process = NodeProcess("n1", ["sleep", "600"], dict(os.environ), directory / "n1.log",
-                                   itertools.count().__next__)
+        self.process = NodeProcess("n1", ["sh", "-c", SLEEPER], dict(os.environ),
+                                   directory / "n1.log", itertools.count().__next__)
         self.processes = {"n1": self.process}
+        self.io_errors: set[str] = set()
+        self.log_index: Iterator[int] = itertools.repeat(7)
 
     async def leader(self) -> str:
         return "n1"
+
+    async def statuses(self) -> dict[str, Any]:
+        return {"n1": SimpleNamespace(last_log_index=next(self.log_index))}
 
     def preload_files(self, node: str) -> SimpleNamespace:
         return SimpleNamespace()
@@ -45,18 +54,29 @@ class OneNode:
 async def one_node(tmp_path: Path) -> AsyncIterator[OneNode]:
     cluster = OneNode(tmp_path)
     await cluster.process.start()
+    while not (tmp_path / "n1.log").read_text():
+        await asyncio.sleep(0.001)
     yield cluster
     await cluster.process.kill()
 
 
 def ends(files: object, pid: int, command: str) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGTERM)
 
 
 def ends_without_an_answer(files: object, pid: int, command: str) -> None:
     ends(files, pid, command)
     raise Unsupported("fiu-ctrl: no answer")
+
+
+def crashes(files: object, pid: int, command: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSEGV)
+
+
+def does_nothing(files: object, pid: int, command: str) -> None:
+    return
 
 
 def does_not_listen(files: object, pid: int, command: str) -> None:
@@ -69,10 +89,67 @@ async def test_a_node_that_ends_while_failures_are_enabled(
     monkeypatch.setattr(preload, "control_fiu", control)
     fault = IoError(cast("Cluster", one_node), random.Random(1))
     await fault.inject()
-    while one_node.process.is_running:
-        await asyncio.sleep(0.001)
-    assert await fault.effect() == "it ended with -9"
+    assert await fault.effect() == "it ended with 1"
     assert [end.asked_for for end in one_node.process.exits] == [True]
+    assert one_node.io_errors == {"n1"}
+
+
+async def test_a_node_that_crashes_under_io_errors_ended_by_itself(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "control_fiu", crashes)
+    fault = IoError(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    assert await fault.effect() == "it ended with -11"
+    assert [end.asked_for for end in one_node.process.exits] == [False]
+
+
+async def test_a_node_that_is_about_to_end_is_waited_for(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "control_fiu", does_nothing)
+    fault = IoError(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    asked = []
+
+    async def statuses() -> dict[str, Any]:
+        asked.append(True)
+        if len(asked) == 3:
+            ends(None, one_node.process.pid, "")
+        return {}
+
+    one_node.statuses = statuses  # type: ignore[method-assign]
+    assert await fault.effect() == "it ended with 1"
+
+
+@pytest.mark.parametrize(("log_index", "error", "message"), [
+    pytest.param(itertools.count(7), Violation, "n1 runs on with I/O errors: its log grew 40 times",
+                 id="it swallows them"),
+    pytest.param(itertools.chain(range(7, 7 + 40), itertools.repeat(46)), NotNow,
+                 "no call that mattered failed", id="too few calls to tell"),
+    pytest.param(itertools.repeat(7), NotNow, "no call that mattered failed", id="nothing to do"),
+    pytest.param(itertools.chain([7], itertools.repeat(7000)), NotNow,
+                 "no call that mattered failed", id="many entries in one write"),
+])
+async def test_a_node_that_runs_on_under_io_errors(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch, log_index: Iterator[int],
+        error: type[Exception], message: str) -> None:
+    monkeypatch.setattr(preload, "control_fiu", does_nothing)
+    monkeypatch.setattr(disks, "POLL_S", 0.001)
+    monkeypatch.setattr(disks, "HALT_TIMEOUT_S", 60.0 if error is Violation else 0.3)
+    one_node.log_index = log_index
+    fault = IoError(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    with pytest.raises(error, match=message):
+        await fault.effect()
+    assert one_node.process.is_running
+
+
+@pytest.mark.parametrize("code", sorted(disks.DISK_CODES))
+def test_a_disk_explains_documented_codes_only(code: int) -> None:
+    assert MEANINGS[code][0] != MEANINGS[ExitCode.OK][0]
+
+
+def test_that_nothing_fails_while_the_log_grows_is_practically_impossible() -> None:
+    assert (1 - disks.FAILURE_PROBABILITY) ** (2 * disks.GROWTHS_AT_MOST) < 1 / 50_000_000
 
 
 async def test_a_node_that_cannot_be_told_makes_the_fault_unavailable(
