@@ -22,7 +22,8 @@ def check_bank(history: Sequence[Record], *, accounts: Sequence[str], total: int
     has as many transfers behind it as were acknowledged before the read began, or as many more as
     may have happened by its end.
 
-    Unknown without a successful transfer and a read that began after one. Raises `HistoryError`.
+    Unknown without a successful transfer, or when no read began after the last one. Raises
+    `HistoryError`.
     """
     operations = pair(history)
     reads = [op for op in operations if op.f == "read" and op.kind is Kind.OK]
@@ -33,10 +34,12 @@ def check_bank(history: Sequence[Record], *, accounts: Sequence[str], total: int
     facts = {"reads": len(reads), "transfers": len(transfers),
              "unknown_transfers": sum(op.f == "transfer" and op.kind is Kind.INFO
                                       for op in operations)}
-    first = min((op.completed for op in transfers if op.completed is not None), default=None)
+    last = max((op.completed for op in transfers if op.completed is not None), default=None)
     unknown = []
-    if first is None or not any(read.invoked > first for read in reads):
-        unknown.append("no read began after a successful transfer")
+    if last is None:
+        unknown.append("no transfer succeeded")
+    elif not any(read.invoked > last for read in reads):
+        unknown.append("no read began after the last successful transfer")
     return judge(CHECKER, problems, facts, unknown)
 
 

@@ -16,10 +16,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jepsen.call_errors import check_errors
 from jepsen.faults import FAULTS
-from jepsen.history import read_history
+from jepsen.history import pair, read_history
 from jepsen.run import Outcome, Run, RunSettings, describe_problems
-from jepsen.verdict import Validity
+from jepsen.verdict import Validity, combine
 from jepsen.workloads import WORKLOADS
 
 ALL = "all"
@@ -119,7 +120,7 @@ def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
         duration_s=arguments.time, seed=arguments.seed, node_count=arguments.nodes,
         directory=directory, network=arguments.network, rate=arguments.rate,
         concurrency=arguments.concurrency, every_fault_must_happen=arguments.faults != ALL,
-        environment=dict(pair.split("=", 1) for pair in arguments.environment), **extra)
+        environment=dict(each.split("=", 1) for each in arguments.environment), **extra)
 
 
 def run_directory(name: str, root: Path = Path("runs")) -> Path:
@@ -204,15 +205,19 @@ def execute_one_of_many(settings: RunSettings) -> tuple[str, Validity]:
 def check_file(workload: str, path: Path) -> int:
     """Judge a history that is on disk; the exit code. Raises `ValueError` when it is none."""
     try:
-        verdict = WORKLOADS[workload]().check(read_history(path))
+        history = read_history(path)
+        # Which faults there were is not in a history; any of them may explain an error.
+        verdicts = [WORKLOADS[workload]().check(history), check_errors(pair(history), FAULTS)]
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (TypeError, KeyError, AttributeError):
         raise ValueError(f"{path} is no history of the workload {workload}") from None
-    for problem in verdict.problems:
-        print(f"{verdict.checker}: {problem}")
-    print(f"verdict: {verdict.validity}")
-    return 0 if verdict.is_valid else 1
+    for verdict in verdicts:
+        for problem in verdict.problems:
+            print(f"{verdict.checker}: {problem}")
+    validity = combine(verdicts)
+    print(f"verdict: {validity}")
+    return 0 if validity is Validity.VALID else 1
 
 
 def load_time_s(left_s: float, runs: int, overhead_s: float) -> float:

@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+NO_COMPLETION = "no completion"
+"""The `error` of an operation whose end is not in the history."""
+
 Value = Any
 """None, bool, int, str, or (nested) lists and dictionaries of them."""
 
@@ -154,7 +157,7 @@ def _operation(records: Sequence[Record], invoked: int, ended: int | None) -> Op
         result=normalise(end.value) if end is not None and kind is Kind.OK else None,
         kind=kind, invoked=invoked, completed=None if is_open else ended,
         invoked_ns=invoke.time_ns, completed_ns=None if end is None else end.time_ns,
-        error=end.error if end is not None else "no completion")
+        error=end.error if end is not None else NO_COMPLETION)
 
 
 def parse_line(line: str) -> Record:

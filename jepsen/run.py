@@ -15,6 +15,7 @@ from pathlib import Path
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.errors import ElasticKVError
 from jepsen import preload, report
+from jepsen.call_errors import check_errors
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
 from jepsen.disk_audit import audit_nonces, audit_replicas
 from jepsen.faults import FAULTS, Requirements
@@ -25,6 +26,7 @@ from jepsen.nemesis import Nemesis, check_processes
 from jepsen.network import Network, Unsupported
 from jepsen.network.namespaces import NamespaceNetwork, namespaces_work
 from jepsen.network.proxy import ProxyNetwork
+from jepsen.node_logs import check_logs
 from jepsen.values import Codec
 from jepsen.verdict import Validity, Verdict, judge
 from jepsen.workloads import WORKLOADS, Session, Workload
@@ -280,11 +282,16 @@ class Run:
         checks: list[tuple[str, Callable[[], Verdict]]] = []
         for name, workload in self._workloads.items():
             checks.append((name, partial(workload.check, self._recorders[name].records)))
+        checks.append(("errors", lambda: check_errors(
+            self._operations(), {window.name for window in self._nemesis.windows})))
         checks.append(("load", lambda: check_load(
             self._operations(), self._nemesis.windows, self._begin_ns, self._end_ns,
             self._settings.rate)))
         checks.append(("faults", self._nemesis.verdict))
         checks.append(("processes", partial(check_processes, cluster)))
+        checks.append(("logs", partial(check_logs, {
+            node: process.log_path for node, process in cluster.processes.items()},
+            cluster.io_errors)))
         if cluster.kek_file.exists():
             kek = FileKekProvider(cluster.kek_file).load()
             roots = [self._settings.directory / name

@@ -35,16 +35,23 @@ CHECKER = "scans"
 
 def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     """Judge `batch` and `scan` operations whose key names the group. Unknown without a scan at a
-    timestamp that saw an acknowledged batch. Raises `HistoryError`."""
+    timestamp that saw an acknowledged batch, or when no scan that reaches the last acknowledged
+    batch of a group began after it. Raises `HistoryError`."""
     by_group: dict[str | None, list[Operation]] = defaultdict(list)
     operations = [op for op in pair(history) if op.f in ("batch", "scan")]
     for operation in operations:
         by_group[operation.key].append(operation)
     problems: list[str] = []
     done: list[Operation] = []
+    unseen: list[str] = []
     past_scans = 0
     for group, part in by_group.items():
         scans = [op for op in part if op.f == "scan" and op.kind is Kind.OK]
+        last = max((op for op in part if op.f == "batch" and op.kind is Kind.OK),
+                   key=lambda op: op.completed or 0, default=None)
+        if last is not None and not any(scan.invoked > (last.completed or 0)
+                                        and _reaches(scan, last) for scan in scans):
+            unseen.append(f"group {group}: no scan began after {last.describe()}")
         batches = _over_once_seen({op.argument: op for op in part if op.f == "batch"}, scans)
         done += [op for op in batches.values() if op.kind is Kind.OK]
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
@@ -55,7 +62,7 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
              "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
     unknown = [] if past_scans else ["no scan at a timestamp saw anything"]
-    return judge(CHECKER, problems, facts, unknown)
+    return judge(CHECKER, problems, facts, [*unknown, *unseen])
 
 
 def _timestamp_problems(batches: Iterable[Operation]) -> list[str]:

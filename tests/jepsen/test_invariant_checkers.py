@@ -114,9 +114,14 @@ BANK_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "no account": (sequential(transfer(), ("read", None, None, "ok",
                                            {"a": "foreign", "b": [5, 1]})),
                    Validity.INVALID, "nobody wrote"),
-    "no transfer": (sequential(balances(0, a=10, b=10)), Validity.UNKNOWN, "no read began"),
+    "no transfer": (sequential(balances(0, a=10, b=10)), Validity.UNKNOWN, "no transfer"),
     "no read after": (sequential(balances(0, a=10, b=10), transfer()), Validity.UNKNOWN,
                       "no read began"),
+    "no read after the last": (sequential(transfer(), balances(1, a=5, b=15), transfer()),
+                               Validity.UNKNOWN, "after the last successful transfer"),
+    "all reads after the last failed": (
+        sequential(transfer(), balances(1, a=5, b=15), transfer(),
+                   ("read", None, None, "fail", None)), Validity.UNKNOWN, "after the last"),
 }
 
 
@@ -197,6 +202,14 @@ SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
                                      sequential(scan(20, x="v", y="v"), scan(10, x="w", y="w"))),
                                 Validity.VALID, ""),
     "nothing to see": (sequential(batch("v", 10)), Validity.UNKNOWN, "no scan"),
+    "no scan after the last": (sequential(batch("v", 10), scan(10, x="v", y="v"), batch("w", 20)),
+                               Validity.UNKNOWN, "no scan began after"),
+    "only scans of the past after the last": (
+        sequential(batch("v", 10), batch("w", 20), scan(10, x="v", y="v")), Validity.UNKNOWN,
+        "no scan began after"),
+    "all scans after the last failed": (
+        sequential(batch("v", 10), scan(10, x="v", y="v"), batch("w", 20),
+                   ("scan", "g", 0, "fail", None)), Validity.UNKNOWN, "no scan began after"),
     "unknown batch seen and later still there": (
         sequential(batch("v", 10), batch("u", None, "info"), batch("w", 30), scan(0, x="u", y="u"),
                    scan(0, x="u", y="u"), scan(10, x="v", y="v"), scan(30, x="w", y="w")),

@@ -173,6 +173,10 @@ def test_a_history_on_disk_is_judged_again(tmp_path: Path,
     write_history(path, HISTORY[:4])
     assert cli.main(["check", "--workload", "register", str(path)]) == 1
     assert capsys.readouterr().out.endswith("verdict: unknown\n")
+    write_history(path, [*HISTORY[:5], Record(Kind.FAIL, 1, 7 * SECOND, "read", "k", None,
+                                              "IntegrityError"), *HISTORY[6:]])
+    assert cli.main(["check", "--workload", "register", str(path)]) == 1
+    assert capsys.readouterr().out.endswith("verdict: invalid\n")
     path.write_text("not a record\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["check", "--workload", "register", str(path)])
