@@ -11,9 +11,11 @@ a `prio` queue, chosen by a `u32` filter. Needs root; shaping needs `sch_netem` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
+import sys
 from collections.abc import Iterable, Sequence
 
 from jepsen.network.api import Link, LinkShape, Unsupported
@@ -23,6 +25,13 @@ RAFT_PORT = 7150
 DEVICE = "eth0"
 MAX_NODES = 9
 """One band of the `prio` queue (at most 16) per destination, besides the default ones."""
+
+CONNECT_TIMEOUT_S = 5.0
+# It ends with its standard input.
+_LISTEN = ("import socket, sys; listening = socket.create_server((sys.argv[1], int(sys.argv[2]))); "
+           "print('ready', flush=True); sys.stdin.read()")
+_CONNECT = ("import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), "
+            "float(sys.argv[3]))")
 
 
 def shape_commands(destinations: Sequence[tuple[str, LinkShape]]) -> list[list[str]]:
@@ -167,12 +176,39 @@ class NamespaceNetwork:
         self._numbers.clear()
 
 
+async def require_connection(network: NamespaceNetwork, source: str, target: str) -> None:
+    """Raise `Unsupported` unless connections to `target` come about from `source` and from here:
+    what forwards packets may drop them without a word."""
+    host, _, port = network.raft_address(target).rpartition(":")
+    listener = await asyncio.create_subprocess_exec(
+        *network.launch_prefix(target), sys.executable, "-c", _LISTEN, host, port,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+    try:
+        if listener.stdout is None or not await listener.stdout.readline():
+            raise Unsupported(f"nothing can listen in the namespace of {target}")
+        for name, prefix in ((f"the namespace of {source}", network.launch_prefix(source)),
+                             ("here", [])):
+            try:
+                await run_command(*prefix, sys.executable, "-c", _CONNECT, host, port,
+                                  str(CONNECT_TIMEOUT_S))
+            except Unsupported as error:
+                reason = str(error).splitlines()[-1]
+                raise Unsupported(f"no connection from {name} to the namespace of {target}: "
+                                  f"{reason}") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            listener.kill()
+        await listener.wait()
+
+
 async def namespaces_work() -> str:
-    """"" when this machine supports namespaces with shaping, else what is missing."""
+    """"" when this machine supports namespaces with shaping, and connections between them, else
+    what is missing."""
     network = NamespaceNetwork(seed=os.getpid())
     try:
         await network.start(["a", "b"])
         await network.shape([Link("a", "b")], LinkShape(latency_ms=1.0))
+        await require_connection(network, "a", "b")
     except Unsupported as error:
         return str(error)
     finally:

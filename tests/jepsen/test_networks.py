@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jepsen.faults.network import both_ways, halves, ring_cuts
-from jepsen.network import Link, LinkShape, links_between
+from jepsen.network import Link, LinkShape, Unsupported, links_between, namespaces
 from jepsen.network.namespaces import (
     NamespaceNetwork,
     refused_packets,
+    require_connection,
     run_command,
     shape_commands,
     shaped_packets,
@@ -270,8 +271,26 @@ async def test_namespaces_cut_one_way_and_heal() -> None:
         await network.heal()
         assert await network.effect() == 0
         assert [await can_send(network, link) for link in (there, back)] == [True, True]
-        namespaces = await run_command("ip", "netns", "list")
+        before = await run_command("ip", "netns", "list")
     finally:
         await network.stop()
     left = await run_command("ip", "netns", "list")
-    assert set(left.splitlines()) < set(namespaces.splitlines())
+    assert set(left.splitlines()) < set(before.splitlines())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@pytest.mark.parametrize("cut", [
+    pytest.param(Link("a", "b"), id="what is sent"), pytest.param(Link("b", "a"), id="the answers")])
+async def test_namespaces_without_connections_are_no_network(
+        cut: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NamespaceNetwork(seed=4)
+    await network.start(["a", "b"])
+    try:
+        await require_connection(network, "a", "b")
+        await network.cut([cut])
+        monkeypatch.setattr(namespaces, "CONNECT_TIMEOUT_S", 0.2)
+        with pytest.raises(Unsupported, match="no connection from the namespace of a to the "
+                                              "namespace of b: .*Error"):
+            await require_connection(network, "a", "b")
+    finally:
+        await network.stop()
