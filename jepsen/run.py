@@ -62,7 +62,10 @@ class RunSettings:
         """The part that repeats the run."""
         return {"workloads": list(self.workloads), "faults": list(self.faults),
                 "time_s": self.duration_s, "seed": self.seed, "nodes": self.node_count,
-                "network": self.network, "rate": self.rate, "concurrency": self.concurrency}
+                "network": self.network, "rate": self.rate, "concurrency": self.concurrency,
+                "every_fault_must_happen": self.every_fault_must_happen,
+                "launcher": list(self.launcher), "environment": dict(self.environment),
+                "node_flags": list(self.node_flags)}
 
 
 @dataclass(frozen=True, slots=True)
