@@ -109,11 +109,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def from_anywhere(word: str) -> str:
+    """A word of a command line that names a file, as it is named in any directory."""
+    return str(Path(word).absolute()) if Path(word).is_file() else word
+
+
 def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
     """The run that the arguments of `run` describe. Raises `ValueError`."""
     extra = {}
     if arguments.launcher:
-        extra["launcher"] = (sys.executable, *arguments.launcher.split())
+        extra["launcher"] = (sys.executable, *map(from_anywhere, arguments.launcher.split()))
     return RunSettings(
         workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"),
         faults=parse_names(arguments.faults, tuple(FAULTS), "fault", may_be_none=True),

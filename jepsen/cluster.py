@@ -74,7 +74,8 @@ class Cluster:
 
     def __init__(self, directory: Path, network: Network, options: ClusterOptions,
                  now_ns: Callable[[], int]) -> None:
-        self.directory = directory
+        # Absolute: nodes run in directories of their own.
+        self.directory = directory.absolute()
         self.network = network
         self.options = options
         self.nodes = [f"n{number}" for number in range(1, options.node_count + 1)]
@@ -88,7 +89,7 @@ class Cluster:
         self._clients: dict[str, Client] = {}
         self._mounts: list[Path] = []
         self.tap = JournalTap({node: self.data_directory(node) for node in self.nodes},
-                              directory / "taps")
+                              self.directory / "taps")
 
     # --- files --------------------------------------------------------------------------------
 
@@ -108,10 +109,13 @@ class Cluster:
     def data_directory(self, node: str) -> Path:
         return self.directory / "cluster" / node
 
+    def log_path(self, node: str) -> Path:
+        return self.directory / "logs" / f"{node}.log"
+
     def scratch_directory(self, node: str) -> Path:
-        """Where temporary files of `node` go, so that the audit of plaintext sees them. Absolute:
-        nodes take it from their environment."""
-        return (self._files / f"{node}.tmp").absolute()
+        """Where `node` runs and where its temporary files go, so that the audit of plaintext sees
+        what it leaves behind."""
+        return self._files / f"{node}.tmp"
 
     @property
     def disks(self) -> list[NodeDisk]:
@@ -138,8 +142,8 @@ class Cluster:
                            **self.options.environment,
                            **preload.environment(self.options.preloads, self.preload_files(node))}
             self.processes[node] = NodeProcess(node, self.command(node), environment,
-                                               self.directory / "logs" / f"{node}.log",
-                                               self._now_ns)
+                                               self.log_path(node), self._now_ns,
+                                               directory=self.scratch_directory(node))
         self.tap.start()
         for node in self.nodes:
             await self.processes[node].start()

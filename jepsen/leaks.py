@@ -129,8 +129,11 @@ def audit_plaintext(roots: Sequence[Path], secrets: Sequence[bytes], *, written:
 class LeakWatch:
     """Looks into small files of running nodes as they come and go, in a thread."""
 
-    def __init__(self, directories: Mapping[str, Path], secrets: Sequence[bytes]) -> None:
-        self._directories = dict(directories)
+    def __init__(self, directories: Mapping[str, Sequence[Path]],
+                 secrets: Sequence[bytes]) -> None:
+        """`directories` are those of each node."""
+        self._directories = [(node, directory) for node, own in directories.items()
+                             for directory in own]
         self._needles = needles_of(secrets)
         self._looked_at: dict[Path, tuple[int, int, int]] = {}
         self._stop = threading.Event()
@@ -158,7 +161,7 @@ class LeakWatch:
 
     def look(self) -> None:
         """Search every small file that is new or has changed."""
-        for node, directory in self._directories.items():
+        for node, directory in self._directories:
             # Files and directories go away while they are looked at.
             with contextlib.suppress(FileNotFoundError):
                 for path in directory.rglob("*"):

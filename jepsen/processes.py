@@ -41,11 +41,13 @@ class NodeProcess:
     """
 
     def __init__(self, node: str, command: Sequence[str], environment: Mapping[str, str],
-                 log_path: Path, now_ns: Callable[[], int]) -> None:
+                 log_path: Path, now_ns: Callable[[], int], *,
+                 directory: Path | None = None) -> None:
         self.node = node
         self.command = list(command)
         self.environment = dict(environment)
         self.log_path = log_path
+        self.directory = directory
         self.exits: list[Exit] = []
         self.starts = 0
         self.is_frozen = False
@@ -81,8 +83,8 @@ class NodeProcess:
         try:
             with self.log_path.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log, stderr=log)
+                    *self.command, env=self.environment, cwd=self.directory,
+                    stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log)
             self._watcher = asyncio.create_task(self._watch(self._process))
         finally:
             self._has_begun.set()

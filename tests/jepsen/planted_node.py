@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 VARIABLE = "ELASTICKV_PLANTED_BUG"
 ONE_IN = 25
 """How often a bug that strikes now and then does so."""
+
+LEAK_S = 0.5
+"""How long a file is there that is gone at the end."""
 
 
 def plant_stale_reads() -> None:
@@ -76,11 +80,31 @@ def plant_plaintext_leak() -> None:
     cipher.seal_record_value = seal_and_leak  # type: ignore[assignment]
 
 
+def plant_scratch_leak() -> None:
+    """Some values are for a moment in a file where the node runs, before they are sealed."""
+    from elastickv.crypto import cipher
+
+    seal = cipher.seal_record_value
+    sealed = 0
+
+    def seal_and_leak(*arguments: Any, **options: Any) -> bytes:
+        nonlocal sealed
+        sealed += 1
+        if sealed % ONE_IN == 0:
+            spill = Path("spill.tmp")
+            spill.write_bytes(arguments[4])
+            threading.Timer(LEAK_S, spill.unlink, [True]).start()
+        return seal(*arguments, **options)
+
+    cipher.seal_record_value = seal_and_leak  # type: ignore[assignment]
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "stale-reads": plant_stale_reads,
     "lost-acks": plant_lost_acks,
     "nonce-reuse": plant_nonce_reuse,
     "plaintext-leak": plant_plaintext_leak,
+    "scratch-leak": plant_scratch_leak,
 }
 
 

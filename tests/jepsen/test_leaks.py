@@ -87,7 +87,7 @@ def test_values_of_a_run_are_found_by_their_secrets() -> None:
 def test_a_file_that_is_gone_at_the_end_was_seen(tmp_path: Path) -> None:
     data = tmp_path / "n1"
     data.mkdir()
-    watch = LeakWatch({"n1": data, "n2": tmp_path / "nowhere"}, SECRETS)
+    watch = LeakWatch({"n1": [tmp_path / "other", data], "n2": [tmp_path / "nowhere"]}, SECRETS)
     (data / "harmless").write_bytes(b"content")
     watch.look()
     assert watch.problems == []
@@ -103,7 +103,7 @@ def test_a_file_that_is_gone_at_the_end_was_seen(tmp_path: Path) -> None:
 
 
 def test_the_watch_ends(tmp_path: Path) -> None:
-    watch = LeakWatch({"n1": tmp_path}, SECRETS)
+    watch = LeakWatch({"n1": [tmp_path]}, SECRETS)
     watch.stop()
     watch.start()
     watch.stop()

@@ -61,6 +61,7 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
     ("lost-acks", "linearizable", "not linearizable"),
     ("nonce-reuse", "nonces", "used twice"),
     ("plaintext-leak", "plaintext", "spill.tmp"),
+    ("scratch-leak", "plaintext", "spill.tmp of n"),
 ])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, checker: str, message: str) -> None:
     code, output, results = run_jepsen(
