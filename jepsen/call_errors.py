@@ -26,8 +26,8 @@ CHECKER = "errors"
 EXPLAINED = frozenset(kind.__name__ for kind in (
     ConditionFailed, DeadlineExceeded, NoLeader, NotLeader, NotReached, OutcomeUnknown, Overloaded,
     Unreachable))
-"""A condition of the workload's own that did not hold, and what a member explains that is away, slow,
-cut off or stopping."""
+"""A condition of the workload's own that did not hold, and what a member explains that is away,
+slow, cut off or stopping."""
 
 EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__})}
 """What only one package explains."""

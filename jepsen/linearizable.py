@@ -24,6 +24,7 @@ Six facts keep the search small, and none of them changes its answer:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -375,7 +376,8 @@ def check_register(history: Sequence[Record], *, time_limit_s: float = DEFAULT_T
     """Is the history of `read`, `write`, `delete` and `cas` operations linearizable per key?
 
     A `cas` argument is `[expected, new]`; None is the value of an absent key. Unknown when the time
-    limit (seconds) or the number of configurations runs out first. Raises `HistoryError`.
+    limit (seconds; `math.inf` for none) or the number of configurations runs out first. Raises
+    `HistoryError`.
     """
     return check_operations(pair(history), time_limit_s=time_limit_s,
                             max_configurations=max_configurations, now=now)
@@ -397,8 +399,8 @@ def check_operations(operations: Sequence[Operation], *,
         if search.validity is Validity.INVALID:
             problems.append(_explain(key, part, search.stuck))
         elif search.validity is Validity.UNKNOWN:
-            unknown.append(f"key {key}: no answer within {max_configurations} configurations "
-                           f"and {time_limit_s:g} s")
+            unknown.append(f"key {key}: no answer within {max_configurations} configurations"
+                           + (f" and {time_limit_s:g} s" if time_limit_s < math.inf else ""))
     kinds = Counter(operation.kind.value for operation in operations)
     facts = {"operations": len(operations), "keys": len(by_key), "by_kind": dict(kinds),
              "configurations": budget.spent}

@@ -1,4 +1,4 @@
-"""What the nodes said of themselves: a traceback in a log is a defect unless a fault explains it."""
+"""What nodes said of themselves: a traceback in a log is a defect unless a fault explains it."""
 
 from __future__ import annotations
 

@@ -280,7 +280,8 @@ async def test_namespaces_cut_one_way_and_heal() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 @pytest.mark.parametrize("cut", [
-    pytest.param(Link("a", "b"), id="what is sent"), pytest.param(Link("b", "a"), id="the answers")])
+    pytest.param(Link("a", "b"), id="what is sent"),
+    pytest.param(Link("b", "a"), id="the answers")])
 async def test_namespaces_without_connections_are_no_network(
         cut: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     network = NamespaceNetwork(seed=4)
@@ -289,8 +290,8 @@ async def test_namespaces_without_connections_are_no_network(
         await require_connection(network, "a", "b")
         await network.cut([cut])
         monkeypatch.setattr(namespaces, "CONNECT_TIMEOUT_S", 0.2)
-        with pytest.raises(Unsupported, match="no connection from the namespace of a to the "
-                                              "namespace of b: .*Error"):
+        with pytest.raises(Unsupported, match=r"no connection from the namespace of a to the "
+                                              r"namespace of b: .*Error"):
             await require_connection(network, "a", "b")
     finally:
         await network.stop()

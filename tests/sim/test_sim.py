@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from jepsen import linearizable
+from tests.sim import schedule
 from tests.sim.plan import draw_plan
 from tests.sim.random_streams import Streams
-from tests.sim.runner import FULL_RUN_SEEDS, Totals, explain, run_seeds
+from tests.sim.runner import FULL_RUN_SEEDS, Totals, explain, run_many, run_seeds
 from tests.sim.schedule import run_seed
 from tests.sim.workload import Workload
 
@@ -50,6 +54,22 @@ def test_a_removal_that_is_never_settled_is_found(monkeypatch: pytest.MonkeyPatc
     seed = next(seed for seed in range(1000)
                 if draw_plan(seed, Streams(seed).stream("plan")).story == "dismiss")
     assert run_seed(seed).violation.startswith("the cluster makes progress: no convergence")
+
+
+def test_a_history_that_is_not_decided_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "CHECK_CONFIGURATIONS", 1)
+    undecided = next(outcome for outcome in map(run_seed, range(100)) if outcome.violation)
+    assert undecided.violation.startswith("histories can be decided: key ")
+    assert "no answer within 1 configurations" in undecided.violation
+    assert run_many(undecided.plan.seed, 1, jobs=1) == 1
+
+
+def test_how_fast_the_machine_is_does_not_change_what_a_seed_comes_to(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linearizable, "_CLOCK_EVERY", 1)
+    monkeypatch.setattr(schedule, "check_register", functools.partial(
+        linearizable.check_register, now=itertools.count(0, 1e6).__next__))
+    assert run_seed(1).counters["histories checked"] == 1
 
 
 def test_seeds_differ() -> None:
