@@ -50,12 +50,12 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Several instances together. Latencies in milliseconds; processor time in seconds, of h2load
-    and of the servers."""
+    """Several instances together. `succeeded` calls have HTTP status 200, whatever their gRPC
+    status. Latencies in milliseconds; processor time in seconds, of h2load and of the servers."""
 
     rate: float
     succeeded: int
-    bytes_per_call: float
+    data_bytes: int
     p50_ms: float
     p99_ms: float
     generator_cpu_s: float
@@ -95,19 +95,24 @@ def command(load: Load, *, duration_s: float, log: Path) -> list[str]:
             f"--log-file={log}", *headers, *(load.url + path for path in load.paths)]
 
 
-def run(loads: Sequence[Load], directory: Path, *, duration_s: float, warm_up_s: float = 1.0,
+def warm_up(loads: Sequence[Load], directory: Path, duration_s: float) -> None:
+    """Run all instances at the same time for nothing.
+
+    It is a run of its own: h2load's, within one run, has no requests in the report, but its bytes
+    are there, and no count of them would tell whether calls failed.
+    """
+    _run_all(loads, _logs(loads, directory), duration_s)
+
+
+def run(loads: Sequence[Load], directory: Path, *, duration_s: float,
         server_cpu_s: Callable[[], float] = lambda: 0.0,
         ) -> tuple[LoadResult, list[tuple[int, float]]]:
     """Run all instances at the same time; the sum, and every call with its latency.
 
-    The warm-up is a run of its own: h2load's, within one run, has no requests in the report, but
-    its bytes are there, and no count of them would tell whether calls failed. `server_cpu_s` is
-    read before and after what counts. Raises `LoadFailed` when an instance reports any failed,
-    errored or timed-out request.
+    `server_cpu_s` is read before and after. Raises `LoadFailed` when an instance reports any
+    failed, errored or timed-out request.
     """
-    logs = [directory / f"log-{number}" for number in range(len(loads))]
-    if warm_up_s:
-        _run_all(loads, logs, warm_up_s)
+    logs = _logs(loads, directory)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     server_before = server_cpu_s()
     outputs = _run_all(loads, logs, duration_s)
@@ -117,6 +122,10 @@ def run(loads: Sequence[Load], directory: Path, *, duration_s: float, warm_up_s:
     calls = [call for log in logs for call in parse_log(log.read_text(encoding="ascii"))]
     generator_s = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return combine(summaries, [latency for _, latency in calls], generator_s, server_used), calls
+
+
+def _logs(loads: Sequence[Load], directory: Path) -> list[Path]:
+    return [directory / f"log-{number}" for number in range(len(loads))]
 
 
 def _run_all(loads: Sequence[Load], logs: Sequence[Path], duration_s: float) -> list[str]:
@@ -152,6 +161,6 @@ def combine(summaries: Sequence[Summary], latencies_ms: list[float],
     ordered = sorted(latencies_ms)
     return LoadResult(
         rate=sum(summary.rate for summary in summaries), succeeded=succeeded,
-        bytes_per_call=sum(summary.data_bytes for summary in summaries) / succeeded,
+        data_bytes=sum(summary.data_bytes for summary in summaries),
         p50_ms=percentile(ordered, 0.50), p99_ms=percentile(ordered, 0.99),
         generator_cpu_s=generator_cpu_s, server_cpu_s=server_cpu_s)

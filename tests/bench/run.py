@@ -32,7 +32,7 @@ import disturbances  # noqa: E402
 import extras  # noqa: E402
 import report  # noqa: E402
 from bodies import key_of, random_value  # noqa: E402
-from h2load import Load  # noqa: E402
+from h2load import Load, warm_up  # noqa: E402
 from h2load import run as run_load  # noqa: E402
 from points import (  # noqa: E402
     BIG_KEYS,
@@ -231,6 +231,7 @@ class Bench:
         try:
             wait_until(lambda: listens(port), [server], timeout_s=10, what="nghttpd")
             loads = [Load(f"http://127.0.0.1:{port}", ["/page"], body, 4, 8) for _ in range(4)]
+            warm_up(loads, self.memory, 1.0)
             result, _ = run_load(loads, self.memory, duration_s=3.0)
         finally:
             server.kill()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import sys
+import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,6 +175,11 @@ class Cluster(ABC):
         response: bytes = method(message, timeout=timeout_s)
         return response
 
+    def ended_calls(self, node: int) -> Mapping[str, int] | None:
+        """How many calls for keys member `node` has ended, by gRPC status; None when it does not
+        count them by itself, without work that would be measured as well."""
+        return None
+
     def load_url(self, node: int) -> str:
         """Where the load generator reaches member `node`."""
         ports = self.client_ports if self._proxy is None else self._proxy.ports
@@ -197,6 +205,18 @@ class Cluster(ABC):
                 pass
 
 
+_HANDLED = re.compile(r'^grpc_server_handled_total\{grpc_code="(\w+)",grpc_method="\w+",'
+                      r'grpc_service="etcdserverpb\.KV",[^}]*\} (\S+)$', re.MULTILINE)
+
+
+def ended_kv_calls(metrics: str) -> Mapping[str, int]:
+    """From what etcd serves as its metrics: ended calls of its key-value service, by status."""
+    counts: Counter[str] = Counter()
+    for status, count in _HANDLED.findall(metrics):
+        counts[status] += int(float(count))
+    return counts
+
+
 class EtcdCluster(Cluster):
     """etcd with its defaults, and limits raised where the load would hit them."""
 
@@ -208,6 +228,7 @@ class EtcdCluster(Cluster):
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
         super().__init__(directory, tls=tls)
+        self._metrics_ports = free_ports(NODES)
         self._pb = grpc.protos("etcd.proto")
 
     def command(self, node: int) -> list[str]:
@@ -222,6 +243,7 @@ class EtcdCluster(Cluster):
                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
                 "--initial-cluster", members, "--initial-cluster-state", "new",
                 "--quota-backend-bytes", str(64 << 30), "--max-txn-ops", "1000",
+                "--listen-metrics-urls", f"http://{HOST}:{self._metrics_ports[node]}",
                 "--logger", "zap", "--log-level", "error", *self._tls_flags(name)]
 
     def _tls_flags(self, name: str) -> list[str]:
@@ -230,6 +252,11 @@ class EtcdCluster(Cluster):
         return [flag for side in ("", "peer-") for flag in (
             f"--{side}cert-file", self.pki.cert(name), f"--{side}key-file", self.pki.key(name),
             f"--{side}trusted-ca-file", self.pki.ca, f"--{side}client-cert-auth")]
+
+    def ended_calls(self, node: int) -> Mapping[str, int]:
+        url = f"http://{HOST}:{self._metrics_ports[node]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return ended_kv_calls(response.read().decode())
 
     def put_message(self, key: bytes, value: bytes) -> bytes:
         return self._pb.PutRequest(key=key, value=value).SerializeToString()

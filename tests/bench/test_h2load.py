@@ -44,7 +44,7 @@ def test_log_gives_start_and_latency_of_calls_that_succeeded() -> None:
 def test_instances_add_up() -> None:
     summaries = [Summary(100.0, 400, 0, 8000), Summary(50.0, 200, 0, 4600)]
     result = combine(summaries, [3.0, 1.0, 2.0, 4.0], generator_cpu_s=0.5, server_cpu_s=2.0)
-    assert (result.rate, result.succeeded, result.bytes_per_call) == (150.0, 600, 21.0)
+    assert (result.rate, result.succeeded, result.data_bytes) == (150.0, 600, 12_600)
     assert (result.p50_ms, result.p99_ms) == (2.0, 4.0)
 
 

@@ -1,33 +1,135 @@
-"""What of a run of the load generator counts as calls that succeeded."""
+"""Calls that fail at the gRPC level are found, although their HTTP status is 200."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import points
 import pytest
 from h2load import LoadFailed, LoadResult
-from points import check_responses, point
+from points import check_counts, check_sizes, measure, point
+from systems import ElasticKVCluster, ended_kv_calls
+
+MIX = [1048] * 9 + [21]
+FAILED = "failed at the gRPC level"
 
 
 def result(calls: int, received_bytes: int) -> LoadResult:
-    return LoadResult(rate=1.0, succeeded=calls, bytes_per_call=received_bytes / calls, p50_ms=1.0,
-                      p99_ms=1.0, generator_cpu_s=0.0, server_cpu_s=0.0)
+    return LoadResult(rate=1.0, succeeded=calls, data_bytes=received_bytes, p50_ms=1.0, p99_ms=1.0,
+                      generator_cpu_s=0.0, server_cpu_s=0.0)
 
 
-@pytest.mark.parametrize(("name", "sizes", "calls", "received_bytes", "succeeded"), [
-    pytest.param("put-16x8", [21], 1000, 21_000, True, id="every response"),
-    pytest.param("put-16x8", [21], 1000, 21_700, True, id="indexes have grown"),
-    pytest.param("put-16x8", [21], 1000, 20_979, False, id="one call without a response"),
-    pytest.param("put-16x8", [21], 1000, 0, False, id="no response at all"),
-    pytest.param("mixed-16x8", [1048] * 9 + [21], 10_000, 9_453_000, True, id="an even mix"),
-    pytest.param("mixed-16x8", [1048] * 9 + [21], 10_000, 9_453_000 - 128 * 1048, True,
+def mix(reads: int, writes: int) -> int:
+    return reads * 1048 + writes * 21
+
+
+@pytest.mark.parametrize(("name", "sizes", "after", "calls", "received_bytes", "shown"), [
+    pytest.param("put-16x8", [21], [21], 1000, 21_000, True, id="every response"),
+    pytest.param("put-16x8", [21], [21], 1000, 20_979, None, id="one call without a response"),
+    pytest.param("put-16x8", [21], [21], 1000, 0, None, id="no response at all"),
+    pytest.param("put-16x8", [20], [21], 50_000, 1_020_000, False, id="the index grew"),
+    pytest.param("put-16x8", [20], [21], 1000, 19_980, None, id="failures before the index grew"),
+    pytest.param("get-16x8", [1092], [1092], 100_000, 99_600 * 1092, None,
+                 id="400 reads of 100,000 failed"),
+    pytest.param("scan-16x1", [1_048_005], [1_048_005], 97, 97 * 1_048_005 + 900_596, True,
+                 id="a scan that was under way"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(9_000, 1_000), True, id="an even mix"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(9_069, 931), True,
                  id="a mix whose last round is not complete"),
-    pytest.param("mixed-16x8", [1048] * 9 + [21], 10_000, 9_453_000 - 180 * 1048, False,
-                 id="a mix in which calls failed"),
-    pytest.param("get-16x8", [1092], 1000, 1_091_000, True, id="another key's revision"),
-    pytest.param("get-16x8", [1092], 1000, 994 * 1092, False, id="reads that failed"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(9_000, 0), False, id="all writes failed"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(8_999, 1_000), False, id="one read failed"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(8_700, 1_300), None, id="too few reads"),
+    pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(8_700, 1_000), None, id="300 reads failed"),
+    pytest.param("mixed-16x8", [1048] * 9 + [20], MIX, 10_000, mix(9_000, 1_000) - 300, False,
+                 id="a mix while the index grew"),
 ])
 def test_a_call_without_a_response_has_failed(
-        name: str, sizes: list[int], calls: int, received_bytes: int, succeeded: bool) -> None:
+        name: str, sizes: list[int], after: list[int], calls: int, received_bytes: int,
+        shown: bool | None) -> None:
     checked = result(calls, received_bytes)
-    if succeeded:
-        check_responses("etcd", point(name), checked, sizes)
+    if shown is None:
+        with pytest.raises(LoadFailed, match=FAILED):
+            check_sizes("elastickv", point(name), checked, sizes, after)
     else:
-        with pytest.raises(LoadFailed, match="failed at the gRPC level"):
-            check_responses("etcd", point(name), checked, sizes)
+        assert check_sizes("elastickv", point(name), checked, sizes, after) is shown
+
+
+def test_no_mix_with_writes_that_failed_is_taken_for_a_whole_one() -> None:
+    assert not any(check_sizes("elastickv", point("mixed-16x8"),
+                               result(10_000, mix(9_000, 1_000 - failed)), MIX, MIX)
+                   for failed in range(1, 1001))
+
+
+class Written(ElasticKVCluster):
+    """A cluster that is not there: a put is answered with as many bytes as is said."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__(Path("nowhere"), encrypted=False)
+        self.sizes = sizes
+
+    def leader(self) -> int:
+        return 0
+
+    def call(self, node: int, path: str, message: bytes, *, timeout_s: float = 1.0) -> bytes:
+        # The frame has 5 bytes, the fields 4; the rest is an unknown field with 3 bytes of its own.
+        padding = self.sizes.pop(0) - 5 - 4
+        return self._pb.RawPutResponse(commit_index=1, success=True).SerializeToString() \
+            + b"\x82\x02" + bytes([padding - 3]) + bytes(padding - 3)
+
+
+@pytest.mark.parametrize(("sizes", "runs"), [
+    pytest.param([21, 21], 1, id="responses keep their size"),
+    pytest.param([20, 21, 21, 21], 2, id="the index grows in the first run"),
+    pytest.param([20, 21, 22, 23, 24, 25], None, id="it never ends"),
+])
+def test_a_point_is_measured_again_until_all_calls_are_shown_to_have_succeeded(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int],
+        runs: int | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def run(*arguments: object, **options: object) -> tuple[LoadResult, list[tuple[int, float]]]:
+        done.append(True)
+        return result(1000, 1000 * 25), []
+
+    monkeypatch.setattr(points, "run", run)
+    cluster = Written(sizes)
+    if runs is None:
+        with pytest.raises(LoadFailed, match="in none of 3 runs"):
+            measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
+    else:
+        measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
+        assert len(done) == runs
+    assert not sizes
+
+
+@pytest.mark.parametrize(("counts", "succeeded"), [
+    pytest.param({"OK": 1000}, True, id="every call"),
+    pytest.param({"OK": 1090, "Unknown": 200, "Canceled": 50}, True,
+                 id="some were under way at the ends"),
+    pytest.param({"OK": 1090, "Unavailable": 1}, False, id="one failed"),
+    pytest.param({"OK": 1090, "InvalidArgument": 1}, False, id="one was refused"),
+    pytest.param({"OK": 1090, "Unknown": 257}, False, id="more than were under way failed"),
+    pytest.param({"OK": 999}, False, id="one was not ended"),
+    pytest.param({}, False, id="nothing was counted"),
+])
+def test_calls_that_the_server_counts(counts: Mapping[str, int], succeeded: bool) -> None:
+    before = {"OK": 50, "Unknown": 7, "NotFound": 3}
+    after = {status: before.get(status, 0) + counts.get(status, 0) for status in
+             {**before, **counts}}
+    if succeeded:
+        check_counts("etcd", point("put-16x8"), 1000, before, after)
+    else:
+        with pytest.raises(LoadFailed, match=FAILED):
+            check_counts("etcd", point("put-16x8"), 1000, before, after)
+
+
+def test_counts_of_etcd_are_those_of_its_keys() -> None:
+    assert ended_kv_calls("""\
+# TYPE grpc_server_handled_total counter
+grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 2.5284e+04
+grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 16
+grpc_server_handled_total{grpc_code="Unknown",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 168
+grpc_server_handled_total{grpc_code="OK",grpc_method="Status",grpc_service="etcdserverpb.Maintenance",grpc_type="unary"} 9
+""") == {"OK": 25_300, "Unknown": 168}  # noqa: E501
