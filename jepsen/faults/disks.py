@@ -24,9 +24,10 @@ durable. Not `write`: sockets, the log and libfiu's own answers go through it.""
 NEARLY_FULL_BYTES = 1 << 20
 """What the node itself may have freed again at once."""
 
-DISK_CODES = frozenset({ExitCode.ERROR, ExitCode.APPLY_HALTED, 6})
-"""With these a node ends by a disk that fails or is full: an error of its own (6: the disk failed),
-or the halt before an encryption entry whose sidecar could not be written."""
+DISK_FAILED = 10
+DISK_CODES = frozenset({ExitCode.ERROR, ExitCode.APPLY_HALTED, DISK_FAILED})
+"""With these a node ends by a disk that fails or is full: by the error itself, or by the halt before
+an encryption entry whose sidecar could not be written."""
 
 FAILURE_PROBABILITY = 0.2
 GROWTHS_AT_MOST = 40

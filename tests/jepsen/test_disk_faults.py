@@ -15,8 +15,6 @@ from typing import Any, cast
 
 import pytest
 
-from elastickv.cli.exit_codes import MEANINGS
-from elastickv.errors import ExitCode
 from jepsen import preload
 from jepsen.cluster import Cluster
 from jepsen.faults import NotAvailable, NotNow, Violation, disks
@@ -141,11 +139,6 @@ async def test_a_node_that_runs_on_under_io_errors(
     with pytest.raises(error, match=message):
         await fault.effect()
     assert one_node.process.is_running
-
-
-@pytest.mark.parametrize("code", sorted(disks.DISK_CODES))
-def test_a_disk_explains_documented_codes_only(code: int) -> None:
-    assert MEANINGS[code][0] != MEANINGS[ExitCode.OK][0]
 
 
 def test_that_nothing_fails_while_the_log_grows_is_practically_impossible() -> None:
