@@ -29,7 +29,7 @@ EXPLAINED = frozenset(kind.__name__ for kind in (
 """A condition of the workload's own that did not hold, and what a member explains that is away,
 slow, cut off or stopping."""
 
-EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__})}
+EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__}), "io-error": frozenset({"DiskFailed"})}
 """What only one package explains."""
 
 DAMAGE = frozenset(name for name, kind in vars(errors).items()

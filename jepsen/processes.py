@@ -36,8 +36,8 @@ class NodeProcess:
     """The process of one node, across its restarts.
 
     `command` and `environment` may be changed while it does not run. `directory` is where it runs,
-    `now_ns` the clock of the run. `expected_codes` are the exit codes with which the node may end by
-    itself for now: none, unless a fault explains it. After a signal the code is negative.
+    `now_ns` the clock of the run. `expected_codes` are the exit codes with which the node may end
+    by itself for now: none, unless a fault explains it. After a signal the code is negative.
     """
 
     def __init__(self, node: str, command: Sequence[str], environment: Mapping[str, str],

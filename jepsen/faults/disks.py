@@ -26,8 +26,8 @@ NEARLY_FULL_BYTES = 1 << 20
 
 DISK_FAILED = 10
 DISK_CODES = frozenset({ExitCode.ERROR, ExitCode.APPLY_HALTED, DISK_FAILED})
-"""With these a node ends by a disk that fails or is full: by the error itself, or by the halt before
-an encryption entry whose sidecar could not be written."""
+"""With these a node ends by a disk that fails or is full: by the error itself, or by the halt
+before an encryption entry whose sidecar could not be written."""
 
 FAILURE_PROBABILITY = 0.2
 GROWTHS_AT_MOST = 40

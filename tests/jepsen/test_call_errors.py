@@ -31,6 +31,8 @@ def ended(*names: str) -> list[Operation]:
     pytest.param([], [], Validity.VALID, id="no error"),
     pytest.param([""], [], Validity.VALID, id="a history without names"),
     pytest.param(["DiskFull"], ["kill-one", "disk-full"], Validity.VALID, id="a full disk"),
+    pytest.param(["DiskFailed"], ["io-error"], Validity.VALID, id="a disk that fails"),
+    pytest.param(["DiskFailed"], ["disk-full"], Validity.UNKNOWN, id="a disk that only was full"),
     pytest.param(["DiskFull"], ["kill-one"], Validity.UNKNOWN, id="a full disk without reason"),
     pytest.param(["IntegrityError"], ["disk-full"], Validity.INVALID, id="a damaged value"),
     pytest.param(["ApplyHalted"], [], Validity.INVALID, id="an entry that cannot be applied"),
