@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Ratio(NamedTuple):
-    """A ratio over several pairs of neighbouring turns."""
+    """A ratio over several pairs of turns."""
 
     median: float
     minimum: float
@@ -18,26 +18,61 @@ class Ratio(NamedTuple):
     pairs: int
 
 
-def neighbour_ratios(rates: Sequence[float], baseline: Sequence[float],
-                     baseline_first: bool = True) -> list[float]:
-    """Ratios rate / baseline of every two turns that were measured one after the other.
+Turns = Mapping[int, float]
+"""Rates by place in the order in which everything was measured."""
 
-    With turns B R B R there are three such pairs: (B1, R1), (R1, B2), (B2, R2). Comparing only
-    neighbours keeps slow drift of the machine out. `baseline_first` says who had turn one.
-    """
-    if len(rates) != len(baseline):
-        raise ValueError(f"{len(rates)} turns against {len(baseline)}")
-    first, second = (baseline, rates) if baseline_first else (rates, baseline)
-    order = [turn for pair in zip(first, second, strict=True) for turn in pair]
+
+def nearest_ratios(rates: Turns, baseline: Turns) -> list[float]:
+    """Each turn's ratio to the turn of the baseline that is nearest to it, or to both where two are
+    as near: that keeps slow drift of the machine out."""
     found = []
-    for position in range(len(order) - 1):
-        left, right = order[position], order[position + 1]
-        baseline_left = (position % 2 == 0) == baseline_first
-        rate, base = (right, left) if baseline_left else (left, right)
-        if base <= 0:
-            raise ValueError("a baseline of zero has no ratio")
-        found.append(rate / base)
+    for place, rate in sorted(rates.items()):
+        distance = min((abs(place - other) for other in baseline), default=0)
+        for other in (place - distance, place + distance):
+            if other in baseline:
+                if baseline[other] <= 0:
+                    raise ValueError("a baseline of zero has no ratio")
+                found.append(rate / baseline[other])
     return found
+
+
+def in_turns(rates: Sequence[float], side: int, sides: int) -> Turns:
+    """The places of one of several sides, which had their turns always in the same order."""
+    return {turn * sides + side: rate for turn, rate in enumerate(rates)}
+
+
+def in_slices(rates: Sequence[float], side: int) -> Turns:
+    """The places of one of two sides of which the other one was first every other time."""
+    return {2 * number + (side + number) % 2: rate for number, rate in enumerate(rates)}
+
+
+def with_ratios(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a run with the ratio of each of its entries, from the rates of its turns.
+
+    Side by side, etcd, elastickv and, if it was measured, elastickv over grpc.aio take turns.
+    """
+    result = dict(document)
+    for section in ("plain", "tls"):
+        sides = 2 + (f"{section}_aio" in document)
+        for part, side in ((section, 1), (f"{section}_aio", 2)):
+            if part in document:
+                result[part] = {name: _with_ratio(entry, in_turns(_rates(entry["elastickv"]), side,
+                                                                  sides),
+                                                  in_turns(_rates(entry["etcd"]), 0, sides))
+                                for name, entry in document[part].items()}
+    if "encryption" in document:
+        result["encryption"] = {name: _with_ratio(entry, in_slices(_rates(entry["on"]), 1),
+                                                  in_slices(_rates(entry["off"]), 0))
+                                for name, entry in document["encryption"].items()}
+    return result
+
+
+def _rates(turns: Sequence[Mapping[str, float]]) -> list[float]:
+    return [turn["rate"] for turn in turns]
+
+
+def _with_ratio(entry: Mapping[str, Any], rates: Turns, baseline: Turns) -> dict[str, Any]:
+    return {**entry, "ratio": summarize(nearest_ratios(rates, baseline))._asdict()}
 
 
 def summarize(ratios: Sequence[float]) -> Ratio:

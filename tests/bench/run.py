@@ -1,11 +1,12 @@
 """Side by side with etcd, on this machine, in one run: `make bench`, or `make bench QUICK=1`.
 
 Servers of both systems run on loopback with fsync on; elastickv with storage and Raft encrypted.
-Turns alternate (etcd, elastickv, etcd, elastickv ...) and ratios are taken between neighbours, so
-that the machine's drift does not decide. Writes docs/benchmarks.json and docs/benchmarks.md with
-its plots; a quick run writes under runs/ instead. `make bench PART=encryption` (or tls, or sizes)
-measures that part again and leaves the rest of the published run as it is. The last line names
-every ratio with a target and every figure with a limit; the exit code is 1 where one falls short.
+Sides take turns (etcd, elastickv, elastickv over grpc.aio, etcd ...) and each turn is compared with
+the nearest one of etcd, so that the machine's drift does not decide. Writes docs/benchmarks.json
+and docs/benchmarks.md with its plots; a quick run writes under runs/ instead. `make bench
+PART=encryption` (or tls, or sizes) measures that part again and leaves the rest of the published
+run as it is. The last line names every ratio with a target and every figure with a limit; the exit
+code is 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from points import (  # noqa: E402
     point,
 )
 from processes import ServerProcess, listens, wait_until  # noqa: E402
-from ratios import neighbour_ratios, summarize  # noqa: E402
+from ratios import with_ratios  # noqa: E402
 from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
 
 from jepsen.network.ports import free_ports  # noqa: E402
@@ -161,9 +162,9 @@ class Bench:
         for cluster in (encrypted, plain):
             cluster.stop()
         self.document["encryption"] = {
-            load.name: {"title": load.title, "target": ENCRYPTION_TARGET, **rates[load.name],
-                        "ratio": _ratio(rates[load.name]["on"], rates[load.name]["off"])}
+            load.name: {"title": load.title, "target": ENCRYPTION_TARGET, **rates[load.name]}
             for load in loads}
+        self.document = with_ratios(self.document)
         for name, entry in self.document["encryption"].items():
             self.say(f"encryption on / off, {name}: {entry['ratio']['median']:.2f}")
 
@@ -242,15 +243,8 @@ class Bench:
 
 def _entry(load: Point, target: float, baseline: dict[str, list[dict[str, float]]],
            rates: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    own, other = rates[load.name], baseline[load.name]
-    return {"title": load.title, "target": target, "etcd": other, "elastickv": own,
-            "ratio": _ratio(own, other)}
-
-
-def _ratio(rates: Sequence[dict[str, float]], baseline: Sequence[dict[str, float]],
-           ) -> dict[str, float]:
-    pairs = neighbour_ratios([each["rate"] for each in rates], [each["rate"] for each in baseline])
-    return summarize(pairs)._asdict()
+    return {"title": load.title, "target": target, "etcd": baseline[load.name],
+            "elastickv": rates[load.name]}
 
 
 def environment() -> dict[str, str | int]:
@@ -316,7 +310,7 @@ def perform(plan: Plan, parts: Sequence[str], work: Path, memory: Path) -> dict[
     bench.generator()
     for part in parts:
         PARTS[part](bench)
-    return bench.document
+    return with_ratios(bench.document)
 
 
 def _main(bench: Bench) -> None:
