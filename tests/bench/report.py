@@ -123,7 +123,8 @@ def _apart(document: Document, part: str) -> str:
 def _machine(found: Mapping[str, Any]) -> str:
     return (f"{found['date']}: {found['cores']} cores ({found['processor']}), Linux "
             f"{found['kernel']}, Python {found['python']}, etcd {found['etcd']}, h2load "
-            f"{found['h2load']}")
+            f"{found['h2load']}" + (f", data on {found['file_system']}"
+                                    if "file_system" in found else ""))
 
 
 def _encryption(section: Mapping[str, Any]) -> str:

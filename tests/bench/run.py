@@ -52,6 +52,7 @@ from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
 from jepsen.network.ports import free_ports  # noqa: E402
 
 ENCRYPTION_TARGET = 0.97
+IN_MEMORY = ("tmpfs", "ramfs")
 AIO_PUT_TARGET = 0.6
 """For puts at 128 outstanding over grpc.aio; the targets in `points` are for the faster front."""
 LIMITS = {
@@ -96,7 +97,7 @@ class Bench:
         self.work = work
         self.memory = memory
         self.say = say
-        self.document: dict[str, Any] = {"environment": environment(), "plan": {
+        self.document: dict[str, Any] = {"environment": environment(work), "plan": {
             "keys": plan.keys, "turns": plan.turns, "duration_s": plan.duration_s}}
 
     def preload(self, cluster: Cluster, keys: int, *, big: bool) -> None:
@@ -247,8 +248,21 @@ def _entry(load: Point, target: float, baseline: dict[str, list[dict[str, float]
             "elastickv": rates[load.name]}
 
 
-def environment() -> dict[str, str | int]:
-    """What the figures depend on."""
+def file_system(directory: Path) -> str:
+    """The type of file system that `directory` is on."""
+    return subprocess.run(["stat", "--file-system", "--format=%T", str(directory)],
+                          capture_output=True, text=True, check=True).stdout.strip()
+
+
+def require_disk(directory: Path) -> None:
+    """Raise `ValueError` where an fsync costs nothing, because no disk is behind it."""
+    if (found := file_system(directory)) in IN_MEMORY:
+        raise ValueError(f"{directory} is on {found}, where fsync costs nothing: set TMPDIR to a "
+                         "directory on a disk, or name one with --directory")
+
+
+def environment(work: Path) -> dict[str, str | int]:
+    """What the figures depend on; servers keep their data under `work`."""
     def words(command: list[str]) -> list[str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
@@ -258,7 +272,7 @@ def environment() -> dict[str, str | int]:
     return {"cores": os.cpu_count() or 0, "processor": model,
             "kernel": platform.release().partition("-")[0],
             "python": platform.python_version(), "etcd": words(["etcd", "--version"])[2],
-            "h2load": words(["h2load", "--version"])[1],
+            "h2load": words(["h2load", "--version"])[1], "file_system": file_system(work),
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
@@ -386,6 +400,10 @@ def main() -> int:
     page = output / "benchmarks.json"
     if arguments.part and not page.exists():
         parser.error(f"there is no {page} to put the part into; run the whole benchmark first")
+    try:
+        require_disk(arguments.directory or Path(tempfile.gettempdir()))
+    except ValueError as error:
+        parser.error(str(error))
     published = json.loads(page.read_text()) if arguments.part else {}
     # Ended from outside, it takes its servers and gigabytes of data with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

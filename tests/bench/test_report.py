@@ -51,6 +51,13 @@ def test_the_page_has_every_section() -> None:
     assert "170,000 calls/s" in page
 
 
+def test_the_page_names_the_file_system() -> None:
+    measured = document()
+    assert "data on" not in render(measured)
+    measured["environment"]["file_system"] = "ext2/ext3"
+    assert "h2load 1.52, data on ext2/ext3. 1,000 keys" in render(measured)
+
+
 def test_the_page_leaves_out_what_was_not_measured() -> None:
     page = render({key: value for key, value in document().items()
                    if key in ("environment", "plan", "plain")})
