@@ -123,16 +123,19 @@ class Bench:
             side: {load.name: [] for load in points} for side, _, points in sides}
         for turn in range(self.plan.turns):
             for side, cluster, points in sides:
-                cluster.start()
-                cluster.settle()
-                for load in points:
-                    found = measure(cluster, load, self.plan.keys, self.memory, seed=turn,
-                                    duration_s=self.plan.duration_s)
-                    rates[side][load.name].append(dataclasses.asdict(found))
-                    self.say(f"turn {turn + 1} {side:9} {load.name:14} "
-                             f"{found.rate:9.0f}/s  p99 {found.p99_ms:7.1f} ms  "
-                             f"{found.server_us:5.0f} us of CPU a call")
-                cluster.stop()
+                # Whatever ends a turn: who removes the data knows nothing of grpc.aio's servers.
+                try:
+                    cluster.start()
+                    cluster.settle()
+                    for load in points:
+                        found = measure(cluster, load, self.plan.keys, self.memory, seed=turn,
+                                        duration_s=self.plan.duration_s)
+                        rates[side][load.name].append(dataclasses.asdict(found))
+                        self.say(f"turn {turn + 1} {side:9} {load.name:14} "
+                                 f"{found.rate:9.0f}/s  p99 {found.p99_ms:7.1f} ms  "
+                                 f"{found.server_us:5.0f} us of CPU a call")
+                finally:
+                    cluster.stop()
         self.document[section] = {
             load.name: _entry(load, load.target, rates["etcd"], rates["elastickv"])
             for load in self.plan.points}

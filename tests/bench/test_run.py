@@ -1,0 +1,87 @@
+"""What a run of the benchmark needs, and what it leaves behind when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import points
+import pytest
+import run
+from h2load import LoadFailed
+from run import QUICK, Bench, file_system, main, require_disk
+
+MEMORY = Path("/dev/shm")
+needs_memory = pytest.mark.skipif(not MEMORY.is_dir() or file_system(MEMORY) != "tmpfs",
+                                  reason="/dev/shm is no tmpfs")
+
+
+class Side:
+    """Stands for a cluster: which of its servers run."""
+
+    def __init__(self, name: str, aio: Side | None = None) -> None:
+        self.name = name
+        self.runs = False
+        self.started = 0
+        self._aio = aio
+
+    def start(self) -> None:
+        self.runs = True
+        self.started += 1
+
+    def settle(self) -> None:
+        return
+
+    def stop(self) -> None:
+        self.runs = False
+
+    def over_aio(self) -> Side | None:
+        return self._aio
+
+
+@pytest.mark.parametrize("failing", ["etcd", "elastickv", "grpc.aio"])
+def test_a_turn_that_fails_leaves_no_servers(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def measure(cluster: Side, *arguments: object, **options: object) -> points.Measured:
+        if cluster.name == failing:
+            raise LoadFailed("calls failed")
+        return points.Measured(1.0, 1.0, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "environment", lambda work: {})
+    aio = Side("grpc.aio")
+    sides = [Side("etcd"), Side("elastickv", aio), aio]
+    bench = Bench(QUICK, tmp_path, tmp_path, lambda line: None)
+    with pytest.raises(LoadFailed):
+        bench.side_by_side("plain", *sides[:2])  # type: ignore[arg-type]
+    assert not any(side.runs for side in sides)
+    assert next(side for side in sides if side.name == failing).started == 1
+
+
+@needs_memory
+def test_a_file_system_in_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match="tmpfs, where fsync costs nothing: set TMPDIR"):
+        require_disk(MEMORY)
+
+
+@needs_memory
+@pytest.mark.parametrize("arguments", [["--directory", str(MEMORY)], []],
+                         ids=["named", "by default"])
+def test_a_run_in_memory_is_refused_in_a_line(
+        arguments: list[str], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run.tempfile, "tempdir", str(MEMORY))
+    monkeypatch.setattr(run.sys, "argv", ["run.py", "--quick", *arguments])
+    made: list[object] = []
+    monkeypatch.setattr(run.tempfile, "mkdtemp", lambda **options: made.append(options))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "/dev/shm is on tmpfs" in capsys.readouterr().err
+    assert not made
+
+
+def test_a_disk_is_taken() -> None:
+    root = Path(__file__).parent
+    if file_system(root) in run.IN_MEMORY:
+        pytest.skip("this checkout is in memory")
+    require_disk(root)
