@@ -89,6 +89,10 @@ class NamespaceNetwork:
     def _namespace(self, node: str) -> str:
         return f"jp{self._subnet}{node}"
 
+    def _outside(self, node: str) -> str:
+        """The end of the node's veth pair that is in the root namespace."""
+        return f"jpv{self._subnet}x{self._numbers[node]}"
+
     def _address(self, node: str) -> str:
         return f"10.{self._subnet}.0.{self._numbers[node]}"
 
@@ -111,7 +115,7 @@ class NamespaceNetwork:
 
     async def _add_namespace(self, node: str) -> None:
         namespace = self._namespace(node)
-        outside = f"jpv{self._subnet}x{self._numbers[node]}"
+        outside = self._outside(node)
         await run_command("ip", "netns", "add", namespace)
         await run_command("ip", "link", "add", outside, "type", "veth", "peer", "name", DEVICE,
                           "netns", namespace)
@@ -171,6 +175,8 @@ class NamespaceNetwork:
 
     async def stop(self) -> None:
         for node in self._numbers:
+            # With its namespace the kernel takes it down at its leisure, and the name is taken.
+            await run_command("ip", "link", "del", self._outside(node), check=False)
             await run_command("ip", "netns", "del", self._namespace(node), check=False)
         await run_command("ip", "link", "del", self._bridge, check=False)
         self._numbers.clear()
