@@ -51,6 +51,7 @@ from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
 
 from jepsen.network.ports import free_ports  # noqa: E402
 
+INCOMPLETE = ROOT / "runs" / "bench-incomplete"
 ENCRYPTION_TARGET = 0.97
 IN_MEMORY = ("tmpfs", "ramfs")
 AIO_PUT_TARGET = 0.6
@@ -321,13 +322,28 @@ def last_line(found: Sequence[tuple[str, float, float]],
     return line
 
 
-def perform(plan: Plan, parts: Sequence[str], work: Path, memory: Path) -> dict[str, Any]:
-    """The named parts of a run; the document."""
-    bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
-    bench.generator()
-    for part in parts:
-        PARTS[part](bench)
+def perform(bench: Bench, parts: Sequence[str]) -> dict[str, Any]:
+    """The named parts of a run; the document. What was measured before a failure is written under
+    runs/ and told."""
+    try:
+        bench.generator()
+        for part in parts:
+            PARTS[part](bench)
+    except BaseException:
+        found = verdicts(with_ratios(bench.document))
+        if found:
+            write(with_ratios(bench.document), INCOMPLETE)
+            bench.say(f"the run has failed; what it measured before is in {INCOMPLETE}")
+            bench.say(last_line(found))
+        raise
     return with_ratios(bench.document)
+
+
+def write(document: dict[str, Any], directory: Path) -> None:
+    """The figures and their page."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "benchmarks.json").write_text(json.dumps(document, indent=2) + "\n")
+    report.write(document, directory)
 
 
 def _main(bench: Bench) -> None:
@@ -412,15 +428,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
+    bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
     try:
-        document = perform(plan, [arguments.part] if arguments.part else plan.parts, work, memory)
+        document = perform(bench, [arguments.part] if arguments.part else plan.parts)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    merged = with_part(published, document, arguments.part) if arguments.part else document
-    page.write_text(json.dumps(merged, indent=2) + "\n")
-    report.write(merged, output)
+    write(with_part(published, document, arguments.part) if arguments.part else document, output)
     found, bounded = verdicts(document), limited(document)
     print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
     print(last_line(found, bounded))

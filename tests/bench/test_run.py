@@ -57,6 +57,27 @@ def test_a_turn_that_fails_leaves_no_servers(
     assert next(side for side in sides if side.name == failing).started == 1
 
 
+def test_what_a_failed_run_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            ) -> None:
+    def fails(bench: Bench) -> None:
+        raise LoadFailed("a server died")
+
+    def measures(bench: Bench) -> None:
+        turns = [{"rate": 2.0, "p50_ms": 1.0, "p99_ms": 1.0, "server_us": 1.0, "generator_us": 1.0}]
+        bench.document["plain"] = {"put-1": {"title": "put", "target": 1.0, "etcd": turns,
+                                             "elastickv": turns}}
+
+    monkeypatch.setattr(run, "PARTS", {"main": measures, "tls": fails})
+    monkeypatch.setattr(run, "INCOMPLETE", tmp_path / "incomplete")
+    monkeypatch.setattr(Bench, "generator", lambda bench: None)
+    said: list[str] = []
+    bench = Bench(QUICK, tmp_path, tmp_path, said.append)
+    with pytest.raises(LoadFailed):
+        run.perform(bench, ["main", "tls"])
+    assert said[-1] == "ratios: put-1 1.00 (>= 1)"
+    assert "| put | 2 | 2 | **1.00** |" in (tmp_path / "incomplete/benchmarks.md").read_text()
+
+
 @needs_memory
 def test_a_file_system_in_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="tmpfs, where fsync costs nothing: set TMPDIR"):
