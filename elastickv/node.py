@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from elastickv import __version__, data_directory, hygiene, logs, startup
+from elastickv import __version__, data_directory, descriptors, hygiene, logs, startup
 from elastickv.audit import FILE_NAME, AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
@@ -174,6 +174,7 @@ class Node:
             settings.address.host, settings.address.port, kv=self._coordinator,
             encryption=self._encryption, membership=self._membership, engine=self._engine,
             tls=self._server_tls(), accept_loops=settings.accept_loops,
+            max_connections=descriptors.for_clients(descriptors.limit()),
             front=settings.grpc_front, reflection=settings.grpc_reflection,
             max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit)
         await self._server.start()
@@ -378,6 +379,7 @@ def run_node(settings: NodeSettings) -> int:
         log.warning("core dumps may be written", reason=problem)
     else:
         log.info("core dumps off")
+    log.info("descriptors limited", limit=descriptors.raise_limit())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -33,6 +33,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -89,13 +90,17 @@ def generic_handlers(services: Services) -> list[grpc.GenericRpcHandler[Any, Any
 
 
 class AioFront:
-    """Serves a table of methods over grpc.aio."""
+    """Serves a table of methods over grpc.aio, each server at most its share of `max_connections`
+    at a time. Handshakes count."""
 
-    def __init__(self, services: Services, *, accept_loops: int, max_message_bytes: int) -> None:
+    def __init__(self, services: Services, *, accept_loops: int, max_message_bytes: int,
+                 max_connections: int) -> None:
         self._services = services
         self._accept_loops = accept_loops
         self._options = [*OPTIONS, ("grpc.max_receive_message_length", max_message_bytes),
-                         ("grpc.max_send_message_length", -1)]
+                         ("grpc.max_send_message_length", -1),
+                         ("grpc.max_allowed_incoming_connections",
+                          max(1, max_connections // accept_loops))]
         self._servers: list[grpc.aio.Server] = []
 
     async def start(self, host: str, port: int, tls: ServerTls | None) -> int:

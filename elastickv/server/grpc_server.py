@@ -7,6 +7,7 @@ import gc
 import socket
 
 from elastickv.audit import AuditLog
+from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
 from elastickv.metrics import Recorder
@@ -79,12 +80,15 @@ def _reflection(names: list[str]) -> Methods:
 
 
 def make_front(name: str, services: Services, *, accept_loops: int,
-               max_message_bytes: int) -> AioFront | H2Front:
+               max_message_bytes: int,
+               max_connections: int = MAX_CONNECTIONS) -> AioFront | H2Front:
     """The front called `name`. Raises `ConfigError`."""
     if name == FRONT_H2:
-        return H2Front(services, max_message_bytes=max_message_bytes)
+        return H2Front(services, max_message_bytes=max_message_bytes,
+                       max_connections=max_connections)
     if name == FRONT_GRPC:
-        return AioFront(services, accept_loops=accept_loops, max_message_bytes=max_message_bytes)
+        return AioFront(services, accept_loops=accept_loops, max_message_bytes=max_message_bytes,
+                        max_connections=max_connections)
     raise ConfigError(f"there is no gRPC front {name!r}", remedy=f"use {FRONT_GRPC} or {FRONT_H2}")
 
 
@@ -94,8 +98,8 @@ class GrpcServer:
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
                  membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
                  accept_loops: int, reflection: bool, max_value_bytes: int,
-                 front: str = FRONT_H2, recorder: Recorder | None = None,
-                 audit: AuditLog | None = None) -> None:
+                 max_connections: int = MAX_CONNECTIONS, front: str = FRONT_H2,
+                 recorder: Recorder | None = None, audit: AuditLog | None = None) -> None:
         """`front` is `h2` (our own) or `grpc` (grpc.aio with `accept_loops` servers). Calls are
         recorded where there is a `recorder`, administrative ones in `audit`."""
         self._host = host
@@ -112,7 +116,8 @@ class GrpcServer:
         if recorder is not None:
             services = measured(services, recorder)
         self._front = make_front(front, services, accept_loops=accept_loops,
-                                 max_message_bytes=max_message_bytes)
+                                 max_message_bytes=max_message_bytes,
+                                 max_connections=max_connections)
         self._health_task: asyncio.Task[None] | None = None
 
     @property

@@ -3,47 +3,84 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
+import ssl
 
+from elastickv import logs
+from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed
 from elastickv.server.h2.connection import H2Connection, Limits
 from elastickv.server.h2.head import table_of
+from elastickv.server.h2.listening import Listener
 from elastickv.server.methods import Services
 from elastickv.server.tls import ServerTls
 
-BACKLOG = 1024
 MIN_BUFFERED_BYTES = 64 << 20
+TLS_TIMEOUT_S = 10.0
+WARN_EVERY_S = 60.0
+
+log = logs.get_logger(__name__)
 
 
 class H2Front:
-    """Serves a table of methods on one listening socket."""
+    """Serves a table of methods on one port, at most `max_connections` at a time. Handshakes count:
+    they hold descriptors like any other connection, and anybody can begin one."""
 
-    def __init__(self, services: Services, *, max_message_bytes: int) -> None:
+    def __init__(self, services: Services, *, max_message_bytes: int,
+                 max_connections: int = MAX_CONNECTIONS) -> None:
         self._table = table_of(services)
         self._limits = Limits(max_message_bytes, max(MIN_BUFFERED_BYTES, 4 * max_message_bytes))
-        self._server: asyncio.Server | None = None
+        self._max_connections = max_connections
+        self._listener = Listener(self._accepted)
+        self._context: ssl.SSLContext | None = None
+        self._warned_at = -math.inf
         self._stopping = False
+        self._handshakes: dict[H2Connection, asyncio.Task[None]] = {}
         self._connections: set[H2Connection] = set()
         self._all_gone = asyncio.Event()
         self._all_gone.set()
 
     async def start(self, host: str, port: int, tls: ServerTls | None) -> int:
         """Serve on `host`; the port. Raises `BindFailed`, `ConfigError`."""
-        context = tls.ssl_context() if tls is not None else None
+        self._context = tls.ssl_context() if tls is not None else None
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._connect, host, port, ssl=context, backlog=BACKLOG)
+            return await self._listener.open(host, port)
         except OSError as error:
             raise BindFailed(f"cannot listen on {host}:{port}: {error.strerror or error}",
                              remedy="stop what uses it, or choose another --address") from None
-        return int(self._server.sockets[0].getsockname()[1])
 
-    def _connect(self) -> H2Connection:
-        return H2Connection(self._table, self._limits, self._opened, self._closed)
+    def _accepted(self, accepted: socket.socket) -> None:
+        if len(self._handshakes) + len(self._connections) >= self._max_connections:
+            accepted.close()
+            self._warn()
+            return
+        connection = H2Connection(self._table, self._limits, self._opened, self._closed)
+        self._handshakes[connection] = asyncio.get_running_loop().create_task(
+            self._shake_hands(connection, accepted))
+
+    def _warn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._warned_at + WARN_EVERY_S:
+            self._warned_at = now
+            log.warning("client connections are refused: there are too many",
+                        handshakes=len(self._handshakes), connections=len(self._connections))
+
+    async def _shake_hands(self, connection: H2Connection, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, accepted, ssl=self._context,
+                ssl_handshake_timeout=None if self._context is None else TLS_TIMEOUT_S)
+        except OSError as error:  # ssl.SSLError is one
+            log.debug("handshake failed", reason=str(error))
+        finally:
+            self._handshakes.pop(connection, None)
 
     def _opened(self, connection: H2Connection) -> None:
+        self._handshakes.pop(connection, None)
         self._connections.add(connection)
         self._all_gone.clear()
-        if self._stopping:  # its TLS handshake outlived the listener
+        if self._stopping:  # it was on its way when the listener closed
             connection.go_away()
 
     def _closed(self, connection: H2Connection) -> None:
@@ -54,8 +91,9 @@ class H2Front:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let running ones end within `grace_s` seconds."""
         self._stopping = True
-        if self._server is not None:
-            self._server.close()
+        self._listener.close()
+        for handshake in list(self._handshakes.values()):
+            handshake.cancel()
         for connection in list(self._connections):
             connection.go_away()
         try:

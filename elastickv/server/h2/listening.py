@@ -1,0 +1,77 @@
+"""Listening sockets that are accepted from by hand.
+
+asyncio's servers tell nobody of a connection before its TLS handshake is over, but it holds a
+descriptor from the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import Final
+
+BACKLOG: Final = 1024
+PAUSE_S: Final = 1.0
+
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Listener:
+    """Listens on every address of a host; `on_accepted(socket)` owns what it is given."""
+
+    def __init__(self, on_accepted: Callable[[socket.socket], None]) -> None:
+        self._on_accepted = on_accepted
+        self._sockets: list[socket.socket] = []
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen; the port. Raises `OSError`."""
+        addresses = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, _, _, _, address in dict.fromkeys(addresses):
+                listening = socket.socket(family, socket.SOCK_STREAM)
+                self._sockets.append(listening)
+                listening.setblocking(False)
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listening.bind(address)
+                listening.listen(BACKLOG)
+        except OSError:
+            self.close()
+            raise
+        for listening in self._sockets:
+            self._resume(listening)
+        return int(self._sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        """Listen no more. Idempotent."""
+        sockets, self._sockets = self._sockets, []
+        for listening in sockets:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(BACKLOG):
+                try:
+                    accepted, _address = listening.accept()
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        # It stays readable: without a pause the loop would do nothing else.
+                        loop = asyncio.get_running_loop()
+                        loop.remove_reader(listening)
+                        loop.call_later(PAUSE_S, self._resume, listening)
+                        return
+                    if isinstance(error, ConnectionAbortedError):
+                        continue  # gone before it was accepted
+                    raise
+                accepted.setblocking(False)
+                self._on_accepted(accepted)

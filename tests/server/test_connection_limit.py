@@ -1,0 +1,162 @@
+"""Connections to the client port are counted from their first packet, in both fronts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from pathlib import Path
+
+import grpc
+import pytest
+from memory_node import MemoryNode, eventually, running
+
+from elastickv import certs
+from elastickv.pb import service_pb2 as pb
+from elastickv.pb import service_pb2_grpc as kv_grpc
+from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
+from elastickv.server.h2 import front as h2_front
+from elastickv.server.h2 import listening
+from elastickv.server.h2.listening import Listener
+from elastickv.server.tls import ServerTls
+
+LIMIT = 8
+
+
+@pytest.fixture(params=[FRONT_GRPC, FRONT_H2])
+def front(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["plain", "tls"])
+def tls(request: pytest.FixtureRequest, tmp_path: Path) -> ServerTls | None:
+    return make_tls(tmp_path) if request.param == "tls" else None
+
+
+def make_tls(tmp_path: Path) -> ServerTls:
+    certs.create_ca(tmp_path)
+    certs.create_node(tmp_path, "n1")
+    certs.create_client(tmp_path, "alice")
+    pair = certs.pair_paths(tmp_path, "n1")
+    return ServerTls(pair.cert, pair.key, tmp_path / "ca.crt")
+
+
+async def get(address: str, tls: ServerTls | None) -> None:
+    if tls is None:
+        opened = grpc.aio.insecure_channel(address)
+    else:
+        pair = certs.pair_paths(tls.ca.parent, "alice")
+        opened = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(
+            tls.ca.read_bytes(), pair.key.read_bytes(), pair.cert.read_bytes()))
+    async with opened as channel:
+        await kv_grpc.RawKVStub(channel).RawGet(pb.RawGetRequest(key=b"k"), timeout=10)
+
+
+class Silent:
+    """A connection on which nothing is ever said."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self._ended = asyncio.create_task(self._read(reader))
+
+    @property
+    def ended(self) -> bool:
+        """By the other side."""
+        return self._ended.done()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while await reader.read(1000):
+                pass
+        except ConnectionError:
+            pass
+
+    def close(self) -> None:
+        self._ended.cancel()
+        self.writer.transport.abort()
+
+
+async def test_those_beyond_the_limit_are_closed_and_the_others_served(
+        front: str, tls: ServerTls | None) -> None:
+    node = MemoryNode(front=front, tls=tls, accept_loops=1, max_connections=LIMIT)
+    async with running(node):
+        silent = [Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+                  for _ in range(3 * LIMIT)]
+        await eventually(lambda: sum(not each.ended for each in silent) == LIMIT)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await get(node.address, tls)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        for each in silent:
+            each.close()
+        for _ in range(3 * LIMIT):  # one after the other: what is over does not count
+            await eventually_served(node, tls)
+
+
+async def eventually_served(node: MemoryNode, tls: ServerTls | None) -> None:
+    """Until the server has noticed that earlier connections are gone."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await get(node.address, tls)
+            except grpc.aio.AioRpcError:
+                continue
+            return
+
+
+async def test_a_handshake_that_never_ends_is_given_up(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h2_front, "TLS_TIMEOUT_S", 0.1)
+    tls = make_tls(tmp_path)
+    node = MemoryNode(front=FRONT_H2, tls=tls, max_connections=LIMIT)
+    async with running(node):
+        silent = [Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+                  for _ in range(LIMIT)]
+        await eventually(lambda: all(each.ended for each in silent))
+        await get(node.address, tls)
+
+
+async def test_a_stop_ends_handshakes(tmp_path: Path) -> None:
+    node = MemoryNode(front=FRONT_H2, tls=make_tls(tmp_path), max_connections=1)
+    await node.start()
+    silent = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+    refused = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+    await eventually(lambda: refused.ended)
+    assert not silent.ended
+    await node.stop()
+    await eventually(lambda: silent.ended)
+
+
+async def test_a_process_without_descriptors_accepts_later(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "PAUSE_S", 0.01)
+    accepted: list[socket.socket] = []
+    tries = 0
+
+    class Counted(Listener):
+        def _resume(self, sock: socket.socket) -> None:
+            nonlocal tries
+            tries += 1
+            super()._resume(sock)
+
+    listener = Counted(accepted.append)
+    port = await listener.open("127.0.0.1", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+        try:
+            fill = []
+            with contextlib.suppress(OSError):
+                while True:  # below the client's there may be free ones
+                    fill.append(os.dup(client.fileno()))
+            client.connect(("127.0.0.1", port))
+            await eventually(lambda: tries >= 3)
+            assert not accepted
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in fill:
+                os.close(descriptor)
+        await eventually(lambda: bool(accepted))
+    accepted[0].close()
+    listener.close()
