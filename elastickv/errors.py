@@ -99,6 +99,13 @@ class ClientClosed(CallerError):
     grpc_status = "CANCELLED"
 
 
+class ForkedProcess(CallerError):
+    """A client was in use before this process was forked off, and what it needs does not survive
+    that. Certainly nothing was sent."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
 class EncryptionConflict(CallerError):
     """An encryption operation contradicts the committed state (a second bootstrap, a taken id)."""
 

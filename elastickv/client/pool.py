@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 from elastickv.client.failures import NotReached
 from elastickv.client.rpcs import RAFT_STATUS, RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles, parse_address
-from elastickv.errors import ConfigError, Unreachable
+from elastickv.errors import ConfigError, ForkedProcess, Unreachable
 
 MAX_LEARNED_ENDPOINTS = 16
 PROBE_TIMEOUT_S = 0.2
@@ -29,6 +30,22 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
+
+FORK_REMEDY = ("fork before the first client is made, or start the process anew"
+               " (multiprocessing: method \"spawn\")")
+
+_grpc_process_id = 0
+
+
+def claim_process() -> None:
+    """Note that this process uses gRPC. Raises `ForkedProcess` where one that it was forked from
+    did: gRPC hangs or crashes there."""
+    global _grpc_process_id
+    process_id = os.getpid()
+    if _grpc_process_id not in (0, process_id):
+        raise ForkedProcess("a client was made before this process was forked off",
+                            remedy=FORK_REMEDY)
+    _grpc_process_id = process_id
 
 
 def credentials_of(tls: TlsFiles) -> grpc.ChannelCredentials:
@@ -106,6 +123,7 @@ class Pool:
                               remedy="give at least one host:port of a member")
         for address in unique:
             parse_address(address, "endpoints")
+        claim_process()
         self._credentials = credentials_of(tls) if tls is not None else None
         self._endpoints = [Endpoint(address, self._credentials) for address in unique]
         self._learned: dict[str, Endpoint] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -27,8 +28,9 @@ from elastickv.client.model import (
     Writer,
     WriteResult,
 )
+from elastickv.client.pool import FORK_REMEDY
 from elastickv.config import TlsFiles
-from elastickv.errors import ClientClosed
+from elastickv.errors import ClientClosed, ForkedProcess
 
 T = TypeVar("T")
 
@@ -40,12 +42,18 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._entry = threading.Lock()
         self._closing = False
+        self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._loop.run_forever, name="elastickv-client",
                                         daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; an interrupted caller cancels it. Raises `ClientClosed`."""
+        """The result of `work`; an interrupted caller cancels it. Raises `ClientClosed`,
+        `ForkedProcess`."""
+        if self._is_copy():
+            work.close()
+            raise ForkedProcess("this client was made before the process was forked off",
+                                remedy=FORK_REMEDY)
         with self._entry:
             if self._closing:
                 work.close()
@@ -59,7 +67,11 @@ class _Loop:
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
         """Do `last`, wait for the calls that other threads have under way, stop the loop and end
-        the thread. Idempotent."""
+        the thread. Idempotent; nothing in a forked process."""
+        if self._is_copy():
+            if last is not None:
+                last.close()
+            return
         with self._entry:
             if self._closing:
                 if last is not None:
@@ -70,6 +82,11 @@ class _Loop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _is_copy(self) -> bool:
+        """Whether this is a forked process: it has no such thread, and its copy of the lock may be
+        held for ever."""
+        return os.getpid() != self._process_id
 
 
 async def _finish(last: Coroutine[Any, Any, None] | None) -> None:
@@ -129,7 +146,10 @@ class SyncClient:
     def batch(self, ops: Iterable[Put | Delete], *, conditions: Iterable[Condition] = (),
               timeout_s: float | None = None) -> WriteResult:
         """All of `ops` at one timestamp, or nothing. Raises `ConditionFailed`."""
-        return self._loop.run(self._client.batch(ops, conditions=conditions, timeout_s=timeout_s))
+        # Taken here: an iterable may use this client, or belong to the caller's thread.
+        all_ops, all_conditions = list(ops), list(conditions)
+        return self._loop.run(self._client.batch(all_ops, conditions=all_conditions,
+                                                 timeout_s=timeout_s))
 
     def latest_commit_ts(self, key: bytes, *, timeout_s: float | None = None) -> tuple[int, bool]:
         """`(commit_ts, exists)` of the latest version."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +138,72 @@ def test_closing_ends_the_calls_of_other_threads(node: MemoryNode, reachable: bo
             client.close()
             assert isinstance(call.exception(20), OutcomeUnknown if reachable else ClientClosed)
     node.faults.hold = None
+
+
+def test_the_operations_of_a_batch_may_use_the_client(node: MemoryNode) -> None:
+    """They are taken in the caller's thread, which cursors of databases insist on."""
+    with SyncClient([node.address], timeout_s=10) as client:
+        client.put(b"a", b"1")
+        threads = []
+
+        def copies() -> Iterator[Put]:
+            threads.append(threading.current_thread())
+            yield Put(b"b", client.get(b"a").value)
+
+        def unchanged() -> Iterator[Condition]:
+            threads.append(threading.current_thread())
+            yield Condition(b"a", client.latest_commit_ts(b"a")[0])
+
+        client.batch(copies(), conditions=unchanged())
+        assert threads == [threading.current_thread()] * 2
+        assert client.get(b"b").value == b"1"
+
+
+FORK = """
+import os, sys
+from elastickv.client import SyncClient
+from elastickv.errors import ForkedProcess
+
+def in_child(work):
+    child = os.fork()
+    if child == 0:
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def call(client):
+    try:
+        print("answered", client.get(b"k").exists, flush=True)
+    except ForkedProcess as error:
+        print("refused", "spawn" in error.remedy, flush=True)
+
+def make_and_call():
+    try:
+        with SyncClient([sys.argv[1]]) as client:
+            call(client)
+    except ForkedProcess:
+        print("not made", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("program", "output"), [
+    pytest.param("with SyncClient([sys.argv[1]]) as client:\n"
+                 "    call(client)\n"
+                 "    with client._loop._entry:  # as another thread may hold it\n"
+                 "        in_child(lambda: (call(client), client.close()))\n"
+                 "    call(client)\n",
+                 ["answered False", "refused True", "answered False"], id="a client of before"),
+    pytest.param("make_and_call()\nin_child(make_and_call)\nmake_and_call()\n",
+                 ["answered False", "not made", "answered False"], id="a second client"),
+    pytest.param("in_child(make_and_call)\nmake_and_call()\n",
+                 ["answered False", "answered False"], id="the first client"),
+])
+def test_in_a_forked_process(node: MemoryNode, program: str, output: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK + program, node.address],
+                          capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == output, done.stderr
+    assert done.returncode == 0
 
 
 def test_bad_settings_leave_no_thread_behind() -> None:
