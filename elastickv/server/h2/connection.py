@@ -4,7 +4,7 @@ Only what a gRPC server needs: no push, no priorities, no upgrade. A peer that b
 gets GOAWAY and the connection ends; everything that a peer can make this side keep is bounded:
 
     header block 32 KiB, decoded fields 16 KiB      one frame 64 KiB
-    calls at a time MAX_CALLS                       request bytes buffered, over all calls
+    calls at a time MAX_CALLS                       request bytes kept, over all calls
     RST_STREAM, PING, SETTINGS, empty DATA          by a budget that time refills
 
 While the peer does not read, nothing more is read from it.
@@ -36,6 +36,7 @@ MAX_HEADER_LIST_BYTES: Final = 16_384
 CONNECTION_WINDOW: Final = 64 << 20
 STREAM_WINDOW: Final = 4 << 20
 MAX_STREAMED_REQUESTS: Final = 64
+MAX_STREAMED_REQUEST_BYTES: Final = 65_536
 STREAM_GRACE_S: Final = 0.1
 
 _GREETING: Final = wire.settings_frame([
@@ -61,7 +62,8 @@ class Limits:
 class Call:
     """One stream from its HEADERS to the end of its response."""
 
-    __slots__ = ("began", "deframer", "ended", "head", "queue", "stream_id", "task", "window")
+    __slots__ = ("began", "deframer", "ended", "head", "queue", "queued_bytes", "stream_id", "task",
+                 "window")
 
     def __init__(self, stream_id: int, head: Head, ended: bool) -> None:
         self.stream_id = stream_id
@@ -72,6 +74,7 @@ class Call:
         self.deframer: Deframer | None = None
         self.task: asyncio.Task[None] | None = None
         self.queue: asyncio.Queue[bytes | None] | None = None
+        self.queued_bytes = 0
 
 
 class H2Connection(asyncio.Protocol):
@@ -229,7 +232,8 @@ class H2Connection(asyncio.Protocol):
             return
         if isinstance(head.method, Stream):
             call.queue = asyncio.Queue()
-            call.deframer = Deframer(self._limits.max_message_bytes, call.head.encoding)
+            call.deframer = Deframer(
+                min(self._limits.max_message_bytes, MAX_STREAMED_REQUEST_BYTES), head.encoding)
             call.task = self._loop.create_task(self._serve_stream(call, head.method, call.queue))
         if call.ended:
             self._end_request(call)
@@ -299,18 +303,25 @@ class H2Connection(asyncio.Protocol):
             messages = deframer.feed(payload)
         finally:
             self._buffered += deframer.buffered
+        queue = call.queue
+        if queue is not None:
+            for message in messages:
+                queue.put_nowait(message)
+                self._count_queued(call, len(message))
         if self._buffered > self._limits.max_buffered_bytes:
             raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED,
                              "the connection's unfinished requests are too large")
-        queue = call.queue
         if queue is None:
             if messages:
                 self._take_unary(call, messages)
-            return
-        for message in messages:
-            queue.put_nowait(message)
-        if queue.qsize() > MAX_STREAMED_REQUESTS:
+        elif queue.qsize() > MAX_STREAMED_REQUESTS:
             raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests come too fast")
+
+    def _count_queued(self, call: Call, size: int) -> None:
+        """`size` more bytes wait for a stream's method; they are fewer once it took some."""
+        if call.stream_id in self._calls:  # or all of them were given up
+            call.queued_bytes += size
+            self._buffered += size
 
     def _take_unary(self, call: Call, messages: list[bytes]) -> None:
         if len(messages) > 1 or call.task is not None:
@@ -357,6 +368,7 @@ class H2Connection(asyncio.Protocol):
                             queue: asyncio.Queue[bytes | None]) -> None:
         async def requests() -> AsyncIterator[Any]:
             while (content := await queue.get()) is not None:
+                self._count_queued(call, -len(content))
                 yield parse_request(method.parse, content)
 
         self._send(wire.response_head(call.stream_id))
@@ -417,6 +429,7 @@ class H2Connection(asyncio.Protocol):
 
     def _drop(self, call: Call) -> None:
         self._calls.pop(call.stream_id, None)
+        self._buffered -= call.queued_bytes
         if call.deframer is not None:
             self._buffered -= call.deframer.buffered
 

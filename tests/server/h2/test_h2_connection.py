@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import random
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from h2_peer import H2Peer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ from elastickv.server.h2.connection import (
     CONNECTION_WINDOW,
     MAX_CALLS,
     MAX_HEADER_LIST_BYTES,
+    MAX_STREAMED_REQUEST_BYTES,
+    MAX_STREAMED_REQUESTS,
     STREAM_WINDOW,
 )
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, MAX_HEADER_BLOCK_BYTES
@@ -488,6 +492,45 @@ async def test_unfinished_requests_are_bounded(node: MemoryNode, peer: H2Peer) -
     statuses = [answer.grpc_status for answer in peer.answers.values() if answer.ended]
     assert grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] in statuses
     await still_serves(node)
+
+
+def watch_message(size: int) -> bytes:
+    """A compressed request of a health watch, with its prefix: `size` bytes of service name."""
+    message = gzip.compress(health_pb2.HealthCheckRequest(service="x" * size).SerializeToString())
+    return b"\x01" + len(message).to_bytes(4, "big") + message
+
+
+async def test_requests_that_a_stream_does_not_take_are_bounded(node: MemoryNode,
+                                                                peer: H2Peer) -> None:
+    """A watch reads one request. The rest counts until the stream is over."""
+    size = MAX_STREAMED_REQUEST_BYTES - 100
+    streams = range(1, 2 * ((64 << 20) // (size * MAX_STREAMED_REQUESTS) + 1) + 1, 2)
+    for stream_id in streams:
+        peer.headers(stream_id, path="/grpc.health.v1.Health/Watch", **{"grpc-encoding": "gzip"})
+        peer.data(stream_id, watch_message(size), end=False)
+        await peer.settle()
+        peer.data(stream_id, watch_message(size) * MAX_STREAMED_REQUESTS, end=False)
+    connection = next(iter(node.server._front._connections))  # type: ignore[union-attr]
+    refused = await peer.answer(streams[-1])
+    assert refused.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert 0 < connection._buffered <= 64 << 20
+    for stream_id in streams[:-1]:
+        assert not peer.answers[stream_id].ended
+        peer.send(wire.rst_stream(stream_id, Code.CANCEL))
+    await peer.settle()
+    assert connection._buffered == 0
+
+
+@pytest.mark.parametrize(("size", "count"), [
+    (MAX_STREAMED_REQUEST_BYTES + 1, 1), (1, MAX_STREAMED_REQUESTS + 2)],
+    ids=["too large", "too many"])
+async def test_requests_that_a_stream_does_not_get(node: MemoryNode, peer: H2Peer, size: int,
+                                                   count: int) -> None:
+    peer.headers(1, path="/grpc.health.v1.Health/Watch", **{"grpc-encoding": "gzip"})
+    peer.data(1, watch_message(size) * count, end=False)
+    assert (await peer.answer(1)).grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    connection = next(iter(node.server._front._connections))  # type: ignore[union-attr]
+    assert connection._buffered == 0
 
 
 async def test_a_peer_that_leaves_gets_its_answers_first(node: MemoryNode, peer: H2Peer) -> None:
