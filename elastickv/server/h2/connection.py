@@ -95,6 +95,7 @@ class H2Connection(asyncio.Protocol):
         self._buffered = 0
         self._heads = HeadReader(table, max_header_list_bytes=MAX_HEADER_LIST_BYTES)
         self._out: list[bytes] = []
+        self._no_head_sent = True
         self._flush_scheduled = False
         self._written_bytes = 0
         self._pump_due = False
@@ -168,6 +169,14 @@ class H2Connection(asyncio.Protocol):
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
+
+    def _send_head(self, content: bytes) -> None:
+        """`_send` of what begins a response. The connection's first one says that this side keeps
+        no header table: a peer that allows only a smaller one than usual waits to be told."""
+        if self._no_head_sent:
+            self._no_head_sent = False
+            content = wire.without_table(content)
+        self._send(content)
 
     def _flush(self) -> None:
         self._flush_scheduled = False
@@ -243,8 +252,8 @@ class H2Connection(asyncio.Protocol):
             self._refuse(call, head.refusal)
             return
         block = wire.literal(b":status", str(head.http_status).encode())
-        self._send(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, call.stream_id,
-                              block))
+        self._send_head(wire.frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM,
+                                   call.stream_id, block))
         self._finish(call)
 
     # --- DATA -----------------------------------------------------------------------------------
@@ -371,7 +380,7 @@ class H2Connection(asyncio.Protocol):
                 self._count_queued(call, -len(content))
                 yield parse_request(method.parse, content)
 
-        self._send(wire.response_head(call.stream_id))
+        self._send_head(wire.response_head(call.stream_id))
         call.began = True
         status = Status(grpc.StatusCode.OK, "", ())
         try:
@@ -396,13 +405,14 @@ class H2Connection(asyncio.Protocol):
         if (size <= windows.connection and size <= windows.max_frame_bytes
                 and size <= windows.of(stream_id) and not windows.waiting):
             windows.connection -= size
-            self._send(wire.whole_response(stream_id, message))
+            send = self._send_head if self._no_head_sent else self._send
+            send(wire.whole_response(stream_id, message))
             self._finish(call)
             if not self._calls:
                 # There is no other response that could share the write.
                 self._flush()
             return
-        self._send(wire.response_head(stream_id))
+        self._send_head(wire.response_head(stream_id))
         call.began = True
         tail = _trailers(stream_id, Status(grpc.StatusCode.OK, "", ()), began=True)
         self._windows.add(Outgoing(stream_id, wire.prefixed(message), tail,
@@ -413,7 +423,7 @@ class H2Connection(asyncio.Protocol):
         """The response ends with a status. Whatever still runs for the call is cancelled."""
         if call.stream_id not in self._calls:
             return
-        self._send(_trailers(call.stream_id, status, began=call.began))
+        self._send_head(_trailers(call.stream_id, status, began=call.began))
         self._finish(call)
         if call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()

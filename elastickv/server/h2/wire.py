@@ -27,6 +27,7 @@ PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 5, 6, 7, 8, 9
 END_STREAM, ACK = 0x1, 0x1
 END_HEADERS, PADDED, PRIORITIZED = 0x4, 0x8, 0x20
 
+SETTINGS_HEADER_TABLE_SIZE = 1
 SETTINGS_ENABLE_PUSH = 2
 SETTINGS_MAX_CONCURRENT_STREAMS = 3
 SETTINGS_INITIAL_WINDOW_SIZE = 4
@@ -159,6 +160,14 @@ _TAIL: Final = FRAME_HEADER.pack(
 def response_head(stream_id: int) -> bytes:
     """The HEADERS frame that begins every response with a message."""
     return _HEAD + stream_id.to_bytes(4, "big") + STATUS_200 + CONTENT_TYPE_GRPC
+
+
+def without_table(frames: bytes) -> bytes:
+    """The same frames, of which the first is HEADERS: its block begins with a dynamic table size
+    update to 0."""
+    length = int.from_bytes(frames[:3], "big") + 1
+    return (length.to_bytes(3, "big") + frames[3:FRAME_HEADER_BYTES] + b"\x20"
+            + frames[FRAME_HEADER_BYTES:])
 
 
 def whole_response(stream_id: int, message: bytes) -> bytes:

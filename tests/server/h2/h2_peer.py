@@ -56,6 +56,10 @@ class H2Peer:
     async def connect(cls, port: int, *, settings: Iterable[tuple[int, int]] = (),
                       greet: bool = True) -> H2Peer:
         peer = cls(*await asyncio.open_connection("127.0.0.1", port))
+        settings = list(settings)
+        for name, value in settings:
+            if name == wire.SETTINGS_HEADER_TABLE_SIZE:
+                peer._decoder.max_allowed_table_size = value
         if greet:
             peer.send(wire.PREFACE + wire.settings_frame(settings))
         return peer

@@ -125,6 +125,31 @@ async def test_many_calls_at_once_are_answered_out_of_order(peer: H2Peer,
     assert node.kv.index == 200
 
 
+@pytest.mark.parametrize("size", [0, 100, 4096])
+@pytest.mark.parametrize(("changed", "window", "fields"), [
+    ({}, wire.DEFAULT_WINDOW, {"grpc-status": "0"}),
+    ({}, 1, {"grpc-status": "0"}),
+    ({":path": "/RawKV/RawNothing"}, wire.DEFAULT_WINDOW, {"grpc-status": "12"}),
+    ({":path": "/grpc.health.v1.Health/Watch"}, wire.DEFAULT_WINDOW, {":status": "200"}),
+    ({":method": "GET"}, wire.DEFAULT_WINDOW, {":status": "405"}),
+], ids=["answered", "answered slowly", "refused", "a stream", "no gRPC"])
+async def test_the_first_response_says_that_no_header_table_is_kept(
+        node: MemoryNode, size: int, changed: dict[str, str], window: int,
+        fields: dict[str, str]) -> None:
+    peer = await H2Peer.connect(node.server.port, settings=[
+        (wire.SETTINGS_HEADER_TABLE_SIZE, size), (wire.SETTINGS_INITIAL_WINDOW_SIZE, window)])
+    for stream_id in (1, 3):
+        peer.headers(stream_id, **{":path": "/RawKV/RawGet", **changed})
+        peer.data(stream_id, wire.prefixed(GET))
+        await peer.settle()
+        if window == 1:
+            peer.send(wire.window_update(stream_id, 1000))
+            await peer.settle()
+        assert fields.items() <= peer.answers[stream_id].fields.items()
+    assert peer._decoder.header_table.maxsize == 0
+    peer.close()
+
+
 async def test_a_timeout_reaches_the_method(peer: H2Peer, node: MemoryNode) -> None:
     node.faults.hold = asyncio.Event()
     peer.headers(1, path="/RawKV/RawPut", **{"grpc-timeout": "100m"})

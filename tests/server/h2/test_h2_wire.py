@@ -63,6 +63,14 @@ def test_a_response_head_is_that_of_a_whole_response() -> None:
     assert wire.whole_response(7, b"m").startswith(wire.response_head(7))
 
 
+@pytest.mark.parametrize("size", [0, 1, 0xFE, 0xFF, 0x100, 0xFFFF])
+def test_a_block_that_drops_the_table(size: int) -> None:
+    rest = wire.frame(wire.DATA, 0, 5, b"d")
+    head, data = split(wire.without_table(wire.frame(wire.HEADERS, 4, 5, bytes(size)) + rest))
+    assert head == (wire.HEADERS, 4, 5, b"\x20" + bytes(size))
+    assert data == (wire.DATA, 0, 5, b"d")
+
+
 @given(st.text(max_size=200))
 def test_percent_encoding(text: str) -> None:
     encoded = wire.percent_encoded(text)
