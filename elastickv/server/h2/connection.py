@@ -6,8 +6,11 @@ gets GOAWAY and the connection ends; everything that a peer can make this side k
     header block 32 KiB, decoded fields 16 KiB      one frame 64 KiB
     calls at a time MAX_CALLS                       request bytes kept, over all calls
     RST_STREAM, PING, SETTINGS, empty DATA          by a budget that time refills
+    bytes of responses that wait for the peer
 
-While the peer does not read, nothing more is read from it.
+While the peer does not read, nothing more is read from it. One that reads and grants no window is
+read from, since its next frame may grant some; a large response that finds too many bytes waiting
+is replaced by `Overloaded`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any, Final, cast
 import grpc
 
 from elastickv import audit, logs
+from elastickv.errors import Overloaded
 from elastickv.server.errors import CANCELLED, Status, refusal_of, time_for_call
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
@@ -38,6 +42,8 @@ STREAM_WINDOW: Final = 4 << 20
 MAX_STREAMED_REQUESTS: Final = 64
 MAX_STREAMED_REQUEST_BYTES: Final = 65_536
 STREAM_GRACE_S: Final = 0.1
+LARGE_RESPONSE_BYTES: Final = 65_536
+"""Only what was read is that large: what a write comes to is always told."""
 
 _GREETING: Final = wire.settings_frame([
     (wire.SETTINGS_MAX_CONCURRENT_STREAMS, MAX_CALLS),
@@ -57,6 +63,7 @@ class Limits:
 
     max_message_bytes: int
     max_buffered_bytes: int
+    max_waiting_bytes: int
 
 
 class Call:
@@ -403,14 +410,22 @@ class H2Connection(asyncio.Protocol):
         windows = self._windows
         size = len(message) + 5
         if (size <= windows.connection and size <= windows.max_frame_bytes
-                and size <= windows.of(stream_id) and not windows.waiting):
+                and size <= windows.of(stream_id) and not windows.waiting
+                and not self._write_paused):
             windows.connection -= size
             send = self._send_head if self._no_head_sent else self._send
             send(wire.whole_response(stream_id, message))
             self._finish(call)
-            if not self._calls:
-                # There is no other response that could share the write.
+            if not self._calls or size > LARGE_RESPONSE_BYTES:
+                # There is no other response that could share the write, or no need to: a write
+                # tells whether the peer reads.
                 self._flush()
+            return
+        if (size > LARGE_RESPONSE_BYTES
+                and windows.waiting_bytes + size > self._limits.max_waiting_bytes):
+            self._refuse(call, refusal_of(Overloaded(
+                f"{windows.waiting_bytes} bytes of responses wait for this client to take them",
+                remedy="take responses faster, or ask for less at a time"), call.head.path))
             return
         self._send_head(wire.response_head(stream_id))
         call.began = True
@@ -418,6 +433,8 @@ class H2Connection(asyncio.Protocol):
         self._windows.add(Outgoing(stream_id, wire.prefixed(message), tail,
                                    lambda: self._finish(call)))
         self._pump()
+        if size > LARGE_RESPONSE_BYTES:
+            self._flush()
 
     def _refuse(self, call: Call, status: Status) -> None:
         """The response ends with a status. Whatever still runs for the call is cancelled."""

@@ -17,6 +17,7 @@ from elastickv.server.methods import Services
 from elastickv.server.tls import ServerTls
 
 MIN_BUFFERED_BYTES = 64 << 20
+MIN_WAITING_BYTES = 256 << 20
 TLS_TIMEOUT_S = 10.0
 WARN_EVERY_S = 60.0
 
@@ -30,7 +31,8 @@ class H2Front:
     def __init__(self, services: Services, *, max_message_bytes: int,
                  max_connections: int = MAX_CONNECTIONS) -> None:
         self._table = table_of(services)
-        self._limits = Limits(max_message_bytes, max(MIN_BUFFERED_BYTES, 4 * max_message_bytes))
+        self._limits = Limits(max_message_bytes, max(MIN_BUFFERED_BYTES, 4 * max_message_bytes),
+                              max(MIN_WAITING_BYTES, 4 * max_message_bytes))
         self._max_connections = max_connections
         self._listener = Listener(self._accepted)
         self._context: ssl.SSLContext | None = None

@@ -43,6 +43,7 @@ class SendWindows:
         self._ready: OrderedDict[int, Outgoing] = OrderedDict()
         self._blocked: dict[int, Outgoing] = {}
         self._all_changed = False
+        self.waiting_bytes = 0
 
     @property
     def waiting(self) -> int:
@@ -61,8 +62,9 @@ class SendWindows:
     def forget(self, stream_id: int) -> None:
         """The stream is over; what it still had to send is dropped."""
         self._offsets.pop(stream_id, None)
-        self._ready.pop(stream_id, None)
-        self._blocked.pop(stream_id, None)
+        item = self._ready.pop(stream_id, None) or self._blocked.pop(stream_id, None)
+        if item is not None:
+            self.waiting_bytes -= len(item.content) - item.position
 
     def grow(self, stream_id: int, increment: int) -> bool:
         """WINDOW_UPDATE of a stream (or 0, the connection); False when the stream's window
@@ -90,6 +92,10 @@ class SendWindows:
 
     def add(self, item: Outgoing) -> None:
         """Let `item` wait behind the others; at most one of a stream at a time."""
+        self.waiting_bytes += len(item.content)
+        self._queue(item)
+
+    def _queue(self, item: Outgoing) -> None:
         if self.of(item.stream_id) > 0:
             self._ready[item.stream_id] = item
         else:
@@ -109,7 +115,7 @@ class SendWindows:
             if chunk:
                 frames.append(chunk)
             if item.position < len(item.content):
-                self.add(item)
+                self._queue(item)
                 continue
             if item.tail:
                 frames.append(item.tail)
@@ -123,5 +129,6 @@ class SendWindows:
             return b""
         chunk = item.content[item.position:item.position + size]
         item.position += size
+        self.waiting_bytes -= size
         self.take(item.stream_id, size)
         return wire.frame(wire.DATA, 0, item.stream_id, bytes(chunk))

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import random
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -380,6 +381,42 @@ async def test_responses_that_wait_count_as_calls(node: MemoryNode) -> None:
     peer.send(wire.settings_frame([(wire.SETTINGS_INITIAL_WINDOW_SIZE, 65_535)]))
     for number in range(MAX_CALLS):
         assert (await peer.answer(2 * number + 1)).grpc_status == 0
+    peer.close()
+
+
+@pytest.mark.parametrize("window", [0, wire.MAX_WINDOW], ids=["no window", "it does not read"])
+async def test_responses_that_wait_are_bounded_in_bytes(node: MemoryNode, window: int) -> None:
+    """Large ones beyond the limit are refused, and told so; what a write comes to is not."""
+    front = node.server._front
+    limit = 32 << 20
+    front._limits = replace(front._limits, max_waiting_bytes=limit)  # type: ignore[union-attr]
+    for number in range(20):
+        await node.kv.put(b"%d" % number, bytes(MAX_VALUE_BYTES), timeout_s=1)
+    scan = pb.RawScanAtRequest(limit=20).SerializeToString()
+    size = 20 * MAX_VALUE_BYTES
+    peer = await H2Peer.connect(node.server.port, settings=[
+        (wire.SETTINGS_INITIAL_WINDOW_SIZE, window), (wire.SETTINGS_MAX_FRAME_SIZE, (1 << 24) - 1)])
+    peer.send(wire.window_update(0, wire.MAX_WINDOW - wire.DEFAULT_WINDOW))
+    node.faults.hold = asyncio.Event()
+    scans = range(1, 400, 2)
+    for stream_id in scans:
+        peer.call(stream_id, "/RawKV/RawScanAt", scan)
+    peer.call(401, "/RawKV/RawPut", PUT)
+    await eventually(lambda: len(node.faults.before) == 20 + len(scans) + 1)
+    connection = next(iter(front._connections))  # type: ignore[union-attr]
+    node.faults.hold.set()
+    await eventually(lambda: all(call.began for call in connection._calls.values()))
+    unread = connection._transport.get_write_buffer_size() + connection._windows.waiting_bytes
+    assert limit // 2 < unread < 2 * limit + size
+    peer.send(wire.settings_frame([(wire.SETTINGS_INITIAL_WINDOW_SIZE, wire.MAX_WINDOW)]))
+    answers = [await peer.answer(stream_id) for stream_id in scans]
+    served = sum(len(answer.data) > size for answer in answers)
+    refused = [answer for answer in answers if not answer.data]
+    assert served + len(refused) == len(answers)
+    assert limit // (2 * size) < served < 3 * limit // size
+    assert {answer.fields["elastickv-error"] for answer in refused} == {"Overloaded"}
+    assert (await peer.answer(401)).grpc_status == 0
+    assert connection._windows.waiting_bytes == 0
     peer.close()
 
 

@@ -81,6 +81,21 @@ def test_a_forgotten_stream_sends_nothing_more() -> None:
     assert [out.stream_id for out in windows.pump()[1]] == [3]
 
 
+@pytest.mark.parametrize("initial", [0, 5, wire.DEFAULT_WINDOW])
+def test_what_is_forgotten_does_not_wait(initial: int) -> None:
+    windows = SendWindows()
+    windows.set_initial(initial)
+    for stream_id in (1, 3):
+        windows.add(item(stream_id, 50_000))
+    windows.pump()
+    windows.forget(3)
+    windows.forget(5)
+    windows.grow(1, 50_000)
+    windows.grow(0, 50_000)
+    windows.pump()
+    assert (windows.waiting, windows.waiting_bytes) == (0, 0)
+
+
 def test_a_stream_whose_window_is_used_up_is_not_looked_at() -> None:
     """However many wait, a peer that opens windows a byte at a time costs no search."""
 
@@ -138,6 +153,7 @@ def test_no_window_is_ever_exceeded(items: list[tuple[int, int]], grants: list[t
     sent = dict.fromkeys(allowed, 0)
     for stream_id, size in items:
         windows.add(item(stream_id, size))
+    total = sum(size for _, size in items)
 
     def pump() -> None:
         for stream_id, size in sizes(windows.pump()[0]):
@@ -145,6 +161,7 @@ def test_no_window_is_ever_exceeded(items: list[tuple[int, int]], grants: list[t
             sent[stream_id] += size
             sent[0] += size
         assert all(sent[name] <= allowed[name] for name in allowed)
+        assert windows.waiting_bytes == total - sent[0]
 
     pump()
     for stream_id, increment in grants:
