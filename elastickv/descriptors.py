@@ -6,6 +6,7 @@ the last ones.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from typing import Final
 
@@ -16,11 +17,12 @@ MAX_CONNECTIONS: Final = 10_000
 
 
 def raise_limit() -> int:
-    """Allow as many as the hard limit does; how many that are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    """Allow as many as the hard limit does, where the kernel lets us; how many that are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Refused where the hard limit is above the kernel's own.
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+    return limit()
 
 
 def limit() -> int:

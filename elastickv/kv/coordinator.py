@@ -145,20 +145,29 @@ class Coordinator:
         timer = loop.call_later(timeout_s, self._expire, pending)
         try:
             return await future
+        except asyncio.CancelledError:
+            self._withdraw(pending)
+            raise
         finally:
             timer.cancel()
+
+    def _withdraw(self, pending: _Pending) -> bool:
+        """Take a write out of the queue; False when it is not in there."""
+        try:
+            self._queue.remove(pending)
+        except ValueError:
+            return False
+        self._queue_bytes -= pending.size
+        return True
 
     def _expire(self, pending: _Pending) -> None:
         if pending.future.done():
             return
-        try:
-            self._queue.remove(pending)
-        except ValueError:
+        if not self._withdraw(pending):
             pending.future.set_exception(OutcomeUnknown(
                 "the write was proposed and not decided within the deadline",
                 remedy="read the key to learn the outcome"))
             return
-        self._queue_bytes -= pending.size
         if self._engine.is_leader():
             pending.future.set_exception(DeadlineExceeded(
                 "the leader did not get to the write within the deadline; nothing was written",
@@ -366,18 +375,20 @@ class Coordinator:
                 await self._engine.call(leader_id, forwarding.METHOD_WRITE,
                                         forwarding.encode(message), timeout_s=remaining_s),
                 WriteGroupReply)
+            if len(reply.replies) != len(group):
+                raise WireError("not one answer for each write")
         except WireError:
             _reject(group, OutcomeUnknown(f"member {leader_id} gave an answer that does not parse",
                                           remedy="run the same version on every node"))
         except (Unreachable, NotLeader, NoLeader):
-            self._forward_ended(group)
             self._requeue(group)
             return
         except ElasticKVError as error:
             _reject(group, error)
         else:
             self._finish_forward(group, reply)
-        self._forward_ended(group)
+        finally:
+            self._forward_ended(group)
         self.wake()
 
     def _forward_ended(self, group: Sequence[_Pending]) -> None:

@@ -278,17 +278,54 @@ async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
     assert [(pair.key, pair.value) for pair in pairs] == [(b"k", b"1")]
 
 
-async def test_a_forwarded_write_whose_answer_does_not_parse_may_have_happened(
-        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def garbled(*arguments: object, **options: object) -> bytes:
-        return b"\xff"
+def follow_a_leader_that_answers(node: OneNode, monkeypatch: pytest.MonkeyPatch,
+                                 *answers: bytes) -> None:
+    """Forwarded groups get `answers`, one after the other."""
+    left = iter(answers)
+
+    async def answer(*arguments: object, **options: object) -> bytes:
+        return next(left)
 
     status = dataclasses.replace(node.engine.status(), leader_id="n2")
     monkeypatch.setattr(node.engine, "is_leader", lambda: False)
     monkeypatch.setattr(node.engine, "status", lambda: status)
-    monkeypatch.setattr(node.engine, "call", garbled)
-    with pytest.raises(OutcomeUnknown, match="does not parse"):
-        await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    monkeypatch.setattr(node.engine, "call", answer)
+
+
+def reply(count: int) -> bytes:
+    return forwarding.encode(WriteGroupReply([WriteReply(7, 8, None)] * count))
+
+
+@pytest.mark.parametrize("answer", [b"\xff", reply(0), reply(2)],
+                         ids=["no message", "too few answers", "too many answers"])
+async def test_a_forwarded_write_whose_answer_does_not_parse_may_have_happened(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    count = coordinator.MAX_FORWARDS_IN_FLIGHT
+    follow_a_leader_that_answers(node, monkeypatch, *[answer] * count, reply(1))
+    for _ in range(count):
+        with pytest.raises(OutcomeUnknown, match="does not parse"):
+            await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    assert await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S) == WriteResult(7, 8)
+
+
+async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_a_leader_that_answers(node, monkeypatch, reply(1))
+    followed = node.engine.status()
+    leaderless = dataclasses.replace(followed, leader_id="")
+    monkeypatch.setattr(node.engine, "status", lambda: leaderless)
+    monkeypatch.setattr(coordinator, "MAX_QUEUE_BYTES", 1 << 20)
+    kept = asyncio.create_task(node.kv.put(b"kept", b"v", timeout_s=TIMEOUT_S))
+    for _ in range(3):
+        given_up = asyncio.create_task(node.kv.put(b"k", bytes(900_000), timeout_s=TIMEOUT_S))
+        await asyncio.sleep(0)  # it is in the queue, or was refused
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+    monkeypatch.setattr(node.engine, "status", lambda: followed)
+    node.kv.wake()
+    assert await kept == WriteResult(7, 8)
+    assert (len(node.kv._queue), node.kv._queue_bytes) == (0, 0)
 
 
 # --- scans --------------------------------------------------------------------------------------

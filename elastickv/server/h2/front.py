@@ -74,7 +74,7 @@ class H2Front:
                 lambda: connection, accepted, ssl=self._context,
                 ssl_handshake_timeout=None if self._context is None else TLS_TIMEOUT_S)
         except OSError as error:  # ssl.SSLError is one
-            log.debug("handshake failed", reason=str(error))
+            log.debug("handshake failed", error=type(error).__name__, reason=str(error))
         finally:
             self._handshakes.pop(connection, None)
 
