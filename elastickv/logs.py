@@ -4,15 +4,20 @@ Redaction rule: a `bytes` value is rendered as its length, and an object of unkn
 of its type. User keys, values, wrapped DEKs and log payloads are all `bytes` in this code
 base, so none of them can reach a log line through a field, at any level. Exceptions are logged by
 type, message and source lines, without locals.
+
+Logging never fails: a line that cannot be written (a full disk, a pipe without a reader) is
+dropped, and how many were is said once lines can be written again.
 """
 
 from __future__ import annotations
 
 import enum
+import io
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import PurePath
 from typing import Any, TextIO
 
@@ -89,6 +94,52 @@ def format_exception(logger: object, method: str,
     return event
 
 
+class LineOutput:
+    """Writes lines to a stream, None = nowhere; one that cannot be written is dropped and counted.
+
+    Past the stream's own buffer where it has a descriptor: what such a buffer cannot get rid of
+    makes every later write fail, and the process's exit as well.
+    """
+
+    def __init__(self, stream: TextIO | None, notice: Callable[[int], str]) -> None:
+        """`notice` is the line that says how many lines were dropped."""
+        self._stream = stream
+        self._notice = notice
+        self._dropped = 0
+        self._torn = False
+
+    def write(self, text: str) -> int:
+        """Write one line. Raises nothing."""
+        try:
+            if self._dropped:
+                self._put(self._notice(self._dropped))
+                self._dropped = 0
+            self._put(text)
+        except (OSError, ValueError):
+            self._dropped += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def _put(self, text: str) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            descriptor = stream.fileno()
+        except io.UnsupportedOperation:
+            stream.write(text)
+            stream.flush()
+            return
+        # A line that was cut off must not swallow the next one.
+        view = memoryview((("\n" if self._torn else "") + text).encode(errors="backslashreplace"))
+        while view:
+            view = view[os.write(descriptor, view):]
+            self._torn = True
+        self._torn = False
+
+
 def configure(level: str = "info", log_format: str = "json", *,
               stream: TextIO | None = None) -> None:
     """Set up logging for the process.
@@ -96,18 +147,26 @@ def configure(level: str = "info", log_format: str = "json", *,
     `level` is one of `LEVELS`, `log_format` is `json` or `text`; lines go to `stream` (stderr).
     Libraries that use the standard `logging` module are shown from WARNING.
     """
-    output = stream or sys.stderr
     renderer = (structlog.processors.JSONRenderer() if log_format == "json"
                 else structlog.dev.ConsoleRenderer(colors=False))
+    processors = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        format_exception,
+        redact_event,
+        renderer,
+    ]
+
+    def notice(dropped: int) -> str:
+        event: Any = {"module": __name__, "event": "log lines were dropped", "lines": dropped}
+        for processor in processors:
+            event = processor(None, "warning", event)
+        return f"{event}\n"
+
+    output = LineOutput(stream or sys.stderr, notice)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            format_exception,
-            redact_event,
-            renderer,
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=output),
         cache_logger_on_first_use=False,

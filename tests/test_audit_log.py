@@ -15,7 +15,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from elastickv import audit, certs
+from elastickv import audit, certs, logs
 from elastickv.audit import AuditLog
 from elastickv.errors import ConfigError, InvalidArgument, NotLeader
 from elastickv.pb import encryption_admin_pb2 as keys_pb
@@ -114,6 +114,27 @@ def test_a_line_that_does_not_fit_is_logged_and_the_next_is_whole(
     assert [(event["event"], event["line"]["what"]) for event in logged] == [
         ("the audit log cannot be written", "S/Cut"),
         ("the audit log cannot be written", "S/Refused")]
+
+
+@pytest.fixture
+def full_log() -> Iterator[None]:
+    """Log lines that go to a full disk."""
+    with open("/dev/full", "w") as stream:
+        logs.configure(stream=stream)
+        try:
+            yield
+        finally:
+            logs.configure()
+
+
+async def test_a_call_succeeds_although_neither_log_can_be_written(full_log: None) -> None:
+    log = AuditLog(Path("/dev/full"))
+    plain = unary(rotate, keys_pb.RotateDEKRequest, keys_pb.RotateDEKResponse)
+    method = audited({"EncryptionAdmin": {"RotateDEK": plain}}, log)["EncryptionAdmin"]["RotateDEK"]
+    assert isinstance(method, Unary)
+    response = await method.call(keys_pb.RotateDEKRequest(), 1.0)
+    assert response.new_dek_id == 3
+    log.close()
 
 
 def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import io
 import json
+import logging
+import os
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import pytest
 from hypothesis import given
@@ -124,3 +130,98 @@ def test_structlog_is_loaded_without_rich() -> None:
             "import rich; print(rich is not None)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Logging goes to stderr again after a test that sent it elsewhere."""
+    yield
+    logs.configure()
+
+
+def broken_pipe() -> TextIO:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def full_disk() -> TextIO:
+    return open("/dev/full", "w")
+
+
+def closed_file() -> TextIO:
+    with open(os.devnull, "w") as stream:
+        return stream
+
+
+UNWRITABLE = [broken_pipe, full_disk, closed_file]
+
+
+@pytest.mark.parametrize("make", UNWRITABLE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_line_that_cannot_be_written_is_nobodys_failure(
+        make: Callable[[], TextIO], log_format: str, restored: None) -> None:
+    stream = make()
+    logs.configure("debug", log_format, stream=stream)
+    logs.get_logger("x").error("event", value=1)
+    logging.getLogger("library").error("event")
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+def test_a_process_without_stderr_logs_nothing(monkeypatch: pytest.MonkeyPatch,
+                                               restored: None) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    logs.configure()
+    logs.get_logger("x").error("event")
+    monkeypatch.undo()
+
+
+class FailingStream(io.StringIO):
+    """Refuses lines while `error` is set."""
+
+    error: Exception | None = None
+
+    def write(self, text: str) -> int:
+        if self.error is not None:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
+                                   BrokenPipeError(), ValueError("I/O operation on closed file")],
+                         ids=lambda error: type(error).__name__)
+def test_dropped_lines_are_counted_once_lines_can_be_written(error: Exception,
+                                                             restored: None) -> None:
+    stream = FailingStream()
+    logs.configure("info", "json", stream=stream)
+    log = logs.get_logger("x")
+    stream.error = error
+    for _ in range(3):
+        log.info("lost")
+    stream.error = None
+    log.info("first")
+    log.info("second")
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["log lines were dropped", "first", "second"]
+    assert (events[0]["lines"], events[0]["level"]) == (3, "warning")
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path: Path, restored: None) -> None:
+    """RLIMIT_FSIZE stands in for a disk that fills up in the middle of a line."""
+    path = tmp_path / "log"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with path.open("w") as stream:
+        logs.configure("info", "json", stream=stream)
+        log = logs.get_logger("x")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, old[1]))
+            log.info("cut")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            signal.signal(signal.SIGXFSZ, handler)
+        log.info("whole")
+    cut, *rest = path.read_text().splitlines()
+    assert len(cut) == 20
+    assert [json.loads(line)["event"] for line in rest] == ["log lines were dropped", "whole"]

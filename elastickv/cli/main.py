@@ -6,6 +6,7 @@ nor `elastickv client` for the node.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -68,7 +69,10 @@ def cli() -> None:
 def report(error: ElasticKVError) -> int:
     """Print a typed error as one line on stderr; its exit code."""
     line = " ".join(str(error).split())
-    print(f"elastickv: {line}", file=sys.stderr, flush=True)
+    # The exit code says it where stderr cannot. Without stderr, print would write to stdout.
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"elastickv: {line}", file=sys.stderr, flush=True)
     return int(error.exit_code)
 
 
@@ -102,4 +106,20 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
 
 def main() -> None:
     """Entry point of the `elastickv` script."""
-    sys.exit(run())
+    open_missing_standard_files()
+    code = run()
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        # Python's own flush at exit would fail as well, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.exit(code)
+
+
+def open_missing_standard_files() -> None:
+    """Let no file that is opened later be taken for stdin, stdout or stderr by whatever writes to
+    descriptor 2 without asking."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)

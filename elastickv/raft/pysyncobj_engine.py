@@ -208,11 +208,11 @@ class PySyncObjEngine:
         if self._fatal_error is not None:
             return
         self._fatal_error = error
-        log.error("raft halted", node=self.node_id, error=str(error), kind=type(error).__name__)
         self._drop_links()
         self._end_waits("this node has halted")
         for callback in self._fatal_callbacks:
             callback(error)
+        log.error("raft halted", node=self.node_id, error=str(error), kind=type(error).__name__)
 
     def _drop_links(self) -> None:
         for peer_id in sorted(self._connected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from raft_lab import Lab, LabNode, outcome, run
 from structlog.testing import capture_logs
 
+from elastickv import logs
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, JournalCorrupt, OutcomeUnknown
 from elastickv.raft import frames
@@ -165,6 +167,34 @@ def test_a_failed_fsync_during_a_proposal_stops_the_node(propose: Any) -> None:
         leader.journal.append = failing
         assert isinstance(await outcome(propose(leader.engine)), OutcomeUnknown)
         assert leader.status().role is Role.SHUTDOWN
+
+    run(scenario())
+
+
+def test_a_halt_is_acted_on_before_it_is_logged() -> None:
+    """What fails may be the disk that the log lines go to."""
+    async def scenario() -> None:
+        lab = Lab(1)
+        leader = await lab.start()
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as stream:
+            logs.configure(stream=stream)
+            try:
+                leader.engine._fail(OSError(errno.EIO, "Input/output error"))
+            finally:
+                logs.configure()
+        assert leader.status().role is Role.SHUTDOWN
+        assert [type(error) for error in leader.fatal] == [OSError]
+
+        other = Lab(1)
+        leader = await other.start()
+        logged_before: list[int] = []
+        with capture_logs() as logged:
+            leader.engine.on_fatal(lambda error: logged_before.append(len(logged)))
+            leader.engine._fail(OSError(errno.EIO, "Input/output error"))
+        assert logged_before == [0]
+        assert [event["event"] for event in logged] == ["raft halted"]
 
     run(scenario())
 
