@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from elastickv.durable import Disk
+from elastickv.errors import DiskFull
 from elastickv.raft.engine import Member
 
 FILE_NAME = "contacts.json"
@@ -92,6 +93,6 @@ class ContactBook:
                             member.client_address or addresses.get(member.node_id, ""))
                     for member in self._members()]
         if contacts and contacts != self._known:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DiskFull):
                 store(self._disk, self._directory, contacts)
                 self._known = contacts

@@ -21,6 +21,8 @@ from typing import ClassVar
 
 JOIN_ANEW_REMEDY = "remove this node and join it anew: it is sent everything"
 """What a member does whose log or state is damaged: the others hold all of it."""
+DISK_FAILED_REMEDY = ("check the disk and the system's log, and let nothing restart the node on it"
+                      " by itself; replace the disk and let the member join anew")
 
 
 class Outcome(enum.Enum):
@@ -43,6 +45,7 @@ class ExitCode(enum.IntEnum):
     REMOVED = 7
     OUTCOME_UNKNOWN = 8
     UNAVAILABLE = 9
+    DISK_FAILED = 10
 
 
 class ElasticKVError(Exception):
@@ -244,6 +247,14 @@ class DiskFull(OperatorError):
     """The disk refuses writes; reads go on and nothing acknowledged is lost."""
 
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DiskFailed(OperatorError):
+    """The disk failed a read, a write or an fsync: what it holds is not known until it was checked.
+    A full disk is `DiskFull`."""
+
+    grpc_status = "INTERNAL"
+    exit_code = ExitCode.DISK_FAILED
 
 
 class RemovedFromCluster(OperatorError):

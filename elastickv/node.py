@@ -9,10 +9,11 @@ exit code.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -28,15 +29,18 @@ from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
 from elastickv.errors import (
+    DISK_FAILED_REMEDY,
+    DiskFailed,
     DiskFull,
     ElasticKVError,
     ExitCode,
     IntegrityError,
+    OperatorError,
     RemovedFromCluster,
     StartupRefused,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.guards import failures, require_safe
+from elastickv.keys.guards import DataDirectoryUnusable, failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
@@ -73,6 +77,8 @@ SWITCH_INTERVAL_S = 0.0005
 KEEP_ENTRIES = 10_000
 """Entries that stay in the log for members that are a little behind."""
 SEGMENT_BYTES = 64 << 20
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that say nothing of a disk."""
 
 
 class NoCluster(StartupRefused):
@@ -299,13 +305,14 @@ class Node:
                  leader=self._engine.status().leader_id)
 
     def _fail(self, error: BaseException) -> None:
-        if self._fatal is None:
-            self._fatal = error
-            if isinstance(error, RemovedFromCluster):
-                log.warning("this node was removed from the cluster and stops", reason=str(error))
-            else:
-                log.error("node must stop", exc_info=error)
+        first = self._fatal is None
+        if first:
+            self._fatal = error = failure_of(error)
         self._stop_requested.set()
+        if first and isinstance(error, RemovedFromCluster):
+            log.warning("this node was removed from the cluster and stops", reason=str(error))
+        elif first:
+            log.error("node must stop", exc_info=error)
 
     def request_stop(self) -> None:
         """Begin an orderly stop; safe to call more than once."""
@@ -314,38 +321,87 @@ class Node:
     async def run_until_stopped(self) -> ExitCode:
         """Serve until `request_stop` or a fatal error; then stop. Raises the fatal error."""
         await self._stop_requested.wait()
-        await self.stop()
+        error = await self.stop()
         if self._fatal is not None:
             raise self._fatal
+        if error is not None:
+            raise error
         return ExitCode.OK
 
-    async def stop(self) -> None:
-        """Drain and close whatever was started, last first."""
+    async def stop(self) -> Exception | None:
+        """Drain and close whatever was started, last first. A step that fails skips no other; the
+        first error, or None."""
         # A node that was removed is sound: it answers what it has accepted, and flushes.
         fatal = self._fatal is not None and not isinstance(self._fatal, RemovedFromCluster)
+        steps = _Steps()
         if hasattr(self, "_http"):
-            await self._http.stop()
+            await steps.take("http", self._http.stop)
         if hasattr(self, "_server"):
-            await self._server.stop(grace_s=0.0 if fatal else 2.0)
+            await steps.take("server", partial(self._server.stop, grace_s=0.0 if fatal else 2.0))
         if hasattr(self, "_contacts"):
-            self._contacts.stop()
+            await steps.take("contacts", self._contacts.stop)
         if hasattr(self, "_encryption"):
-            self._encryption.stop()
+            await steps.take("encryption", self._encryption.stop)
+        # What a log that could not be closed in order holds is not known: the store must not be
+        # ahead of it.
+        flush = not fatal
         if hasattr(self, "_engine"):
-            await self._engine.stop()
+            flush = await steps.take("engine", self._engine.stop) and flush
+        if hasattr(self, "_flusher"):
+            await steps.take("flush", partial(self._flush_and_stop, flush))
+        if hasattr(self, "_store"):
+            await steps.take("store", self._store.close)
+        for close in reversed(self._closers):
+            await steps.take("files", close)
+        self._closers.clear()
+        log.info("node stopped", node=self._settings.raft_id)
+        return steps.error
+
+    async def _flush_and_stop(self, flush: bool) -> None:
         try:
-            if hasattr(self, "_flusher"):
-                await self._flusher.stop(flush=not fatal)
+            await self._flusher.stop(flush=flush)
         except DiskFull as error:
             log.warning("the last flush found no space: the next start applies again from the log",
                         error=str(error))
-        finally:
-            if hasattr(self, "_store"):
-                self._store.close()
-            for close in reversed(self._closers):
-                close()
-            self._closers.clear()
-        log.info("node stopped", node=self._settings.raft_id)
+
+
+class _Steps:
+    """The steps of a stop. Each is taken, whatever became of those before it."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        """The first failure."""
+
+    async def take(self, name: str, step: Callable[[], object]) -> bool:
+        """Whether the step succeeded."""
+        try:
+            outcome = step()
+            if isinstance(outcome, Awaitable):
+                await outcome
+        except Exception as error:
+            self.error = self.error or error
+            log.error("a step of the stop failed", step=name, exc_info=error)
+            return False
+        return True
+
+
+def failure_of(error: BaseException) -> BaseException:
+    """`error`; an `OSError`, which says that the machine failed the node, as what an operator can
+    act on."""
+    if not isinstance(error, OSError):
+        return error
+    reason = error.strerror or str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in _OUT_OF_RESOURCES:
+        return OperatorError(f"the system refused the node a resource: {reason}{where}",
+                             remedy="raise the limits of the node's user, and start it again")
+    if isinstance(error, PermissionError):
+        return DataDirectoryUnusable(
+            f"{error.filename or 'the data directory'} cannot be used: {reason}",
+            remedy="give the data directory with everything in it to the user that runs the node"
+                   " (chown -R)")
+    return DiskFailed(f"the disk of the data directory failed: {reason}{where}",
+                      remedy=DISK_FAILED_REMEDY)
 
 
 async def _run(settings: NodeSettings) -> int:
@@ -357,7 +413,8 @@ async def _run(settings: NodeSettings) -> int:
         try:
             await node.start()
         except StopRequested:
-            await node.stop()
+            if (error := await node.stop()) is not None:
+                raise error from None
             return int(ExitCode.OK)
         except BaseException:
             await node.stop()
@@ -384,6 +441,7 @@ def run_node(settings: NodeSettings) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_run(settings))
-        except ElasticKVError as error:
-            log.error("node failed", error=type(error).__name__, detail=str(error))
-            raise
+        except (ElasticKVError, OSError) as error:
+            failure = failure_of(error)
+            log.error("node failed", error=type(failure).__name__, detail=str(failure))
+            raise failure from None

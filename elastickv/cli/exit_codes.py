@@ -29,7 +29,11 @@ MEANINGS: dict[int, tuple[str, str]] = {
     ExitCode.OUTCOME_UNKNOWN: ("the write may or may not have happened",
                                "Read before you decide to write again."),
     ExitCode.UNAVAILABLE: ("no member that could answer was reached in time",
-                           "Certainly nothing was written. Check the members and try again."),
+                           "Certainly nothing was written; of `client batch --chunk`, nothing of "
+                           "the chunk that failed. Check the members and try again."),
+    ExitCode.DISK_FAILED: ("the disk failed a read, a write or an fsync",
+                           "Check the disk. Do not restart the node on it automatically; replace "
+                           "it and let the member join anew."),
     INTERRUPTED: ("interrupted (Ctrl-C)", "Nothing."),
 }
 
