@@ -10,6 +10,7 @@ is ever overwritten: a file that exists is an error that names it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
@@ -166,8 +167,11 @@ def _load_ca(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
     except (OSError, ValueError, TypeError):
         raise ConfigError(f"the certificate authority in {directory} cannot be read",
                           remedy="check that ca.crt and ca.key are readable PEM files") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != (
-            certificate.public_key()):
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{paths.key} is not an EC key: this command signs with EC keys only",
+                          remedy="sign with what made that authority, or make another one with "
+                                 "`elastickv certs init`")
+    if key.public_key() != certificate.public_key():
         raise ConfigError(f"{paths.key} is not the private key of {paths.cert}",
                           remedy="put the matching pair back")
     return certificate, key
@@ -190,21 +194,39 @@ def _write_pair(directory: Path, name: str, certificate: x509.Certificate,
         serialization.NoEncryption())
     # The key first: a certificate without its key would look complete and be useless.
     _create_file(paths.key, key_bytes, _OWNER_ONLY)
-    _create_file(paths.cert, certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
+    try:
+        _create_file(paths.cert, certificate.public_bytes(serialization.Encoding.PEM), _PUBLIC)
+    except ConfigError:
+        _forget(paths.key)
+        raise
     return paths
 
 
 def _create_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file; O_EXCL settles a race between two commands."""
+    """Write a new file, whole or not at all; O_EXCL settles a race between two commands."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
         raise ConfigError(f"{path} exists and is never overwritten",
                           remedy="move it away first, or choose another --dir or name") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"--dir: {path} cannot be made: {error.strerror}",
+                          remedy="choose a directory that this user may write") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # What is left of it would never be overwritten.
+        _forget(path)
+        raise ConfigError(f"--dir: {path} cannot be written: {error.strerror}",
+                          remedy="free space there, or choose another directory") from None
+
+
+def _forget(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 # --- checking what a node was given ----------------------------------------------------------
@@ -214,45 +236,104 @@ def check_node_files(files: TlsFiles, node_id: str, *,
                      now: datetime.datetime | None = None) -> None:
     """Refuse TLS files that cannot work, before anything is started with them.
 
-    Raises `ConfigError` that names the flag and the file: unreadable or no PEM, a key of another
-    certificate, a certificate that is not (or no longer) valid, that --tls-ca did not sign, or that
-    other members would not accept for `node_id`.
+    --tls-cert may go on with the chain that leads to --tls-ca, and --tls-ca may hold several
+    authorities, as while one takes the place of another: one that signed must be valid, the others
+    need not be. Raises `ConfigError` that names the flag and the file: unreadable or no PEM, a key
+    of another certificate, a certificate that is not (or no longer) valid, that no authority in
+    --tls-ca stands behind, or that other members would not accept for `node_id`.
     """
-    certificate = _parse_certificate("--tls-cert", files.cert)
-    authority = _parse_certificate("--tls-ca", files.ca)
+    certificate, *chain = _parse_certificates("--tls-cert", files.cert)
+    authorities = _parse_certificates("--tls-ca", files.ca)
     key = _parse_key(files.key)
     if key.public_key() != certificate.public_key():
         raise ConfigError(f"--tls-key {files.key} is not the private key of {files.cert}",
                           remedy="give the pair that was made together")
     moment = now or datetime.datetime.now(datetime.UTC)
-    for flag, path, checked in (("--tls-cert", files.cert, certificate),
-                                ("--tls-ca", files.ca, authority)):
-        if not checked.not_valid_before_utc <= moment <= checked.not_valid_after_utc:
-            raise ConfigError(
-                f"{flag} {path} is valid from {checked.not_valid_before_utc:%Y-%m-%d} to "
-                f"{checked.not_valid_after_utc:%Y-%m-%d} only",
-                remedy="make a new certificate, or set this machine's clock")
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    _require_valid("--tls-cert", files.cert, certificate, moment)
+    found = _issuers(certificate, chain, authorities)
+    if not found:
         raise ConfigError(f"--tls-cert {files.cert} was not signed by --tls-ca {files.ca}",
-                          remedy="give the authority that signed it") from None
+                          remedy="give the authority that signed it")
+    if not any(_is_valid(issuer, moment) for issuer in found):
+        _require_valid("--tls-ca", files.ca, found[0], moment)
     if node_id not in _dns_names(certificate):
         raise ConfigError(f"--tls-cert {files.cert} is not a certificate of node {node_id}",
                           remedy=f"make one with `elastickv certs node {node_id}`")
 
 
-def _dns_names(certificate: x509.Certificate) -> list[str]:
+def uncovered_host(files: TlsFiles, host: str) -> str:
+    """Why clients that connect to `host` would refuse this node; "" = they accept it.
+
+    No reason not to start: how clients reach the node, under which name, is theirs to say. Raises
+    `ConfigError` as `check_node_files` does.
+    """
+    certificate = _parse_certificates("--tls-cert", files.cert)[0]
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        covered = ipaddress.ip_address(host) in _addresses(certificate)
+    except ValueError:
+        covered = any(_matches(name, host) for name in _dns_names(certificate))
+    return "" if covered else (f"--tls-cert {files.cert} is not valid for {host}, the host of "
+                               "--address: clients that connect to it there refuse it")
+
+
+def _matches(name: str, host: str) -> bool:
+    """Whether a DNS name of a certificate covers `host`; `*` stands for the first label."""
+    name, host = name.lower(), host.lower()
+    return name == host or (name.startswith("*.") and name[1:] == host[host.find("."):])
+
+
+def _issuers(certificate: x509.Certificate, chain: Sequence[x509.Certificate],
+             authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """The authorities at the end of the chain that `certificate` begins; empty if there is none."""
+    found = [authority for authority in authorities if _signed(certificate, authority)]
+    if found:
+        return found
+    for number, link in enumerate(chain):
+        if _signed(certificate, link):
+            return _issuers(link, [*chain[:number], *chain[number + 1:]], authorities)
+    return []
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _is_valid(certificate: x509.Certificate, moment: datetime.datetime) -> bool:
+    return certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
+
+
+def _require_valid(flag: str, path: Path, certificate: x509.Certificate,
+                   moment: datetime.datetime) -> None:
+    if not _is_valid(certificate, moment):
+        raise ConfigError(
+            f"{flag} {path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d} only",
+            remedy="make a new certificate, or set this machine's clock")
+
+
+def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return []
-    return names.value.get_values_for_type(x509.DNSName)
+        return x509.SubjectAlternativeName([])
 
 
-def _parse_certificate(flag: str, path: Path) -> x509.Certificate:
+def _dns_names(certificate: x509.Certificate) -> list[str]:
+    return _names(certificate).get_values_for_type(x509.DNSName)
+
+
+def _addresses(certificate: x509.Certificate) -> Sequence[object]:
+    return _names(certificate).get_values_for_type(x509.IPAddress)
+
+
+def _parse_certificates(flag: str, path: Path) -> list[x509.Certificate]:
+    """Every certificate in a file, at least one."""
     try:
-        return x509.load_pem_x509_certificate(_read(flag, path))
+        return x509.load_pem_x509_certificates(_read(flag, path))
     except ValueError:
         raise ConfigError(f"{flag} {path} holds no certificate in PEM form",
                           remedy="name a PEM file with a certificate") from None

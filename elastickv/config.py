@@ -24,7 +24,8 @@ from elastickv.errors import ConfigError
 MIB = 1024 * 1024
 
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
@@ -112,10 +113,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("dek_max_writes", Kind.INT, "Writes under one DEK: the leader rotates it at 90 % of "
             "them, and refuses writes at 100 %. The same on every member.",
             default=str(1 << 32), minimum=100, maximum=1 << 40),
-    Setting("tls_cert", Kind.PATH, "This node's certificate (PEM); its common name is --raftId."),
+    Setting("tls_cert", Kind.PATH, "This node's certificate (PEM), alone or followed by the chain "
+            "to --tls-ca. --raftId is one of its DNS names; the host of --address should be "
+            "another, or one of its IP addresses."),
     Setting("tls_key", Kind.PATH, "The certificate's private key (PEM). Keep it from other users."),
     Setting("tls_ca", Kind.PATH, "Certificate authority that members and clients must be signed by "
-            "(PEM)."),
+            "(PEM). May hold several: the old and the new one while one replaces the other."),
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "
             "clients. Refused unless every address is loopback.", default="false"),
     Setting("grpc_front", Kind.CHOICE, "What serves gRPC: `h2` is this project's own HTTP/2 front, "
@@ -236,6 +239,11 @@ class NodeSettings:
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_ca)
 
     @property
+    def audit_file(self) -> Path:
+        """Where the audit log is."""
+        return self.audit_log or self.raft_data_dir / "audit.log"
+
+    @property
     def raft_listen(self) -> Address:
         """Where this node listens for the other members."""
         return self.raft_listen_address or self.raft_address
@@ -268,7 +276,7 @@ def parse_address(text: str, where: str) -> Address:
     else:
         valid_host = bool(_HOST_NAME.fullmatch(host))
     if not (colon and valid_host and port_text.isascii() and port_text.isdigit()
-            and 1 <= int(port_text[:6]) <= 65535):
+            and len(port_text) <= 5 and 1 <= int(port_text) <= 65535):
         raise ConfigError(f"{where}: {text!r} is not host:port with a port from 1 to 65535",
                           remedy="give for example 127.0.0.1:50051 or [::1]:50051")
     return Address(host, int(port_text))

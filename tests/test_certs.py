@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import ipaddress
 import os
+import resource
+import signal
 import socket
 import ssl
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from elastickv import certs
@@ -122,6 +127,49 @@ def test_key_of_another_authority(authority: Path, tmp_path: Path) -> None:
         certs.create_node(authority, "n1")
 
 
+def test_an_authority_with_another_kind_of_key_is_named_as_such(authority: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "RSA")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (x509.CertificateBuilder().subject_name(name).issuer_name(name)
+                   .public_key(key.public_key()).serial_number(1).not_valid_before(now)
+                   .not_valid_after(now + datetime.timedelta(days=1)).sign(key, hashes.SHA256()))
+    (authority / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (authority / "ca.key").write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()))
+    with pytest.raises(ConfigError, match="not an EC key"):
+        certs.create_node(authority, "n1")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """RLIMIT_FSIZE stands in for a disk that fills up."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 100, 300], ids=["nothing fits", "not the key", "the key only"])
+def test_what_a_full_disk_cut_off_is_not_left_behind(tmp_path: Path, size: int) -> None:
+    """It would never be overwritten, and would look like an authority."""
+    with files_of_at_most(size), pytest.raises(ConfigError, match="cannot be written"):
+        certs.create_ca(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    certs.create_ca(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_directory_that_takes_no_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"--dir: /proc/self/ca\.key cannot be made"):
+        certs.create_ca(Path("/proc/self"))
+
+
 @pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é"])
 def test_bad_names(authority: Path, name: str) -> None:
     before = sorted(authority.iterdir())
@@ -169,6 +217,90 @@ def test_unusable_files_are_named(authority: Path, flag: str, damage: str, words
     with pytest.raises(ConfigError, match=rf"--tls-{flag}.*bad\.pem.*{words}|"
                                           rf"--tls-{flag}: {words} .*bad\.pem"):
         certs.check_node_files(files, "n1")
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """One PEM file of several."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_an_authority_is_replaced_step_by_step(authority: Path, tmp_path: Path,
+                                               newest_first: bool) -> None:
+    """Both have the same name. While both are in every --tls-ca, certificates of either will do."""
+    new = tmp_path / "new"
+    certs.create_ca(new)
+    certs.create_node(authority, "n1")
+    certs.create_node(new, "n2")
+    order = (new, authority) if newest_first else (authority, new)
+    both = joined(tmp_path / "both.crt", *(directory / "ca.crt" for directory in order))
+    n1 = dataclasses.replace(files_of(authority, "n1"), ca=both)
+    n2 = dataclasses.replace(files_of(new, "n2"), ca=both)
+    certs.check_node_files(n1, "n1")
+    certs.check_node_files(n2, "n2")
+    for server, client in ((n1, n2), (n2, n1)):
+        name = server.cert.stem
+        assert handshake(CertificatePair(server.cert, server.key),
+                         CertificatePair(client.cert, client.key), both, name) == (
+            (("commonName", client.cert.stem),),)
+
+
+def test_an_authority_that_has_expired_beside_the_one_that_signed(authority: Path,
+                                                                  tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=20)
+    certs.create_ca(old, days=10, now=past)
+    certs.create_node(authority, "n1")
+    both = joined(tmp_path / "both.crt", old / "ca.crt", authority / "ca.crt")
+    certs.check_node_files(dataclasses.replace(files_of(authority, "n1"), ca=both), "n1")
+    certs.create_node(old, "n1")
+    with pytest.raises(ConfigError, match=r"--tls-ca .*both\.crt is valid from"):
+        certs.check_node_files(dataclasses.replace(files_of(old, "n1"), ca=both), "n1")
+
+
+def test_a_chain_leads_to_the_authority(tmp_path: Path) -> None:
+    """As a company's authority makes them: node, one that issues, the root."""
+    now = datetime.datetime.now(datetime.UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+             for name in ("root", "issuing", "n1")]
+    paths = []
+    for level, (key, name) in enumerate(zip(keys, names, strict=True)):
+        signer = max(0, level - 1)
+        certificate = (
+            x509.CertificateBuilder().subject_name(name).issuer_name(names[signer])
+            .public_key(key.public_key()).serial_number(level + 1)
+            .not_valid_before(now - certs.BACKDATE)
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(level < 2, None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"n{level - 1}")]), False)
+            .sign(keys[signer], hashes.SHA256()))
+        paths.append(tmp_path / f"{level}.crt")
+        paths[-1].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path = tmp_path / "n1.key"
+    key_path.write_bytes(keys[2].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()))
+    root, issuing, node = paths
+    chain = joined(tmp_path / "chain.crt", node, issuing)
+    certs.check_node_files(TlsFiles(chain, key_path, root), "n1")
+    certs.check_node_files(TlsFiles(node, key_path, joined(tmp_path / "ca.crt", issuing, root)),
+                           "n1")
+    with pytest.raises(ConfigError, match="not signed by"):
+        certs.check_node_files(TlsFiles(node, key_path, root), "n1")
+
+
+@pytest.mark.parametrize(("host", "covered"), [
+    ("n1", True), ("N1", True), ("localhost", True), ("127.0.0.1", True), ("10.0.0.7", True),
+    ("db.example", True), ("a.wild.example", True), ("A.Wild.Example", True),
+    ("10.0.0.8", False), ("127.0.0.2", False), ("::1", False), ("n2", False),
+    ("wild.example", False), ("a.b.wild.example", False), ("x.db.example", False)])
+def test_hosts_that_a_certificate_covers(authority: Path, host: str, covered: bool) -> None:
+    certs.create_node(authority, "n1", hosts=["10.0.0.7", "db.example", "*.wild.example"])
+    problem = certs.uncovered_host(files_of(authority, "n1"), host)
+    assert (problem == "") is covered
+    assert covered or host in problem
 
 
 def test_files_that_do_not_belong_together(authority: Path, tmp_path: Path) -> None:

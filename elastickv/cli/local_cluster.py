@@ -119,7 +119,7 @@ def show(layout: Layout, views: Sequence[NodeView]) -> None:
 
 def commands(layout: Layout) -> str:
     """What to type in another shell, ready to paste."""
-    program = shlex.quote(_program())
+    program = shlex.join(_program())
     data = shlex.quote(str(layout.root))
     return f"""
 The cluster is up. In another shell:
@@ -137,14 +137,14 @@ Logs: {layout.root}/n*/node.log. Ctrl-C stops the cluster; the next run goes on 
 """
 
 
-def _program() -> str:
+def _program() -> list[str]:
     """The command as the user can type it: relative to here where it is below here."""
     script = Path(sys.executable).parent / "elastickv"
     if not script.exists():
-        return f"{sys.executable} -m elastickv"
+        return [sys.executable, "-m", "elastickv"]
     with contextlib.suppress(ValueError):
-        return str(script.relative_to(Path.cwd()))
-    return str(script)
+        return [str(script.relative_to(Path.cwd()))]
+    return [str(script)]
 
 
 def watch(processes: Sequence[NodeProcess]) -> int:

@@ -30,6 +30,7 @@ from elastickv import certs
 from elastickv.cli import exit_codes
 from elastickv.config import TlsFiles
 from elastickv.crypto.kek_file import write_kek_file
+from elastickv.durable import OsDisk
 from elastickv.errors import BindFailed, ConfigError, StartupRefused
 
 HOST = "127.0.0.1"
@@ -104,13 +105,23 @@ class Layout:
 def prepare(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
     """Make what is missing under `root`; the layout, and a line for each thing that was made.
 
-    Raises `ConfigError` when `root` was made for another number of nodes or other ports.
+    Raises `ConfigError` when `root` was made for another number of nodes or other ports, or cannot
+    be made or written.
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--data: {root} cannot be made: {error.strerror}",
                           remedy="choose another directory") from None
+    try:
+        return _fill(root, wanted)
+    except OSError as error:
+        raise ConfigError(f"--data: {error.filename or root} cannot be used: {error.strerror}",
+                          remedy="make it readable and writable for this user, or choose another "
+                                 "directory") from None
+
+
+def _fill(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
     layout = Layout(root, wanted)
     made: list[str] = []
     _fix_shape(root / "cluster.json", wanted)
@@ -135,7 +146,8 @@ def _fix_shape(path: Path, wanted: Shape) -> None:
     try:
         found = Shape(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        path.write_text(json.dumps(asdict(wanted)) + "\n", encoding="utf-8")
+        # Whole or not at all: what a full disk cuts off could not be read again.
+        OsDisk().replace(path, json.dumps(asdict(wanted)).encode() + b"\n")
         return
     except (ValueError, TypeError):
         raise ConfigError(f"{path} cannot be read", remedy="choose another --data") from None
@@ -254,7 +266,13 @@ class NodeProcess:
 def start_all(layout: Layout) -> list[NodeProcess]:
     """Start every node."""
     check_ports(layout)
-    return [NodeProcess(layout, node) for node in layout.nodes]
+    try:
+        return [NodeProcess(layout, node) for node in layout.nodes]
+    except OSError as error:
+        raise ConfigError(f"--data: {error.filename or layout.root} cannot be used: "
+                          f"{error.strerror}",
+                          remedy="make it writable for this user, or choose another directory"
+                          ) from None
 
 
 def stop_all(processes: Sequence[NodeProcess]) -> dict[str, int]:

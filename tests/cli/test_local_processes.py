@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -16,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from elastickv import config
-from elastickv.cli import local_processes
+from elastickv.cli import local_cluster, local_processes
 from elastickv.cli.local_processes import Layout, LocalNode, NodeProcess, Shape, prepare
 from elastickv.cli.node import node as node_command_line
-from elastickv.errors import BindFailed, ConfigError, StartupRefused
+from elastickv.errors import BindFailed, ConfigError, ElasticKVError, StartupRefused
 
 THREE = Shape(3, 21051, 21151)
 
@@ -49,6 +51,37 @@ def test_second_run_makes_nothing_and_changes_nothing(tmp_path: Path) -> None:
     assert made == []
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert layout == Layout(tmp_path, THREE)
+
+
+@pytest.mark.parametrize("missing", ["cluster.json", "kek.key", "certs", "n2", "client.env"])
+def test_a_directory_that_takes_no_file_is_named(tmp_path: Path, missing: str) -> None:
+    """A link that leads nowhere stands in the place of what is to be made."""
+    prepare(tmp_path, THREE)
+    path = tmp_path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to("/proc/self/nothing")
+    if missing == "cluster.json":
+        path.with_name("cluster.json.tmp").mkdir()
+    with pytest.raises(ElasticKVError) as caught:
+        prepare(tmp_path, THREE)
+    assert missing in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    layout, _ = prepare(tmp_path, THREE)
+    layout.nodes[0].log_path.mkdir()
+    with pytest.raises(ConfigError, match=r"node\.log cannot be used"):
+        local_processes.start_all(layout)
+
+
+@pytest.mark.parametrize("python", ["/opt/py/python3", "/opt/a b/python3"])
+def test_the_printed_commands_can_be_pasted_without_a_script(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    monkeypatch.setattr(sys, "executable", python)
+    lines = local_cluster.commands(Layout(tmp_path, THREE)).splitlines()
+    get = next(line for line in lines if "client get" in line)
+    assert shlex.split(get) == [python, "-m", "elastickv", "client", "get", "greeting"]
 
 
 def test_what_an_interrupted_first_run_left_out_is_made(tmp_path: Path) -> None:
