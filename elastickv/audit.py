@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -23,7 +24,6 @@ from typing import Any, Final
 from elastickv import logs
 from elastickv.errors import ConfigError
 
-FILE_NAME: Final = "audit.log"
 RESULT_OK: Final = "ok"
 
 caller: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("caller", default="")
@@ -42,6 +42,31 @@ def line_of(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"the audit log {path} cannot be opened: {error.strerror}",
+                       remedy="give --audit-log a file that the node may write")
+
+
+def require_usable(path: Path, data_directory: Path) -> None:
+    """Raise the `ConfigError` of `AuditLog(path)`, with nothing made. A node makes its data
+    directory first."""
+    try:
+        try:
+            os.close(os.open(path, _FLAGS))
+        except FileNotFoundError:
+            directory = path.parent
+            if directory.exists() or directory.absolute() != data_directory.absolute():
+                # Raises as making the file would.
+                os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                if not os.access(directory, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
 class AuditLog:
     """The file at `path`, for appending."""
 
@@ -52,12 +77,10 @@ class AuditLog:
         try:
             self._descriptor = self._open()
         except OSError as error:
-            raise ConfigError(f"the audit log {path} cannot be opened: {error.strerror}",
-                              remedy="give --audit-log a file that the node may write") from None
+            raise _unusable(path, error) from None
 
     def _open(self) -> int:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                             | os.O_NOCTTY, 0o600)
+        descriptor = os.open(self._path, _FLAGS | os.O_CREAT, 0o600)
         try:
             size = os.fstat(descriptor).st_size
             # A line that a full disk or a crash cut off must not swallow the next one.

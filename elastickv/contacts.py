@@ -74,24 +74,25 @@ class ContactBook:
         """Look at the members every second. Once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="contacts")
 
-    def stop(self) -> None:
-        """Look for the last time. Before the engine stops, which forgets the addresses."""
+    def stop(self, *, removed: str = "") -> None:
+        """Look for the last time. Before the engine stops, which forgets the addresses. `removed`
+        is no member any more, whether or not the engine has the entry that says so."""
         if self._task is not None:
             self._task.cancel()
-            self.note()
+            self.note(removed=removed)
 
     async def _run(self) -> None:
         while True:
             self.note()
             await asyncio.sleep(INTERVAL_S)
 
-    def note(self) -> None:
+    def note(self, *, removed: str = "") -> None:
         """Write the file if the members have changed. An address once known is kept while the
         member cannot be reached. A disk that refuses is somebody else's to report."""
         addresses = dict(self._known)
         contacts = [Contact(member.node_id,
                             member.client_address or addresses.get(member.node_id, ""))
-                    for member in self._members()]
+                    for member in self._members() if member.node_id != removed]
         if contacts and contacts != self._known:
             with contextlib.suppress(OSError, DiskFull):
                 store(self._disk, self._directory, contacts)

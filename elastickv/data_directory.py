@@ -1,17 +1,25 @@
-"""Who uses a data directory: the lock that a running node holds, and a look at it from outside."""
+"""Who uses a data directory: the lock that a running node holds, a look at it from outside, whose
+it is, and what a failure of its disk means."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import pwd
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
+from elastickv.errors import DISK_FAILED_REMEDY, DiskFailed, ElasticKVError, OperatorError
 from elastickv.keys.guards import AlreadyRunning, DataDirectoryUnusable
+from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 
 LOCK_FILE: Final = "LOCK"
 _ACCESS_REMEDY: Final = ("make the directory writable for the user that runs the node, or choose"
                          " another --raftDataDir")
+
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of the system that say nothing of a disk."""
 
 
 class Seen(NamedTuple):
@@ -77,3 +85,46 @@ def _look_at_lock(directory: Path) -> Seen:
     finally:
         os.close(descriptor)
     return Seen()
+
+
+def other_owner(directory: Path) -> str:
+    """The user that the node runs as, as sudo -u takes it, if it is not the one that runs this; ""
+    when it is, or when there is no data yet."""
+    try:
+        # Written at every start of a node.
+        owner = os.stat(directory / "raft" / HARD_STATE).st_uid
+    except OSError:
+        return ""
+    if owner == os.geteuid():
+        return ""
+    try:
+        return pwd.getpwuid(owner).pw_name
+    except KeyError:
+        return f"#{owner}"
+
+
+@overload
+def failure_of(error: ElasticKVError | OSError) -> ElasticKVError: ...
+
+
+@overload
+def failure_of(error: BaseException) -> BaseException: ...
+
+
+def failure_of(error: BaseException) -> BaseException:
+    """`error`; an `OSError`, which says that the machine failed the node, as what an operator can
+    act on."""
+    if not isinstance(error, OSError):
+        return error
+    reason = error.strerror or str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in _OUT_OF_RESOURCES:
+        return OperatorError(f"the system refused the node a resource: {reason}{where}",
+                             remedy="raise the limits of the node's user, and start it again")
+    if isinstance(error, PermissionError):
+        return DataDirectoryUnusable(
+            f"{error.filename or 'the data directory'} cannot be used: {reason}",
+            remedy="give the data directory with everything in it to the user that runs the node"
+                   " (chown -R)")
+    return DiskFailed(f"the disk of the data directory failed: {reason}{where}",
+                      remedy=DISK_FAILED_REMEDY)

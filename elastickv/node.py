@@ -9,7 +9,6 @@ exit code.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
 import sys
@@ -18,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from elastickv import __version__, data_directory, descriptors, hygiene, logs, startup
-from elastickv.audit import FILE_NAME, AuditLog
+from elastickv import __version__, config, data_directory, descriptors, hygiene, logs, startup
+from elastickv.audit import AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
 from elastickv.contacts import ContactBook
@@ -27,20 +26,17 @@ from elastickv.crypto.envelope import EnvelopeError
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
+from elastickv.data_directory import failure_of
 from elastickv.durable import OsDisk
 from elastickv.errors import (
-    DISK_FAILED_REMEDY,
-    DiskFailed,
     DiskFull,
     ElasticKVError,
     ExitCode,
     IntegrityError,
-    OperatorError,
     RemovedFromCluster,
-    StartupRefused,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.guards import DataDirectoryUnusable, failures, require_safe
+from elastickv.keys.guards import failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
 from elastickv.kv.coordinator import Coordinator
@@ -77,14 +73,6 @@ SWITCH_INTERVAL_S = 0.0005
 KEEP_ENTRIES = 10_000
 """Entries that stay in the log for members that are a little behind."""
 SEGMENT_BYTES = 64 << 20
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors of the system that say nothing of a disk."""
-
-
-class NoCluster(StartupRefused):
-    """The node neither founds a cluster, nor joins one, nor has been in one."""
-
-    guard = "cluster"
 
 
 class StopRequested(Exception):
@@ -124,7 +112,7 @@ class Node:
         descriptor = data_directory.take(data)
         self._closers.append(lambda: os.close(descriptor))
         startup.require_file_system(settings, disk)
-        audit = AuditLog(settings.audit_log or data / FILE_NAME)
+        audit = AuditLog(settings.audit_file)
         self._closers.append(audit.close)
         self._runner = ThreadRunner()
         self._closers.append(self._runner.close)
@@ -241,10 +229,7 @@ class Node:
                       snapshots: SnapshotSource, applied_index: int) -> PySyncObjEngine:
         settings = self._settings
         members = settings.raft_join or settings.founding_members
-        if applied_index == 0 and not members:
-            raise NoCluster(f"{settings.raft_id} belongs to no cluster",
-                            remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
-                                   " or --raftJoin to join one")
+        startup.require_cluster(settings, disk, applied_index)
         tls = settings.tls
         # --max-value-bytes limits what is proposed (`Coordinator`), not what is read: the log may
         # hold larger entries, written when it was higher, and so may other members send.
@@ -332,14 +317,16 @@ class Node:
         """Drain and close whatever was started, last first. A step that fails skips no other; the
         first error, or None."""
         # A node that was removed is sound: it answers what it has accepted, and flushes.
-        fatal = self._fatal is not None and not isinstance(self._fatal, RemovedFromCluster)
+        removed = isinstance(self._fatal, RemovedFromCluster)
+        fatal = self._fatal is not None and not removed
         steps = _Steps()
         if hasattr(self, "_http"):
             await steps.take("http", self._http.stop)
         if hasattr(self, "_server"):
             await steps.take("server", partial(self._server.stop, grace_s=0.0 if fatal else 2.0))
         if hasattr(self, "_contacts"):
-            await steps.take("contacts", self._contacts.stop)
+            await steps.take("contacts", partial(
+                self._contacts.stop, removed=self._settings.raft_id if removed else ""))
         if hasattr(self, "_encryption"):
             await steps.take("encryption", self._encryption.stop)
         # What a log that could not be closed in order holds is not known: the store must not be
@@ -385,25 +372,6 @@ class _Steps:
         return True
 
 
-def failure_of(error: BaseException) -> BaseException:
-    """`error`; an `OSError`, which says that the machine failed the node, as what an operator can
-    act on."""
-    if not isinstance(error, OSError):
-        return error
-    reason = error.strerror or str(error)
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in _OUT_OF_RESOURCES:
-        return OperatorError(f"the system refused the node a resource: {reason}{where}",
-                             remedy="raise the limits of the node's user, and start it again")
-    if isinstance(error, PermissionError):
-        return DataDirectoryUnusable(
-            f"{error.filename or 'the data directory'} cannot be used: {reason}",
-            remedy="give the data directory with everything in it to the user that runs the node"
-                   " (chown -R)")
-    return DiskFailed(f"the disk of the data directory failed: {reason}{where}",
-                      remedy=DISK_FAILED_REMEDY)
-
-
 async def _run(settings: NodeSettings) -> int:
     node = Node(settings)
     loop = asyncio.get_running_loop()
@@ -437,6 +405,12 @@ def run_node(settings: NodeSettings) -> int:
     else:
         log.info("core dumps off")
     log.info("descriptors limited", limit=descriptors.raise_limit())
+    log.info("settings", **config.describe(settings))
+    if settings.tls is not None:
+        from elastickv.certs import uncovered_host
+
+        if problem := uncovered_host(settings.tls, settings.address.host):
+            log.warning("clients may refuse this node", reason=problem)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -19,10 +19,17 @@ from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.crypto.nonce import full_node_id
+from elastickv.data_directory import failure_of
 from elastickv.durable import Disk
-from elastickv.errors import ElasticKVError, EncryptionConflict, OperatorError, SidecarCorrupt
+from elastickv.errors import (
+    DiskFailed,
+    ElasticKVError,
+    EncryptionConflict,
+    OperatorError,
+    SidecarCorrupt,
+)
 from elastickv.keys import sidecar as sidecar_file
-from elastickv.keys.guards import RESYNC_COMMAND, GuardFailed, failures
+from elastickv.keys.guards import RESYNC_COMMAND, DataDirectoryUnusable, GuardFailed, failures
 from elastickv.keys.registry import own_epochs
 from elastickv.keys.resync import resynced
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
@@ -90,7 +97,8 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
                     rows: Iterable[tuple[bytes, bytes]] = ()) -> Resynced:
     """Ask the leader through `client`, check, and durably write the sidecar.
 
-    `rows` are this node's own writer rows. Raises what the rules and the call raise; then nothing
+    `rows` are this node's own writer rows. Raises what the rules and the call raise, and
+    `DataDirectoryUnusable` or `DiskFailed` when the sidecar cannot be read or written; then nothing
     has changed.
     """
     node_id = full_node_id(raft_id)
@@ -99,13 +107,18 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
         own = sidecar_file.load(disk, path)
     except SidecarCorrupt:
         own = None
+    except OSError as error:
+        raise failure_of(error) from None
     state = await client.encryption.resync_sidecar(node_id)
     registry = dict(state.writer_registry)
     for dek_id, epoch in own_epochs(rows, node_id).items():
         registry[dek_id] = max(epoch, registry.get(dek_id, 0))
     new = resynced(own, leader_sidecar(state), registry)
     check_keys(own, new, kek)
-    sidecar_file.store(disk, path, new)
+    try:
+        sidecar_file.store(disk, path, new)
+    except OSError as error:
+        raise failure_of(error) from None
     return Resynced(own, new)
 
 
@@ -144,6 +157,8 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
         async with Client(endpoints, tls=settings.tls, timeout_s=LEADER_TIMEOUT_S) as client:
             done = await take_over(client, settings.raft_id, gathered.kek, disk,
                                    settings.raft_data_dir, store.rows())
+    except (DataDirectoryUnusable, DiskFailed):
+        raise
     except ElasticKVError as error:
         raise _refusal(failed[0], settings, endpoints, error.message) from None
     log.warning("sidecar restored from the leader", guard=failed[0].guard,

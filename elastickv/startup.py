@@ -1,23 +1,31 @@
-"""Gathers the facts that the start-up guards judge. Reads only, apart from the file-system
-probe."""
+"""Gathers the facts that the start-up guards judge, and judges for `elastickv doctor` what a node
+finds out after them. Reads only, apart from the file-system probe."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from elastickv import contacts, data_directory
+from elastickv import audit, contacts, data_directory
 from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.keystore import KeyHandle, Keystore
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import Disk, probe_file_system
-from elastickv.errors import ElasticKVError, EncryptionConflict, KekError, KekTooOpen
+from elastickv.errors import (
+    ElasticKVError,
+    EncryptionConflict,
+    KekError,
+    KekTooOpen,
+    RemovedFromCluster,
+    StartupRefused,
+)
 from elastickv.keys import sidecar as sidecar_file
-from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe
+from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe, Status, Verdict
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import (
@@ -25,9 +33,22 @@ from elastickv.kv.fsm import (
     META_RAFT_CUTOVER_INDEX,
     META_SIDECAR,
 )
-from elastickv.raft.hardstate import owner_of
+from elastickv.raft.configuration import ConfigurationFile
+from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
+from elastickv.raft.hardstate import HardStateFile, owner_of
+from elastickv.raft.peer_memory import PeerMemory
+from elastickv.raft.snapshots import MarkerFile
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
+
+CONFIGURATION = "members"
+"""The file of the configuration, beside that of the hard state."""
+
+
+class NoCluster(StartupRefused):
+    """The node neither founds a cluster, nor joins one, nor has been in one."""
+
+    guard = "cluster"
 
 
 class StoredFacts(Protocol):
@@ -113,11 +134,80 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         member_ids=member_ids), kek)
 
 
+def require_cluster(settings: NodeSettings, disk: Disk, applied_index: int = 0) -> None:
+    """Refuse a node that nothing tells of a cluster: neither its settings nor its disk.
+
+    Raises `NoCluster`, or `JournalCorrupt`.
+    """
+    if settings.raft_join or settings.founding_members or applied_index:
+        return
+    # Entries may be in the log that no flush has brought to the store yet.
+    base = ConfigurationFile(disk, settings.raft_data_dir / "raft" / CONFIGURATION).load()
+    if base is None or not base.members:
+        raise NoCluster(f"{settings.raft_id} belongs to no cluster",
+                        remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
+                               " or --raftJoin to join one")
+
+
+def later_verdicts(settings: NodeSettings, disk: Disk) -> list[Verdict]:
+    """What would end the start of a node after the guards, as far as it is cheap to tell: the log
+    is not read. The last one only warns."""
+    checks: Sequence[tuple[str, Callable[[], None]]] = (
+        ("raft-files", lambda: _require_raft_files(settings, disk)),
+        ("cluster", lambda: require_cluster(settings, disk)),
+        ("member", lambda: _require_member(settings, disk)),
+        ("audit-log", lambda: audit.require_usable(settings.audit_file, settings.raft_data_dir)),
+    )
+    return [*(_verdict(name, check) for name, check in checks), _user(settings)]
+
+
+def _verdict(name: str, check: Callable[[], None]) -> Verdict:
+    try:
+        check()
+    except (ElasticKVError, OSError) as error:
+        failure = data_directory.failure_of(error)
+        return Verdict(name, Status.FAIL, getattr(failure, "problem", failure.message),
+                       failure.remedy)
+    return Verdict(name, Status.PASS)
+
+
+def _require_raft_files(settings: NodeSettings, disk: Disk) -> None:
+    directory = settings.raft_data_dir / "raft"
+    HardStateFile(disk, directory / HARD_STATE)
+    ConfigurationFile(disk, directory / CONFIGURATION).load()
+    MarkerFile(disk, directory / "install").load()
+    PeerMemory(disk, directory / "peers")
+
+
+def _require_member(settings: NodeSettings, disk: Disk) -> None:
+    """A node that was removed knew the members without it when it last ran."""
+    directory = settings.raft_data_dir / "raft"
+    base = ConfigurationFile(disk, directory / CONFIGURATION).load()
+    was_member = HardStateFile(disk, directory / HARD_STATE).state.joined or (
+        base is not None and base.find(settings.raft_id) is not None)
+    known = {contact.node_id for contact in contacts.load(disk, settings.raft_data_dir)}
+    if was_member and known and settings.raft_id not in known:
+        raise RemovedFromCluster(
+            f"member {settings.raft_id} was not among the members when it last ran",
+            remedy="if elastickv admin raft status on another member does not list it either, it"
+                   " was removed: it may join again with an empty data directory")
+
+
+def _user(settings: NodeSettings) -> Verdict:
+    owner = data_directory.other_owner(settings.raft_data_dir)
+    if owner:
+        return Verdict("user", Status.WARN,
+                       f"the node last ran as user {owner}, and this is another user: whether the"
+                       " node can use its files is not told here",
+                       f"run it as that user: sudo -u {shlex.quote(owner)} elastickv doctor ...")
+    return Verdict("user", Status.PASS)
+
+
 def _owner(settings: NodeSettings, disk: Disk) -> str:
     try:
         return owner_of(disk, settings.raft_data_dir / "raft")
     except (ElasticKVError, OSError):
-        return ""  # the engine says what is wrong with it
+        return ""  # the engine says what is wrong with it, and `later_verdicts`
 
 
 def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:

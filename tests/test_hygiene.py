@@ -6,10 +6,14 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from elastickv import hygiene
+from elastickv import certs, hygiene
+from elastickv.crypto.kek_file import write_kek_file
+from elastickv.durable import OsDisk
+from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 
 INFINITE = resource.RLIM_INFINITY
 MAPS = """\
@@ -88,3 +92,38 @@ print(json.dumps({"bytes": lock.locked_bytes, "problem": lock.problem, "big": le
     assert seen["bytes"] == 0
     assert "65536" in str(seen["problem"])
     assert seen["big"] == 64 << 20
+
+
+# Runs `elastickv` and prints, at each opening of a file whose name ends in .key, whether this
+# process could still be dumped. (prctl(2): PR_GET_DUMPABLE)
+PRINT_AT_KEYS = """
+import ctypes, sys
+prctl = ctypes.CDLL(None).prctl
+def hook(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".key"):
+        print("dumpable", prctl(3, 0, 0, 0, 0), flush=True)
+sys.addaudithook(hook)
+from elastickv.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("command", [
+    ["node"], ["doctor"], ["admin", "encryption", "resync-sidecar", "--endpoints", "127.0.0.1:1",
+                           "--timeout", "0.1"]], ids=lambda command: command[-1])
+def test_core_dumps_are_off_before_a_key_is_read(tmp_path: Path, command: list[str]) -> None:
+    certs.create_ca(tmp_path)
+    certs.create_node(tmp_path, "n1")
+    write_kek_file(tmp_path / "kek.key")
+    (tmp_path / "data" / "raft").mkdir(parents=True)
+    # Of another member: the node reads its keys and refuses to start.
+    HardStateFile(OsDisk(), tmp_path / "data" / "raft" / FILE_NAME).begin_boot(
+        "n1" if command[0] == "admin" else "n9")
+    arguments = ["--raftId", "n1", "--raftDataDir", str(tmp_path / "data"),
+                 "--kekFile", str(tmp_path / "kek.key"), "--tls-ca", str(tmp_path / "ca.crt"),
+                 "--tls-cert", str(tmp_path / "n1.crt"), "--tls-key", str(tmp_path / "n1.key")]
+    done = subprocess.run([sys.executable, "-c", PRINT_AT_KEYS, *command, *arguments],
+                          capture_output=True, text=True, timeout=60, check=False)
+    seen = [line for line in done.stdout.splitlines() if line.startswith("dumpable")]
+    assert len(seen) >= 1, done.stderr
+    assert set(seen) == {"dumpable 0"}, done.stderr

@@ -1,4 +1,4 @@
-"""`elastickv doctor`: every start-up guard of a node, without starting it."""
+"""`elastickv doctor`: what a node checks at its start, without starting it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from elastickv import config
+from elastickv import config, hygiene
 from elastickv.cli.node import setting_options
 from elastickv.cli.output import emit, output_option, print_table
 from elastickv.config import NodeSettings, TlsFiles
@@ -23,13 +23,15 @@ from elastickv.keys.guards import Status, Verdict
 @setting_options
 @output_option
 def doctor(config_path: str, output: str, **options: str | None) -> int:
-    """Run every start-up guard of a node, without starting it, and say what each came to.
+    """Check what a node checks at its start, without starting it, and say what each check came to.
 
-    Takes the settings of `elastickv node`. Changes nothing: only the file-system guard writes, a
-    file that it removes. Exit code 0: no guard fails; 1: one does. The TLS files are judged too;
-    the log is not read. While a node runs on the directory, `data-directory` fails and the others
-    judge what is on its disk.
+    Takes the settings of `elastickv node`; run it as the node's user. Changes nothing: only the
+    file-system guard writes, a file that it removes. Exit code 0: no check fails; 1: one does. The
+    log is not read and no port is tried, so that a node may still find damage in the one or the
+    other taken. While a node runs on the directory, `data-directory` fails and the others judge
+    what is on its disk.
     """
+    hygiene.disable_core_dumps()  # before a key is read
     flags = {name: text for name, text in options.items() if text is not None}
     return show(verdicts(config.load(flags, os.environ, config_path)), output)
 
@@ -42,18 +44,24 @@ def verdicts(settings: NodeSettings) -> list[Verdict]:
     from elastickv.keys.guards import run_guards
 
     results = run_guards(startup.examine(settings, OsDisk()))
+    results += startup.later_verdicts(settings, OsDisk())
     if settings.tls is not None:
-        results.append(_tls_files(settings.tls, settings.raft_id))
+        results.append(_tls_files(settings.tls, settings.raft_id, settings.address.host))
     return results
 
 
-def _tls_files(files: TlsFiles, raft_id: str) -> Verdict:
-    from elastickv.certs import check_node_files
+def _tls_files(files: TlsFiles, raft_id: str, host: str) -> Verdict:
+    from elastickv.certs import check_node_files, uncovered_host
 
     try:
         check_node_files(files, raft_id)
+        problem = uncovered_host(files, host)
     except ConfigError as error:
         return Verdict("tls-files", Status.FAIL, error.message, error.remedy)
+    if problem:
+        return Verdict("tls-files", Status.WARN, problem,
+                       f"make one with `elastickv certs node {raft_id} --host {host}`, unless"
+                       " clients reach the node under another name")
     return Verdict("tls-files", Status.PASS)
 
 
@@ -65,7 +73,9 @@ def show(results: Sequence[Verdict], output: str) -> int:
 
     def table() -> None:
         print_table(rows, ("guard", "result"))
-        for verdict in failed:
+        for verdict in results:
+            if not verdict.message:
+                continue
             click.echo(f"\n{verdict.guard}: {verdict.message}\n  Remedy: {verdict.remedy}")
 
     emit({"may_start": not failed, "guards": rows}, output, table=table)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from elastickv import config
+from elastickv import config, hygiene
 from elastickv.config import Kind, Setting
 
 
@@ -53,6 +53,7 @@ def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @setting_options
 def node(config_path: str, **options: str | None) -> int:
     """Run one node. A flag wins over its ELASTICKV_ variable, a variable over the file."""
+    hygiene.disable_core_dumps()  # before a key is read
     flags = {name: text for name, text in options.items() if text is not None}
     settings = config.load(flags, os.environ, config_path)
     if settings.tls is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from elastickv import data_directory as ownership
-from elastickv import resync
+from elastickv import hygiene, resync
 from elastickv.cli.connection import Connection
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.durable import OsDisk
 from elastickv.errors import ConfigError
+from elastickv.keys.guards import DataDirectoryUnusable
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.raft.hardstate import FILE_NAME, owner_of
 from elastickv.resync import Resynced
@@ -22,13 +24,15 @@ def resync_stopped_node(connection: Connection, raft_id: str, data_directory: Pa
                         kek_file: Path) -> Resynced:
     """Take the node's lock, ask the leader, write the sidecar.
 
-    Raises `ConfigError` for a directory that is none or another node's, `AlreadyRunning`, and what
-    `resync.take_over` raises.
+    Raises `ConfigError` for a directory that is none or another node's, `DataDirectoryUnusable`
+    for one of another user, `AlreadyRunning`, and what `resync.take_over` raises.
     """
+    hygiene.disable_core_dumps()
     if not data_directory.is_dir():
         raise ConfigError(f"--raftDataDir: {data_directory} is not a directory",
                           remedy="run this on the stopped node's machine")
     _require_own(data_directory, raft_id)
+    _require_user(data_directory)
     kek = FileKekProvider(kek_file).load()
     descriptor = ownership.take(data_directory)
     try:
@@ -47,6 +51,15 @@ def _require_own(data_directory: Path, raft_id: str) -> None:
     if owner not in ("", raft_id):
         raise ConfigError(f"--raftDataDir: {data_directory} is that of member {owner}, not of"
                           f" {raft_id}", remedy=f"give --raftId {owner}, or that node's directory")
+
+
+def _require_user(data_directory: Path) -> None:
+    """What another user wrote, the node could not read."""
+    owner = ownership.other_owner(data_directory)
+    if owner:
+        raise DataDirectoryUnusable(
+            f"the node on {data_directory} runs as user {owner}, and this is another user",
+            remedy=f"run the same command as that user: sudo -u {shlex.quote(owner)} ...")
 
 
 def _writer_rows(data_directory: Path) -> list[tuple[bytes, bytes]]:

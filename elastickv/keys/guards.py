@@ -154,12 +154,14 @@ class Status(enum.StrEnum):
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
+    WARN = "warn"
     NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One guard's result; `message` and `remedy` are empty unless it failed."""
+    """One guard's result; `message` and `remedy` are empty unless it failed or warns. A warning
+    keeps no node from starting."""
 
     guard: str
     status: Status

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from elastickv import config
+from elastickv import config, hygiene
 from elastickv.cli.main import run
 from elastickv.cli.node import node
 from elastickv.config import NodeSettings
@@ -29,7 +29,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[NodeSettings]:
         return 0
 
     monkeypatch.setattr(elastickv.node, "run_node", record)
-    # The command sets it for its own process, which here is that of all tests.
+    # What the command does to its own process, which here is that of all tests.
+    monkeypatch.setattr(hygiene, "disable_core_dumps", lambda: "")
     monkeypatch.setenv("GRPC_EXPERIMENTS", "")
     return seen
 

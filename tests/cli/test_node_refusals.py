@@ -151,6 +151,23 @@ def test_doctor_judges_the_tls_files(tmp_path: Path) -> None:
     assert "is not a certificate of node n1" in said
 
 
+def test_a_certificate_that_does_not_cover_the_address_is_a_warning(tmp_path: Path) -> None:
+    """Clients may reach the node under another name, and it has always started."""
+    certs.create_ca(tmp_path)
+    pair = certs.create_node(tmp_path, "n1")
+    flags = ["--raftId", "n1", "--raftBootstrap", "--raftDataDir", str(tmp_path / "data"),
+             "--tls-cert", str(pair.cert), "--tls-key", str(pair.key), "--tls-ca",
+             str(tmp_path / "ca.crt"), "--address", "192.0.2.1:50051"]
+    done = subprocess.run([sys.executable, "-m", "elastickv", "doctor", *flags],
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "tls-files\twarn" in done.stdout) == (ExitCode.OK, True), done.stdout
+    assert "--host 192.0.2.1" in done.stdout
+    (tmp_path / "data").write_text("so that the node ends by itself")
+    code, errors = run_node(tmp_path, *flags[2:])
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "is not valid for 192.0.2.1" in errors
+
+
 def test_signals_on_the_way_out_change_nothing(tmp_path: Path) -> None:
     """A service manager and an operator may both send SIGTERM."""
     with contextlib.ExitStack() as servers:

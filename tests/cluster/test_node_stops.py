@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from elastickv import config, logs
 from elastickv.cli.exit_codes import MEANINGS
+from elastickv.data_directory import failure_of
 from elastickv.errors import (
     CorruptionError,
     DiskFailed,
@@ -26,7 +27,7 @@ from elastickv.errors import (
     RemovedFromCluster,
 )
 from elastickv.keys.guards import DataDirectoryUnusable
-from elastickv.node import Node, failure_of
+from elastickv.node import Node
 from jepsen import preload
 from jepsen.network import Unsupported
 from jepsen.network.ports import free_ports

@@ -389,3 +389,101 @@ def test_doctor_table_names_every_guard_and_the_remedy(case: Case) -> None:
         guard.name for guard in GUARDS]
     assert "Remedy: chmod 600" in out
     assert errors == ""
+
+
+def no_cluster(case: Case) -> None:
+    shutil.rmtree(case.directory)
+    case.without("--raftBootstrapMembers")
+
+
+def directory_of_the_log_file(case: Case) -> None:
+    (case.directory / "audit.log").unlink(missing_ok=True)
+    (case.directory / "audit.log").mkdir()
+
+
+def damaged(name: str) -> Callable[[Case], None]:
+    def spoil(case: Case) -> None:
+        path = case.directory / "raft" / name
+        content = bytearray(path.read_bytes() if path.exists() else b"EKSI" + bytes(20))
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    return spoil
+
+
+LATER = [
+    pytest.param("cluster", no_cluster, ExitCode.STARTUP_REFUSED, "--raftBootstrap", id="cluster"),
+    pytest.param("audit-log", directory_of_the_log_file, ExitCode.USAGE, "--audit-log",
+                 id="audit-log"),
+    *(pytest.param("raft-files", damaged(name), ExitCode.CORRUPTION, "join it anew",
+                   id=f"raft-files-{name}") for name in ("hardstate", "members", "install"))]
+
+
+@pytest.mark.parametrize(("check", "spoil", "code", "remedy"), LATER)
+def test_doctor_finds_what_ends_a_start_after_the_guards(
+        case: Case, sound: NodeProcess, check: str, spoil: Callable[[Case], None], code: ExitCode,
+        remedy: str) -> None:
+    spoil(case)
+    before = contents(case.directory)
+    doctors_code, verdicts = doctor(case.arguments)
+    assert contents(case.directory) == before
+    assert doctors_code == ExitCode.ERROR
+    assert {name for name, row in verdicts.items() if row["result"] == "fail"} >= {check}
+    assert remedy in verdicts[check]["remedy"]
+    found, errors = refused_start(sound, case.arguments)
+    assert found == code, errors
+    assert verdicts[check]["problem"] in errors
+    assert "Traceback" not in errors
+
+
+async def test_doctor_finds_a_node_that_was_removed(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        await cluster.start()
+        async with cluster.client() as client:
+            await client.raft.remove_server("n3", timeout_s=20)
+        assert await cluster.exit_code("n3") == ExitCode.REMOVED
+        node = cluster.nodes["n3"]
+        code, verdicts = await asyncio.to_thread(doctor, node.arguments)
+        assert (code, verdicts["member"]["result"]) == (ExitCode.ERROR, "fail")
+        assert "empty data directory" in verdicts["member"]["remedy"]
+        found, _ = await asyncio.to_thread(refused_start, node)
+        assert found == ExitCode.REMOVED
+        code, verdicts = await asyncio.to_thread(doctor, cluster.nodes["n1"].arguments)
+        assert verdicts["member"]["result"] == "pass"
+    finally:
+        cluster.stop()
+
+
+async def test_a_node_that_was_killed_before_its_first_flush_belongs_to_its_cluster(
+        tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster", size=1, extra=["--flush-interval-ms", "60000"])
+    try:
+        await cluster.start()
+        async with cluster.client() as client:
+            await client.put(b"k", b"v")
+        node = cluster.nodes[NODE]
+        node.kill(signal.SIGKILL)
+        at = node.arguments.index("--raftBootstrapMembers")
+        del node.arguments[at:at + 2]
+        _, verdicts = await asyncio.to_thread(doctor, node.arguments)
+        assert verdicts["cluster"]["result"] == "pass"
+        await cluster.start()
+        async with cluster.client() as client:
+            assert (await client.get(b"k")).value == b"v"
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_doctor_says_that_another_user_runs_the_node(case: Case) -> None:
+    give_away(case.directory, 1)
+    code, out, _ = elastickv("doctor", *case.arguments)
+    assert code == ExitCode.OK
+    assert "user\twarn" in out
+    assert "sudo -u" in out
+
+
+def give_away(directory: Path, user: int) -> None:
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, user, -1)

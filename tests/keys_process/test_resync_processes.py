@@ -3,6 +3,7 @@ when a leader answers, by the printed command when none does."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -196,3 +197,42 @@ async def test_a_node_that_asks_for_its_keys_heeds_a_stop(cluster: Cluster) -> N
     await cluster.logged(VICTIM, "asking the leader for the key state")
     assert node.kill(signal.SIGTERM) == ExitCode.OK
     assert "start-up guard" not in node.log
+
+
+def arguments_of_the_command(cluster: Cluster) -> list[str]:
+    return ["admin", "encryption", "resync-sidecar", "--raftId", VICTIM, "--raftDataDir",
+            str(cluster.nodes[VICTIM].directory), "--kekFile", str(cluster.directory / "kek"),
+            "--endpoints", ",".join(cluster.endpoints), "--insecure"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+async def test_the_command_refuses_to_write_what_the_nodes_user_could_not_read(
+        cluster: Cluster) -> None:
+    """As with sudo: the sidecar would be root's, readable by its owner only."""
+    await spoil(cluster, lost)
+    node = cluster.nodes[VICTIM]
+    for path in (node.directory, *node.directory.rglob("*")):
+        os.chown(path, 1, 1)
+    code, _, errors = elastickv(*arguments_of_the_command(cluster))
+    assert code == ExitCode.STARTUP_REFUSED
+    assert "sudo -u" in errors
+    assert not (node.directory / RELATIVE_PATH).exists()
+
+
+BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+                  if os.geteuid() == 0 else ())
+"""The mode bits of files hold for root, too (capabilities(7))."""
+
+
+async def test_a_sidecar_that_the_node_may_not_read_is_no_traceback(cluster: Cluster) -> None:
+    await cluster.ready(VICTIM)
+    node = cluster.nodes[VICTIM]
+    assert node.kill(signal.SIGTERM) == 0
+    path = node.directory / RELATIVE_PATH
+    path.chmod(0)
+    for command in (["node", *node.arguments], arguments_of_the_command(cluster)):
+        code, _, errors = elastickv(*command, launcher=BOUND_BY_MODES)
+        assert code == ExitCode.STARTUP_REFUSED, errors
+        assert f"{path} cannot be used: Permission denied" in errors
+        assert "chown" in errors
+        assert "Traceback" not in errors
