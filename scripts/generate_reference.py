@@ -58,6 +58,7 @@ def flags_page() -> str:
         + table(["flag", "variable", "key in the file", "value", "default", "meaning"], rows)
         + "\n```toml\n# node.toml\nraft-id = \"n1\"\naddress = \"10.0.0.1:50051\"\n"
           "raft-address = \"10.0.0.1:50151\"\nraft-data-dir = \"/var/lib/elastickv\"\n"
+          "# for the first start only\n"
           "raft-bootstrap-members = [\"n1=10.0.0.1:50151\", \"n2=10.0.0.2:50151\", "
           "\"n3=10.0.0.3:50151\"]\nkek-file = \"/etc/elastickv/kek.key\"\n"
           "encryption-enabled = true\ntls-cert = \"/etc/elastickv/n1.crt\"\n"

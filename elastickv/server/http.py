@@ -1,7 +1,8 @@
 """/metrics, /livez and /readyz over plain HTTP, in the node's own loop.
 
     /livez   200 while the loop runs: restart the process if it stays away
-    /readyz  200 when a linearizable read would be answered now, else 503 and the reason
+    /readyz  200 when a linearizable read would be answered now and nothing keeps the node from
+             taking writes, else 503 and the reason
     /metrics Prometheus text
 
 Nothing served here is secret: counters and ids only. Bind it to loopback or to a monitoring
