@@ -58,6 +58,9 @@ class StoredFacts(Protocol):
 
     def meta(self, name: bytes) -> bytes | None: ...
 
+    @property
+    def applied_index(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
@@ -127,8 +130,10 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         sidecar_problem=sidecar_problem or key_problem,
         unwrap_problem=unwrap_problem,
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
+        store_applied_index=store.applied_index if store else 0,
         last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        has_no_log=_has_no_log(settings, disk),
         stored_sidecar=stored_sidecar,
         rewrapped=_rewrapped(kek, sidecar, stored_sidecar),
         member_ids=member_ids), kek)
@@ -208,6 +213,15 @@ def _owner(settings: NodeSettings, disk: Disk) -> str:
         return owner_of(disk, settings.raft_data_dir / "raft")
     except (ElasticKVError, OSError):
         return ""  # the engine says what is wrong with it, and `later_verdicts`
+
+
+def _has_no_log(settings: NodeSettings, disk: Disk) -> bool:
+    # The engine makes both when it starts, before there is an entry.
+    raft = settings.raft_data_dir / "raft"
+    try:
+        return not disk.exists(raft / HARD_STATE) and not disk.exists(raft / "log")
+    except OSError:
+        return False  # the engine says what is wrong with it
 
 
 def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:

@@ -27,6 +27,7 @@ FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that 
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
 _FOREIGN = ("move it away and put this node's own back; without one, the leader's is taken over at"
             f" the next start, or by {RESYNC_COMMAND}")
+_LEFT_OVER = "move it away: a node that holds nothing yet gets its keys with the log"
 _RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
 
 
@@ -123,10 +124,18 @@ class EpochRolledBack(GuardFailed):
 
 
 class SidecarForeign(GuardFailed):
-    """The sidecar contradicts what this node's store has applied: it is of another cluster. What
-    such a node sealed as leader would stop every other member."""
+    """The sidecar contradicts what this node has applied: it is of another cluster, or of a later
+    state than its log. What such a node sealed as leader would stop every other member."""
 
     guard = "sidecar-foreign"
+
+    @classmethod
+    def beyond_log(cls, sidecar: Sidecar, applied_index: int) -> SidecarForeign:
+        """For a leader. Its log holds all that was ever committed, and not what the sidecar says
+        was."""
+        return cls(f"the sidecar stands at index {sidecar.raft_applied_index}, and all that the"
+                   f" cluster has committed ends at {applied_index}: it is not of this log",
+                   remedy=_FOREIGN)
 
 
 class SidecarBehindLog(GuardFailed):
@@ -173,8 +182,9 @@ class Verdict:
 class Facts:
     """What is known before the node runs. Problem texts are "" when there is none.
 
-    `registry` holds this node's own copy of the writer rows, key to value. `last_encryption_index`
-    and `store_cutover_index` are what the store (or the snapshot it came from) recorded.
+    `registry` holds this node's own copy of the writer rows, key to value. `store_applied_index`,
+    `last_encryption_index` and `store_cutover_index` are what the store (or the snapshot it came
+    from) recorded. `has_no_log`: the node has neither a log nor a term and vote.
     `rewrapped` are the DEKs that sidecar and store hold in different wrappings of the same key: a
     rotation to a DEK that is known already may bring another one.
     """
@@ -196,8 +206,10 @@ class Facts:
     sidecar_problem: str = ""
     unwrap_problem: str = ""
     registry: Mapping[bytes, bytes] = field(default_factory=dict)
+    store_applied_index: int = 0
     last_encryption_index: int = 0
     store_cutover_index: int = 0
+    has_no_log: bool = False
     stored_sidecar: Sidecar | None = None
     rewrapped: Collection[int] = ()
     member_ids: Mapping[str, int] = field(default_factory=dict)
@@ -296,7 +308,17 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
 
 def _sidecar_foreign(facts: Facts) -> Problem | None:
     sidecar, stored = facts.sidecar, facts.stored_sidecar
-    if sidecar is None or stored is None:
+    if sidecar is None:
+        return None
+    if facts.has_no_log and not facts.store_applied_index:
+        return "there is a sidecar and neither log nor store: it was left over", _LEFT_OVER
+    # The store notes the index of every encryption entry that it applies. Beyond what it has
+    # applied, the sidecar may be ahead of it: replay decides.
+    if facts.last_encryption_index < sidecar.raft_applied_index <= facts.store_applied_index:
+        return (f"the sidecar stands at index {sidecar.raft_applied_index}; the store has applied"
+                f" {facts.store_applied_index} and has no encryption entry after"
+                f" {facts.last_encryption_index}: the sidecar is of another cluster", _FOREIGN)
+    if stored is None:
         return None
     # Keys are only added, so the earlier of the two states is contained in the later one.
     strange: set[int] = set()

@@ -88,6 +88,11 @@ class Sidecar:
         return bool(dek_id) and self.active(purpose) == dek_id \
             and self.keys[dek_id].wrapped == wrapped
 
+    def claims(self, index: int) -> bool:
+        """Whether this file says that entry `index` is a bootstrap, a rotation or a cutover."""
+        return index in (self.raft_applied_index, self.storage_envelope_cutover_index,
+                         self.raft_envelope_cutover_index)
+
     def with_key(self, dek_id: int, key: SidecarKey) -> Sidecar:
         """A copy in which `dek_id` stands for `key`."""
         return replace(self, keys=MappingProxyType({**self.keys, dek_id: key}))

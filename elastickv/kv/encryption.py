@@ -29,6 +29,7 @@ from elastickv.errors import (
     PeerError,
 )
 from elastickv.keys.applier import Applier
+from elastickv.keys.guards import SidecarForeign
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value
 from elastickv.keys.usage import Limits
 from elastickv.kv import forwarding
@@ -83,6 +84,7 @@ class EncryptionController:
         self._gate = gate and kek is not None
         self._full_node_id = full_node_id
         self._clock = clock or SystemClock()
+        self._on_fatal = on_fatal
         self._decisions = Decisions()
         self._known_cutover_index = 0
         settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
@@ -166,9 +168,25 @@ class EncryptionController:
                 self.writers.ensure(dek_id)
 
     def _role_changed(self, role: Role, term: int) -> None:
-        if role is Role.LEADER and self._gate:
-            self.sealing.prepare()
+        if role is Role.LEADER:
+            if self._is_sidecar_foreign():
+                return
+            if self._gate:
+                self.sealing.prepare()
         self.rotation.poke()
+
+    def _is_sidecar_foreign(self) -> bool:
+        """Whether this leader's keys are not those of its log; then it seals nothing and stops. A
+        leader has applied everything that was committed, hence every entry that its sidecar can
+        have come from."""
+        sidecar = self._applier.sidecar
+        applied_index = self._store.applied_index
+        if sidecar is None or sidecar.raft_applied_index <= applied_index:
+            return False
+        self.proposer.close()
+        self.stop()
+        self._on_fatal(SidecarForeign.beyond_log(sidecar, applied_index))
+        return True
 
     def _changed(self) -> None:
         self.proposer.notify()

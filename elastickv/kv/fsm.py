@@ -87,6 +87,13 @@ def read_payload(payload: bytes, index: int, cutover_index: int, keystore: Keyst
     return decode_entry(open_raft(keystore, payload) if is_sealed else payload)
 
 
+def _foreign(index: int) -> ApplyHalted:
+    return ApplyHalted(
+        f"the sidecar claims a key entry at index {index}, and the log has another there: the"
+        " sidecar is not of this log",
+        remedy="stop the node, move the sidecar away, and start it: it takes the leader's")
+
+
 class KvStateMachine:
     """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
 
@@ -136,14 +143,20 @@ class KvStateMachine:
 
     def _apply_one(self, entry: Entry) -> object:
         index = entry.index
+        sidecar = self._applier.sidecar
+        is_claimed = (sidecar is not None and index <= sidecar.raft_applied_index
+                      and sidecar.claims(index))
         if not entry.payload:
+            if is_claimed:
+                raise _foreign(index)
             self._store.apply_group(index, ())
             return index
         try:
-            sidecar = self._applier.sidecar
             cutover = sidecar.raft_envelope_cutover_index if sidecar else 0
             decoded = read_payload(entry.payload, index, cutover, self._applier.keystore,
                                    self._own_entries)
+            if is_claimed and not isinstance(decoded, Bootstrap | Rotation):
+                raise _foreign(index)
             match decoded:
                 case Writes():
                     return self._apply_writes(index, decoded.requests, sidecar)

@@ -66,6 +66,7 @@ class Proposer:
         self._seals = seals
         self._in_flight = 0
         self._open = True
+        self._is_closed = False
         self._waiters: list[asyncio.Future[None]] = []
         self._listeners: list[Callable[[], None]] = []
         self.last_hold_s = 0.0
@@ -81,6 +82,11 @@ class Proposer:
     def ready(self) -> bool:
         """Whether `submit` would propose now; if not for want of a seal, work on it has begun."""
         return self._open and self._seals.entry_ready()
+
+    def close(self) -> None:
+        """Seal nothing any more: this node must stop."""
+        self._open = False
+        self._is_closed = True
 
     def require_leader(self) -> None:
         """Raise `NotLeader`, naming the leader where known, unless this node leads."""
@@ -167,7 +173,7 @@ class Proposer:
         deadline = loop.time() + timeout_s
         while True:
             self.require_leader()
-            if self._seals.entry_ready(own_entry=True):
+            if self._open and self._seals.entry_ready(own_entry=True):
                 return
             remaining_s = deadline - loop.time()
             if remaining_s <= 0:
@@ -196,16 +202,24 @@ class Proposer:
             raise
 
     async def propose_behind_barrier(self, payload: bytes) -> object:
-        """The raft cutover: hold everything else, propose in the clear, wait for apply."""
+        """The raft cutover: hold everything else, propose in the clear, wait for apply.
+
+        Cancelled, it leaves the barrier closed: the entry may yet be decided.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
         self._open = False
+        is_decided = True
         try:
             return await self.propose_settled(payload, clear=True)
+        except asyncio.CancelledError:
+            is_decided = False
+            raise
         finally:
-            self._open = True
-            self.last_hold_s = loop.time() - started
-            self.notify()
+            if is_decided:
+                self._open = not self._is_closed
+                self.last_hold_s = loop.time() - started
+                self.notify()
 
 
 def _release(waiter: asyncio.Future[None]) -> None:

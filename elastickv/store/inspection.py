@@ -14,6 +14,7 @@ from elastickv.errors import StoreCorrupt
 from elastickv.store.audit import audit_file
 from elastickv.store.lmdb_backend import generation_file, named_generation
 from elastickv.store.lmdb_environment import RESTORE, raise_typed
+from elastickv.store.mvcc_store import APPLIED_INDEX, decode_number
 from elastickv.store.records import reveal_all
 from elastickv.store.tables import Item, Table
 
@@ -35,6 +36,11 @@ class StoredFacts:
     def meta(self, name: bytes) -> bytes | None:
         """A fact of the state machine."""
         return self._meta.get(name)
+
+    @property
+    def applied_index(self) -> int:
+        """The index of the last entry whose effects the store holds."""
+        return decode_number(self._meta.get(APPLIED_INDEX))
 
 
 def inspect(directory: Path, *, in_use: bool) -> StoredFacts:

@@ -115,6 +115,45 @@ def test_another_wrapping_of_the_same_key_is_not_foreign(
     assert (verdicts["sidecar-foreign"] is Status.FAIL) is foreign
 
 
+BEHIND = replace(sidecar(), raft_applied_index=40, raft_envelope_cutover_index=0)
+
+APPLIED_CASES: dict[str, tuple[Facts, bool]] = {
+    "the store's own": (replace(HEALTHY, store_applied_index=90), False),
+    "store without keys, sidecar below it": (
+        replace(HEALTHY, store_applied_index=90, stored_sidecar=None, last_encryption_index=0,
+                store_cutover_index=0), True),
+    "store without keys, sidecar at its last entry": (
+        replace(HEALTHY, store_applied_index=50, stored_sidecar=None, last_encryption_index=0,
+                store_cutover_index=0), True),
+    "store without keys, sidecar ahead": (
+        replace(HEALTHY, store_applied_index=49, stored_sidecar=None, last_encryption_index=0,
+                store_cutover_index=0), False),
+    "store with older keys, sidecar below it": (
+        replace(HEALTHY, store_applied_index=90, stored_sidecar=BEHIND, last_encryption_index=40,
+                store_cutover_index=0), True),
+    "store with older keys, sidecar ahead": (
+        replace(HEALTHY, store_applied_index=49, stored_sidecar=BEHIND, last_encryption_index=40,
+                store_cutover_index=0), False),
+    "replaying under a sidecar that is ahead": (
+        replace(HEALTHY, store_applied_index=45, last_encryption_index=40, store_cutover_index=0),
+        False),
+    "neither log nor store": (
+        replace(HEALTHY, stored_sidecar=None, last_encryption_index=0, store_cutover_index=0,
+                registry={}, has_no_log=True), True),
+    "a log that is not applied yet": (
+        replace(HEALTHY, stored_sidecar=None, last_encryption_index=0, store_cutover_index=0,
+                registry={}), False),
+    "a node that never ran": (replace(FRESH, has_no_log=True), False),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED_CASES)
+def test_a_sidecar_is_foreign_when_the_store_has_passed_its_index_without_it(name: str) -> None:
+    facts, foreign = APPLIED_CASES[name]
+    assert [v.guard for v in run_guards(facts) if v.status is Status.FAIL] == \
+        ["sidecar-foreign"] * foreign
+
+
 def test_a_cutover_of_the_storage_that_differs() -> None:
     with pytest.raises(GuardFailed, match=r"cutover-divergence.*storage cutover"):
         require_safe(replace(HEALTHY, stored_sidecar=replace(

@@ -151,6 +151,12 @@ def foreign_sidecar(case: Case) -> None:
                        active_raft=sidecar.active_raft ^ 1))
 
 
+def left_over_sidecar(case: Case) -> None:
+    """As whoever wants a fresh node leaves it."""
+    for name in ("raft", "store"):
+        shutil.rmtree(case.directory / name)
+
+
 def no_sidecar(case: Case) -> None:
     (case.directory / RELATIVE_PATH).unlink()
 
@@ -194,7 +200,7 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
     "epoch-rollback": [(old_epoch, "resync-sidecar")],
     "sidecar-behind-log": [(old_sidecar, "resync-sidecar"), (no_sidecar, "resync-sidecar")],
-    "sidecar-foreign": [(foreign_sidecar, "move it away")],
+    "sidecar-foreign": [(foreign_sidecar, "move it away"), (left_over_sidecar, "move it away")],
     "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
     "cutover-divergence": [(other_cutover, "resync-sidecar")],
 }
@@ -246,7 +252,7 @@ def test_a_node_may_start_with_another_wrapping_of_its_keys(case: Case) -> None:
     """As a crash leaves it after a rotation to a DEK that was known: the sidecar has the wrapping
     of that rotation, the store the one before."""
     kek, sidecar = FileKekProvider(case.kek).load(), case.sidecar()
-    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1, keys={
+    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1000, keys={
         dek_id: replace(key, wrapped=kek.wrap(kek.unwrap(key.wrapped)))
         for dek_id, key in sidecar.keys.items()}))
     code, verdicts = doctor(case.arguments)
