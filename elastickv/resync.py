@@ -1,7 +1,13 @@
-"""Restoring a sidecar from the leader: by itself at start, or by `resync-sidecar`.
+"""Restoring a sidecar: from the leader, by itself at start or by `resync-sidecar`; or, when no
+leader answers and there is no sidecar that can be read, from the copy in the node's own store.
+
+The store's copy is that of the last encryption entry whose effects the store holds. Later ones are
+in the log and are applied again, this node's own registrations too, which raise its epochs. That
+the copy's epochs may be old is harmless: whoever leads has applied every committed registration,
+and confirms an epoch only above those.
 
 The rules are in `keys.resync`; here are the asking, the checks that need the KEK, and the writing.
-The node must not run meanwhile; both callers hold the data directory's lock.
+The node must not run meanwhile; every caller holds the data directory's lock.
 """
 
 from __future__ import annotations
@@ -25,11 +31,21 @@ from elastickv.errors import (
     DiskFailed,
     ElasticKVError,
     EncryptionConflict,
+    KekError,
     OperatorError,
+    PeerError,
     SidecarCorrupt,
 )
 from elastickv.keys import sidecar as sidecar_file
-from elastickv.keys.guards import RESYNC_COMMAND, DataDirectoryUnusable, GuardFailed, failures
+from elastickv.keys.epochs import with_epochs_at_least
+from elastickv.keys.guards import (
+    RESYNC_COMMAND,
+    WRONG_KEK_REMEDY,
+    DataDirectoryUnusable,
+    GuardFailed,
+    KekDoesNotUnwrap,
+    failures,
+)
 from elastickv.keys.registry import own_epochs
 from elastickv.keys.resync import resynced
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
@@ -105,7 +121,7 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
     path = data_directory / RELATIVE_PATH
     try:
         own = sidecar_file.load(disk, path)
-    except SidecarCorrupt:
+    except (SidecarCorrupt, IsADirectoryError):
         own = None
     except OSError as error:
         raise failure_of(error) from None
@@ -115,11 +131,30 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
         registry[dek_id] = max(epoch, registry.get(dek_id, 0))
     new = resynced(own, leader_sidecar(state), registry)
     check_keys(own, new, kek)
+    _write(disk, path, new)
+    return Resynced(own, new)
+
+
+def take_stored(stored: Sidecar, raft_id: str, kek: Kek, disk: Disk, path: Path,
+                rows: Iterable[tuple[bytes, bytes]]) -> Sidecar:
+    """Check `stored`, the copy in the node's own store, and durably write it as the sidecar at
+    `path`; what was written.
+
+    `rows` are the store's own writer rows. Raises as `check_keys` does; then nothing has changed.
+    """
+    check_keys(None, stored, kek)
+    new = with_epochs_at_least(stored, own_epochs(rows, full_node_id(raft_id)))
+    _write(disk, path, new)
+    return new
+
+
+def _write(disk: Disk, path: Path, sidecar: Sidecar) -> None:
     try:
-        sidecar_file.store(disk, path, new)
+        sidecar_file.store(disk, path, sidecar)
+    except IsADirectoryError:
+        raise OperatorError(f"{path} is a directory", remedy="move it away") from None
     except OSError as error:
         raise failure_of(error) from None
-    return Resynced(own, new)
 
 
 def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:
@@ -138,32 +173,52 @@ def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:
 
 async def repair(settings: NodeSettings, disk: Disk, store: Store,
                  gathered: startup.Gathered) -> bool:
-    """Take the key state over from the leader if that is all that keeps this node from starting.
+    """Take the key state over from the leader if that is all that keeps this node from starting;
+    when no leader answers and no sidecar can be read, from the store.
 
     False when there is nothing to repair this way. Raises the guard's error, with the command to
-    run, when no leader can be asked.
+    run, when neither can be had.
     """
-    failed = failures(gathered.facts)
+    facts = gathered.facts
+    failed = failures(facts)
     if not failed or gathered.kek is None or not all(failure.resync for failure in failed):
         return False
     known = contacts.load(disk, settings.raft_data_dir)
     endpoints = [contact.address for contact in known
                  if contact.address and contact.node_id != settings.raft_id]
-    if not endpoints:
-        raise _refusal(failed[0], settings, endpoints, "no other member is known")
-    log.warning("asking the leader for the key state", guard=failed[0].guard,
-                endpoints=endpoints)
+    stored = facts.stored_sidecar if facts.sidecar is None else None
     try:
-        async with Client(endpoints, tls=settings.tls, timeout_s=LEADER_TIMEOUT_S) as client:
-            done = await take_over(client, settings.raft_id, gathered.kek, disk,
-                                   settings.raft_data_dir, store.rows())
+        if endpoints:
+            log.warning("asking the leader for the key state", guard=failed[0].guard,
+                        endpoints=endpoints)
+            async with Client(endpoints, tls=settings.tls, timeout_s=LEADER_TIMEOUT_S) as client:
+                done = await take_over(client, settings.raft_id, gathered.kek, disk,
+                                       settings.raft_data_dir, store.rows())
+            log.warning("sidecar restored from the leader", guard=failed[0].guard,
+                        from_index=done.before.raft_applied_index if done.before else 0,
+                        to_index=done.after.raft_applied_index)
+            return True
+        reason = "no other member is known"
+    except PeerError as error:
+        reason = error.message
     except (DataDirectoryUnusable, DiskFailed):
         raise
     except ElasticKVError as error:
         raise _refusal(failed[0], settings, endpoints, error.message) from None
-    log.warning("sidecar restored from the leader", guard=failed[0].guard,
-                from_index=done.before.raft_applied_index if done.before else 0,
-                to_index=done.after.raft_applied_index)
+    if stored is None:
+        raise _refusal(failed[0], settings, endpoints, reason)
+    try:
+        new = take_stored(stored, settings.raft_id, gathered.kek, disk,
+                          settings.raft_data_dir / RELATIVE_PATH, store.rows())
+    except KekError as error:
+        raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
+    except (DataDirectoryUnusable, DiskFailed):
+        raise
+    except ElasticKVError as error:
+        raise _refusal(failed[0], settings, endpoints,
+                       f"{reason}; the store's copy cannot be used: {error.message}") from None
+    log.warning("sidecar restored from the store", guard=failed[0].guard, leader=reason,
+                to_index=new.raft_applied_index)
     return True
 
 

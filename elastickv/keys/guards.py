@@ -24,6 +24,7 @@ from elastickv.keys.sidecar import Sidecar
 
 RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
 FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that takes writes"
+WRONG_KEK_REMEDY = "start with the KEK that the cluster was bootstrapped with"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
 _FOREIGN = ("move it away and put this node's own back; without one, the leader's is taken over at"
             f" the next start, or by {RESYNC_COMMAND}")
@@ -268,7 +269,15 @@ def _kek_readable(facts: Facts) -> Problem | None:
 
 
 def _sidecar_readable(facts: Facts) -> Problem | None:
-    return (facts.sidecar_problem, _RESYNC) if facts.sidecar_problem else None
+    return (facts.sidecar_problem, _restoring(facts)) if facts.sidecar_problem else None
+
+
+def _restoring(facts: Facts) -> str:
+    """How an old, damaged or missing sidecar is restored."""
+    if facts.sidecar is None and facts.stored_sidecar is not None:
+        return ("start the node: it takes the leader's, or the copy in its own store when no leader"
+                f" answers; or: {RESYNC_COMMAND}")
+    return _RESYNC
 
 
 def _sidecar_without_flag(facts: Facts) -> Problem | None:
@@ -280,7 +289,7 @@ def _sidecar_without_flag(facts: Facts) -> Problem | None:
 
 def _kek_unwraps(facts: Facts) -> Problem | None:
     if facts.unwrap_problem and facts.kek_configured and not facts.kek_problem:
-        return facts.unwrap_problem, "start with the KEK that the cluster was bootstrapped with"
+        return facts.unwrap_problem, WRONG_KEK_REMEDY
     return None
 
 
@@ -344,7 +353,7 @@ def _sidecar_behind_log(facts: Facts) -> Problem | None:
     if facts.last_encryption_index > applied and not facts.sidecar_problem:
         what = f"the sidecar stands at index {applied}" if facts.sidecar else "there is no sidecar"
         return (f"{what} and the store has applied the encryption entry"
-                f" {facts.last_encryption_index}", _RESYNC)
+                f" {facts.last_encryption_index}", _restoring(facts))
     return None
 
 

@@ -102,11 +102,6 @@ def kek_too_short(case: Case) -> None:
     case.kek.write_bytes(bytes(31))
 
 
-def damaged_sidecar(case: Case) -> None:
-    path = case.directory / RELATIVE_PATH
-    path.write_bytes(path.read_bytes()[:-3])
-
-
 def one_key_under_two_ids(case: Case) -> None:
     """As somebody who can write the disk and does not have the KEK can make it."""
     sidecar = case.sidecar()
@@ -157,10 +152,6 @@ def left_over_sidecar(case: Case) -> None:
         shutil.rmtree(case.directory / name)
 
 
-def no_sidecar(case: Case) -> None:
-    (case.directory / RELATIVE_PATH).unlink()
-
-
 def registered_twin(case: Case) -> None:
     twin = full_node_id(twin_of(NODE))
     case.change_store(rows=[(row_key(case.sidecar().active_raft, node_id16(twin)),
@@ -193,13 +184,12 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "kek-required": [(no_kek, "--kekFile")],
     "kek-insecure": [(kek_readable_by_others, "chmod 600")],
     "kek-readable": [(kek_too_short, "raw key")],
-    "sidecar-readable": [(damaged_sidecar, "resync-sidecar"),
-                         (one_key_under_two_ids, "resync-sidecar")],
+    "sidecar-readable": [(one_key_under_two_ids, "resync-sidecar")],
     "sidecar-without-flag": [(no_flag, "--encryption-enabled")],
     "kek-unwraps": [(another_kek, "bootstrapped with")],
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
     "epoch-rollback": [(old_epoch, "resync-sidecar")],
-    "sidecar-behind-log": [(old_sidecar, "resync-sidecar"), (no_sidecar, "resync-sidecar")],
+    "sidecar-behind-log": [(old_sidecar, "resync-sidecar")],
     "sidecar-foreign": [(foreign_sidecar, "move it away"), (left_over_sidecar, "move it away")],
     "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
     "cutover-divergence": [(other_cutover, "resync-sidecar")],

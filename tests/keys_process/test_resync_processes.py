@@ -179,7 +179,7 @@ async def test_the_command_writes_into_no_other_directory(
 
 
 async def test_a_node_that_knows_nobody_names_the_command(cluster: Cluster) -> None:
-    await spoil(cluster, lost)
+    await spoil(cluster, old_copy)
     node = cluster.nodes[VICTIM]
     (node.directory / FILE_NAME).unlink()
     code, errors = refused_start(node)
