@@ -74,9 +74,9 @@ def page() -> str:
         "one process under one DEK; a restart begins at the top, with a higher epoch.\n\n"
         + writer_diagram()
         + "\n*Stale*: the registry has seen that epoch or a higher one. *Doubtful*: no answer, so "
-          "the epoch is abandoned. *Refused*: the leader refuses this DEK for now. Only a "
-          "confirmed process makes nonces. A rotation carries its proposer's registration, which "
-          "therefore begins at *proposed*.\n"
+          "the epoch is abandoned. *Refused*: the leader certainly registered nothing, so the same "
+          "epoch is asked for again. Only a confirmed process makes nonces. A rotation carries its "
+          "proposer's registration, which therefore begins at *proposed*.\n"
           "\n## An automatic rotation\n\nOn every node, for each purpose; only a leader gets "
           "past the first state. *Due* means too many writes, too old, or nearly out of epochs.\n\n"
         + rotation_diagram()

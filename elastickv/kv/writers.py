@@ -6,17 +6,18 @@ count under the same (node, epoch). For each DEK a node walks this life cycle (`
     UNCONFIRMED --persist--> PERSISTED --propose--> PROPOSED --accepted--> CONFIRMED
          |                                          ^  |
          +------ propose in a rotation -------------+  |
-         ^                                             |
+         ^                     ^                       |
+         |                     +------ refused --------+
          +------ stale (registry is ahead) ------------+
          +------ doubtful (lost answer, timeout) ------+
-         +------ refused (this DEK, for now) ----------+
 
 * The epoch is written to the sidecar before it is asked for, so a crash never asks for it again. A
   rotation's DEK is in no sidecar before its entry applies, which writes DEK and epoch together.
 * The leader accepts only an epoch strictly above the registry's, so the registry is the judge even
   when this node's whole disk is an old copy.
 * Only this process's own accepted registration confirms. A doubtful one may have been committed,
-  hence its epoch is abandoned and the next one asked for.
+  hence its epoch is abandoned and the next one asked for. After a refusal, which certainly
+  registered nothing, the same epoch is asked for again: a refusal may last, and epochs run out.
 * A 16-bit node id that another node holds can never be confirmed: the node stops.
 """
 
@@ -32,6 +33,7 @@ from elastickv.errors import (
     DiskFull,
     ElasticKVError,
     NodeIdCollision,
+    Outcome,
     OutcomeUnknown,
     PeerError,
 )
@@ -71,7 +73,7 @@ TRANSITIONS: Mapping[tuple[WriterState, WriterEvent], WriterState] = {
     (WriterState.PROPOSED, WriterEvent.ACCEPTED): WriterState.CONFIRMED,
     (WriterState.PROPOSED, WriterEvent.STALE): WriterState.UNCONFIRMED,
     (WriterState.PROPOSED, WriterEvent.DOUBTFUL): WriterState.UNCONFIRMED,
-    (WriterState.PROPOSED, WriterEvent.REFUSED): WriterState.UNCONFIRMED,
+    (WriterState.PROPOSED, WriterEvent.REFUSED): WriterState.PERSISTED,
 }
 
 
@@ -175,15 +177,17 @@ class WriterRegistrar:
     async def _confirm(self, dek_id: int) -> None:
         last_seen: int | None = None
         pause_s = FIRST_PAUSE_S
+        epoch = 0
         while True:
-            epoch = next_epoch(dek_id, self._local_epoch(dek_id), last_seen)
-            try:
-                self._persist(dek_id, epoch)
-            except DiskFull as error:
-                # Nothing was asked for yet; a full disk is no reason to stop.
-                self._problems[dek_id] = str(error)
-            else:
-                self._step(dek_id, WriterEvent.PERSIST)
+            if self.state(dek_id) is WriterState.UNCONFIRMED:
+                epoch = next_epoch(dek_id, self._local_epoch(dek_id), last_seen)
+                try:
+                    self._persist(dek_id, epoch)
+                    self._step(dek_id, WriterEvent.PERSIST)
+                except DiskFull as error:
+                    # Nothing was asked for yet; a full disk is no reason to stop.
+                    self._problems[dek_id] = str(error)
+            if self.state(dek_id) is WriterState.PERSISTED:
                 self._step(dek_id, WriterEvent.PROPOSE)
                 event, seen = await self._ask(dek_id, epoch)
                 if event is WriterEvent.ACCEPTED:
@@ -210,9 +214,10 @@ class WriterRegistrar:
                 raise NodeIdTaken(error.message, remedy="give this node another --raftId and a new"
                                   " data directory, and join it again") from None
             except ElasticKVError as error:
-                # For example a DEK that the leader does not know: the sidecar is from elsewhere.
+                # For example a DEK that the leader does not know, or the leader's disk is full.
                 self._problems[dek_id] = str(error)
-                return WriterEvent.REFUSED, 0
+                certain = error.outcome is Outcome.NOT_APPLIED
+                return WriterEvent.REFUSED if certain else WriterEvent.DOUBTFUL, 0
             else:
                 event = WriterEvent.ACCEPTED if reply.accepted else WriterEvent.STALE
                 return event, reply.last_seen

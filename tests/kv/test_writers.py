@@ -9,6 +9,7 @@ import pytest
 from elastickv.crypto.nonce import MAX_EPOCH
 from elastickv.errors import (
     DiskFull,
+    ElasticKVError,
     EncryptionConflict,
     NodeIdCollision,
     NoLeader,
@@ -183,16 +184,37 @@ async def test_a_taken_node_id_stops_the_node_with_the_guards_remedy() -> None:
     assert leader.asked == [1]
 
 
-async def test_a_refused_registration_is_told_and_tried_again_with_a_higher_epoch() -> None:
+@pytest.mark.parametrize("refusal", [
+    EncryptionConflict("DEK 1 does not exist", remedy="resync"),
+    DiskFull("no space left", remedy="resync"),
+], ids=lambda refusal: type(refusal).__name__)
+async def test_a_refused_registration_is_told_and_tried_again_with_the_same_epoch(
+        monkeypatch: pytest.MonkeyPatch, refusal: ElasticKVError) -> None:
+    """A leader whose disk is full for a day must not use up the epochs of every member."""
+    monkeypatch.setattr(writers, "FIRST_PAUSE_S", 0.0)
     leader = Leader()
-    leader.script = [EncryptionConflict("DEK 1 does not exist", remedy="resync")]
+    leader.script = [refusal] * 50
     harness = Harness(leader)
     harness.registrar.ensure(1)
     while not harness.registrar.problem(1):
         await asyncio.sleep(0)
     assert "resync" in harness.registrar.problem(1)
-    assert await harness.confirm() == 2
+    assert await harness.confirm() == 1
     assert harness.registrar.problem(1) == ""
+    assert harness.persisted == [0, 1]
+    assert leader.asked == [1] * 51
+
+
+async def test_an_epoch_that_was_refused_and_taken_meanwhile_is_not_confirmed() -> None:
+    """As when an operator registers this node with it."""
+    leader = Leader()
+    leader.script = [DiskFull("no space left")]
+    harness = Harness(leader)
+    harness.registrar.ensure(1)
+    while not harness.registrar.problem(1):
+        await asyncio.sleep(0)
+    leader.last_seen = 1
+    assert await harness.confirm() == 2
 
 
 async def test_nothing_is_confirmed_after_a_stop() -> None:
