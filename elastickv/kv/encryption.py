@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from elastickv.clock import Clock, SystemClock
 from elastickv.crypto.kek import Kek
@@ -67,6 +68,9 @@ from elastickv.store.mvcc_store import Store
 REGISTER_TIMEOUT_S = 10.0
 RESERVE_TIMEOUT_S = 30.0
 DEFAULT_MAX_WRITES = 1 << 32
+LOOK_REMEDY = "look at elastickv admin encryption status before a retry"
+
+T = TypeVar("T")
 
 
 class EncryptionController:
@@ -199,7 +203,7 @@ class EncryptionController:
         if self._engine.is_leader():
             reply = await self.operations.register_self(message)
         else:
-            reply = forwarding.decode(
+            reply = _result(
                 await self._engine.call(
                     require_leader_id(self._engine), forwarding.METHOD_REGISTER_SELF,
                     forwarding.encode(message), timeout_s=REGISTER_TIMEOUT_S), RegisterReply)
@@ -286,9 +290,8 @@ class EncryptionController:
                     require_leader_id(self._engine), forwarding.METHOD_ADMIN,
                     forwarding.encode(AdminCall(operation, arguments)), timeout_s=remaining_s)
             except TimeoutError:
-                raise OutcomeUnknown(
-                    f"{operation} was not decided within the deadline",
-                    remedy="look at elastickv admin encryption status before a retry") from None
+                raise OutcomeUnknown(f"{operation} was not decided within the deadline",
+                                     remedy=LOOK_REMEDY) from None
             except (OutcomeUnknown, DeadlineExceeded):
                 raise
             except PeerError:  # certainly not proposed: no leader yet, or it moved
@@ -305,7 +308,7 @@ class EncryptionController:
             "wrapped_storage": wrapped_storage, "wrapped_raft": wrapped_raft,
             "storage_dek_id": storage_dek_id, "raft_dek_id": raft_dek_id,
             "writers": list(writers)}, timeout_s)
-        return BootstrapResult(*forwarding.decode(reply, tuple[int, int, int]))
+        return BootstrapResult(*_result(reply, tuple[int, int, int]))
 
     async def rotate_dek(self, *, purpose: Purpose, wrapped: bytes, new_dek_id: int,
                          proposer_node_id: int, proposer_local_epoch: int,
@@ -314,13 +317,13 @@ class EncryptionController:
             "purpose": int(purpose), "wrapped": wrapped, "new_dek_id": new_dek_id,
             "proposer_node_id": proposer_node_id,
             "proposer_local_epoch": proposer_local_epoch}, timeout_s)
-        return RotateResult(*forwarding.decode(reply, tuple[int, int]))
+        return RotateResult(*_result(reply, tuple[int, int]))
 
     async def register_writers(self, *, dek_id: int, writers: Sequence[WriterRow],
                                timeout_s: float) -> int:
         reply = await self._on_leader("register_writers", {
             "dek_id": dek_id, "writers": list(writers)}, timeout_s)
-        return forwarding.decode(reply, int)
+        return _result(reply, int)
 
     async def enable_storage_envelope(self, *, proposer_node_id: int, proposer_local_epoch: int,
                                       timeout_s: float) -> CutoverResult:
@@ -336,7 +339,7 @@ class EncryptionController:
                        timeout_s: float) -> CutoverResult:
         reply = await self._on_leader(operation, {
             "proposer_node_id": node_id, "proposer_local_epoch": epoch}, timeout_s)
-        return forwarding.decode(reply, CutoverResult)
+        return _result(reply, CutoverResult)
 
     async def resync_sidecar(self, *, caller_full_node_id: int, timeout_s: float) -> SidecarState:
         reply = await self._on_leader("sidecar_state_for", {
@@ -351,3 +354,8 @@ class EncryptionController:
 
     async def member_status(self, *, timeout_s: float) -> Sequence[MemberEncryptionStatus]:
         return await self.members.status(timeout_s)
+
+
+def _result(reply: bytes, result_type: type[T]) -> T:
+    """What the leader answered to an operation that it has carried out."""
+    return forwarding.decode_outcome(reply, result_type, LOOK_REMEDY)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from elastickv.errors import ElasticKVError, WireError
+from elastickv.errors import ElasticKVError, OutcomeUnknown, WireError
 from elastickv.raft.calls import error_fields, error_from
 
 METHOD_WRITE = "kv.write"
@@ -99,6 +99,16 @@ def decode(payload: bytes, message_type: type[T]) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise WireError(f"a peer sent a malformed {message_type.__name__}",
                         remedy="run the same version on every node") from None
+
+
+def decode_outcome(reply: bytes, message_type: type[T], remedy: str) -> T:
+    """`decode` for the answer to an operation that the leader has carried out; raises
+    `OutcomeUnknown`."""
+    try:
+        return decode(reply, message_type)
+    except WireError:
+        raise OutcomeUnknown("the leader gave an answer that does not parse; the operation may have"
+                             " been carried out", remedy=remedy) from None
 
 
 def error_to_info(error: ElasticKVError) -> ErrorInfo:

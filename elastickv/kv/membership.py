@@ -73,6 +73,7 @@ METHOD_CHANGE = "membership.change"
 METHOD_IDENTITY = "membership.identity"
 
 TRANSFER = "transfer"
+LOOK_FIRST = "look at elastickv admin raft status before a retry"
 UNUSED_EPOCH = 0
 ASK_TIMEOUT_S = 8.0
 """How long a node that is to be added may take to be reached and to answer. A first dial to a node
@@ -181,13 +182,14 @@ class MembershipController:
                 if self._engine.is_leader():
                     return await asyncio.wait_for(
                         self._decisions.run(partial(self._lead, call)), remaining_s)
-                return forwarding.decode(
+                return forwarding.decode_outcome(
                     await self._engine.call(require_leader_id(self._engine), METHOD_CHANGE,
-                                            forwarding.encode(call), timeout_s=remaining_s), int)
+                                            forwarding.encode(call), timeout_s=remaining_s),
+                    int, LOOK_FIRST)
             except TimeoutError:
                 raise OutcomeUnknown(
                     f"{call.operation} was not decided within the deadline",
-                    remedy="look at elastickv admin raft status before a retry") from None
+                    remedy=LOOK_FIRST) from None
             except OutcomeUnknown:
                 # The answer to a node's own removal is lost with its links, yet it knows.
                 if self._removed_at and (call.operation, call.node_id) == (

@@ -15,6 +15,7 @@ from elastickv.kv.forwarding import (
     WriteItem,
     WriteReply,
     decode,
+    decode_outcome,
     encode,
     error_to_info,
     info_to_error,
@@ -49,6 +50,13 @@ def test_text_that_is_no_utf8_is_a_wire_error() -> None:
 def test_a_truncated_message_is_a_wire_error(size: int) -> None:
     with pytest.raises(WireError):
         decode(encode(GROUP)[:size], WriteGroup)
+
+
+def test_an_answer_to_an_operation_that_was_carried_out_leaves_its_outcome_open() -> None:
+    assert decode_outcome(encode(7), int, "look") == 7
+    with pytest.raises(OutcomeUnknown) as caught:
+        decode_outcome(b"\xc1", int, "look")
+    assert caught.value.remedy == "look"
 
 
 def test_an_error_comes_back_as_its_own_class() -> None:

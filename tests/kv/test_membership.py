@@ -20,13 +20,14 @@ from elastickv.errors import (
     MembershipConflict,
     NoLeader,
     NotCapable,
+    OutcomeUnknown,
     RemovedFromCluster,
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import decode_row_value, row_key
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
-from elastickv.kv.membership import MembershipController
+from elastickv.kv.membership import METHOD_CHANGE, MembershipController
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft import frames
 from elastickv.raft.engine import Member, Suffrage
@@ -213,6 +214,23 @@ def test_before_bootstrap_a_voter_must_be_there() -> None:
         await leader.membership.add_voter("n9", address("n9"), previous_index=0,
                                           timeout_s=TIMEOUT_S)
         assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_an_answer_that_does_not_parse_is_an_unknown_outcome() -> None:
+    """The leader has made the change that it answers."""
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        follower = next(node for node in world.nodes.values() if node is not leader)
+
+        async def garbage(peer_id: str, method: str, payload: bytes) -> bytes:
+            return b"\xc1"
+
+        leader.engine.handle(METHOD_CHANGE, garbage)
+        with pytest.raises(OutcomeUnknown, match="does not parse"):
+            await follower.membership.remove_server("n3", previous_index=0, timeout_s=TIMEOUT_S)
 
     run(scenario())
 
