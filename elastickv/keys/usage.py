@@ -106,6 +106,15 @@ def total_usage(rows: Iterable[tuple[bytes, bytes]]) -> int:
     return sum(decode_usage(value).total for _, value in rows)
 
 
+def totals_by_dek(rows: Iterable[tuple[bytes, bytes]]) -> dict[int, int]:
+    """The sum over the rows of each DEK that has any."""
+    totals: dict[int, int] = {}
+    for key, value in rows:
+        dek_id, _, _ = _KEY_TAIL.unpack_from(key, len(USAGE_PREFIX))
+        totals[dek_id] = totals.get(dek_id, 0) + decode_usage(value).total
+    return totals
+
+
 class Limits(NamedTuple):
     """What follows from `--dek-max-writes`.
 

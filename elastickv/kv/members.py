@@ -103,9 +103,10 @@ class Members:
         """Everything that `status` shows of this node."""
         sidecar = self._applier.sidecar
         limits = self._budgets.limits
+        totals = self._budgets.totals()
         deks: list[DekStatus] = []
         for dek_id, key in (sidecar.keys.items() if sidecar else ()):
-            writes = self._budgets.total(dek_id)
+            writes = totals.get(dek_id, 0)
             deks.append(DekStatus(
                 dek_id, int(key.purpose), sidecar is not None
                 and dek_id == sidecar.active(key.purpose), self._writers.state(dek_id).value,

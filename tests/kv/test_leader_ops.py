@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,11 +16,19 @@ from elastickv.errors import (
     NodeIdCollision,
     NotBootstrapped,
     NotCapable,
+    OutcomeUnknown,
 )
 from elastickv.keys.guards import NodeIdTaken
 from elastickv.keys.registry import decode_row_value, row_key
+from elastickv.keys.usage import USAGE_PREFIX
 from elastickv.kv.api import CutoverResult, WriterRow
-from elastickv.kv.forwarding import METHOD_CAPABILITY, RegisterSelf
+from elastickv.kv.forwarding import (
+    METHOD_ADMIN,
+    METHOD_CAPABILITY,
+    METHOD_REGISTER_SELF,
+    RegisterSelf,
+)
+from elastickv.wire import HlcCeiling, encode_entry
 from tests.kv.key_cluster import KEK_BYTES, TIMEOUT_S, KeyCluster, MakeCluster, Node, until
 
 OTHER_KEK = bytes(32)
@@ -307,6 +315,60 @@ async def test_status_tells_a_line_for_each_problem(make_cluster: MakeCluster) -
     assert rows[down].reachable is False
     assert "start it" in rows[down].problem
     cluster.make(down)
+
+
+@pytest.mark.parametrize("method", [METHOD_ADMIN, METHOD_REGISTER_SELF])
+async def test_an_answer_that_does_not_parse_is_an_unknown_outcome(
+        make_cluster: MakeCluster, method: str) -> None:
+    """The leader has carried out what it answers: nobody may be told that nothing was done."""
+    cluster = await make_cluster(3)
+    leader = await cluster.leader()
+    await leader.encrypt()
+    await cluster.settled()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        METHOD_ADMIN: follower.rotate,
+        METHOD_REGISTER_SELF: lambda: follower.encryption._register_through_leader(
+            follower.active(Purpose.STORAGE), 9)}
+
+    async def garbage(peer_id: str, method: str, payload: bytes) -> bytes:
+        return b"\xc1"
+
+    leader.engine.handle(method, garbage)
+    with pytest.raises(OutcomeUnknown, match="does not parse"):
+        await calls[method]()
+
+
+async def test_a_cutover_that_is_cancelled_undecided_leaves_the_barrier_closed(
+        make_cluster: MakeCluster) -> None:
+    """Its entry may yet be committed, and nothing in the clear may be above it."""
+    cluster = await make_cluster(1)
+    proposer = cluster.nodes["n1"].encryption.proposer
+    cutover = asyncio.create_task(proposer.propose_behind_barrier(encode_entry(HlcCeiling(5))))
+    while not proposer.held:
+        await asyncio.sleep(0)
+    cutover.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cutover
+    assert proposer.held
+    assert proposer.submit(encode_entry(HlcCeiling(6)), timeout_s=TIMEOUT_S) is None
+
+
+async def test_a_report_reads_the_usage_rows_once_however_many_deks_there_are(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    for _ in range(5):
+        await node.rotate()
+    await cluster.settled()
+    expected = {dek_id: node.encryption.budgets.total(dek_id) for dek_id in node.sidecar.keys}
+    read, rows = [], node.store.rows
+    monkeypatch.setattr(node.store, "rows",
+                        lambda prefix=b"": read.append(prefix) or rows(prefix))
+    report = node.encryption.members.report()
+    assert {dek.dek_id: dek.writes for dek in report.deks} == expected
+    assert read == [USAGE_PREFIX]
 
 
 async def move_leadership(cluster: KeyCluster, node_id: str) -> None:
