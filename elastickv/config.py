@@ -17,11 +17,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from elastickv.errors import ConfigError
 
 MIB = 1024 * 1024
+
+MAX_COMMON_NAME_CHARACTERS = 64
+"""Of a certificate (RFC 5280, appendix A)."""
 
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -37,6 +40,7 @@ class Kind(enum.Enum):
     NODE_ID = "id"
     ADDRESS = "host:port"
     MEMBERS = "id=host:port,..."
+    NAMES = "name,..."
     PATH = "path"
     BOOL = "bool"
     INT = "integer"
@@ -121,6 +125,8 @@ SETTINGS: tuple[Setting, ...] = (
             "(PEM). May hold several: the old and the new one while one replaces the other."),
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "
             "clients. Refused unless every address is loopback.", default="false"),
+    Setting("admin_names", Kind.NAMES, "Common names of the client certificates that may change "
+            "keys and membership, the same on every member. Empty = every client."),
     Setting("grpc_front", Kind.CHOICE, "What serves gRPC: `h2` is this project's own HTTP/2 front, "
             "several times cheaper per call than `grpc`, which is grpc.aio.", default="h2",
             choices=("h2", "grpc")),
@@ -219,6 +225,7 @@ class NodeSettings:
     tls_key: Path | None
     tls_ca: Path | None
     insecure: bool
+    admin_names: tuple[str, ...]
     grpc_front: str
     grpc_reflection: bool
     accept_loops: int
@@ -318,6 +325,18 @@ def parse_members(text: str, where: str) -> tuple[BootstrapMember, ...]:
     return tuple(members)
 
 
+def parse_names(text: str, where: str) -> tuple[str, ...]:
+    """`alice,bob`: common names of certificates, each once."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if not (name.isprintable() and 1 <= len(name) <= MAX_COMMON_NAME_CHARACTERS):
+            raise ConfigError(f"{where}: {name!r} is not a certificate's common name",
+                              remedy="give for example alice,bob")
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: {name} is listed twice", remedy="list each name once")
+    return names
+
+
 def _parse_bool(text: str, where: str) -> bool:
     lowered = text.lower()
     if lowered in _TRUE:
@@ -350,7 +369,7 @@ def parse_value(setting: Setting, text: str, where: str) -> object:
     if text == "" and not setting.default:
         if setting.required:
             raise ConfigError(f"{where} is empty", remedy=f"give {setting.flags[0]} a value")
-        return () if setting.kind is Kind.MEMBERS else None
+        return () if setting.kind in (Kind.MEMBERS, Kind.NAMES) else None
     match setting.kind:
         case Kind.NODE_ID:
             return parse_node_id(text, where)
@@ -358,6 +377,8 @@ def parse_value(setting: Setting, text: str, where: str) -> object:
             return parse_address(text, where)
         case Kind.MEMBERS:
             return parse_members(text, where)
+        case Kind.NAMES:
+            return parse_names(text, where)
         case Kind.BOOL:
             return _parse_bool(text, where)
         case Kind.INT:
@@ -382,7 +403,8 @@ def parse_file(text: str, path: Path) -> dict[str, str]:
     """A TOML configuration file as `{setting name: text}`.
 
     Keys are the kebab-case flag names at the top level. Raises `ConfigError` for a syntax error, an
-    unknown key, and a value that is not text, a number, a boolean or (members) a list of texts.
+    unknown key, and a value that is not text, a number, a boolean or (members, names) a list of
+    texts.
     """
     try:
         document = tomllib.loads(text)
@@ -402,7 +424,7 @@ def parse_file(text: str, path: Path) -> dict[str, str]:
 def _file_text(setting: Setting, value: object, where: str) -> str:
     accepted: dict[Kind, type] = {Kind.BOOL: bool, Kind.INT: int}
     wanted = accepted.get(setting.kind, str)
-    if setting.kind is Kind.MEMBERS and isinstance(value, list) and all(
+    if setting.kind in (Kind.MEMBERS, Kind.NAMES) and isinstance(value, list) and all(
             isinstance(item, str) for item in value):
         return ",".join(value)
     if type(value) is not wanted:
@@ -524,6 +546,9 @@ def _check_transport(settings: NodeSettings) -> None:
         if given:
             raise ConfigError(f"--insecure contradicts {', '.join(given)}",
                               remedy="drop --insecure to use TLS")
+        if settings.admin_names:
+            raise ConfigError("--insecure contradicts --admin-names: no caller has a certificate",
+                              remedy="use TLS, or drop --admin-names")
         _check_insecure_addresses(settings)
     elif missing:
         raise ConfigError(f"{', '.join(missing)} missing",
@@ -547,10 +572,13 @@ def _check_insecure_addresses(settings: NodeSettings) -> None:
 
 def describe(settings: NodeSettings) -> dict[str, str]:
     """The settings as text for the start-up log line. Paths only: no file's content."""
-    def text(value: object) -> str:
-        if isinstance(value, tuple) and not isinstance(value, Address):
-            members = cast("tuple[BootstrapMember, ...]", value)
-            return ",".join(f"{member.node_id}={member.address}" for member in members)
+    def text(setting: Setting) -> str:
+        value = getattr(settings, setting.name)
+        match setting.kind:
+            case Kind.MEMBERS:
+                return ",".join(f"{member.node_id}={member.address}" for member in value)
+            case Kind.NAMES:
+                return ",".join(value)
         return str(value).lower() if isinstance(value, bool) else str(value or "")
 
-    return {setting.name: text(getattr(settings, setting.name)) for setting in SETTINGS}
+    return {setting.name: text(setting) for setting in SETTINGS}

@@ -84,6 +84,12 @@ class ResultTooLarge(InvalidArgument):
     """A scan's result is larger than one response may be; fewer pairs fit."""
 
 
+class NotAuthorized(CallerError):
+    """The caller's certificate is not that of an administrator (`--admin-names`)."""
+
+    grpc_status = "PERMISSION_DENIED"
+
+
 class Unimplemented(CallerError):
     """The method exists on the wire and is not served."""
 

@@ -170,7 +170,8 @@ class Node:
             tls=self._server_tls(), accept_loops=settings.accept_loops,
             max_connections=descriptors.for_clients(descriptors.limit()),
             front=settings.grpc_front, reflection=settings.grpc_reflection,
-            max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit)
+            max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit,
+            admin_names=settings.admin_names)
         await self._server.start()
         await self._start_http(store, applier)
         log.info("node started", node=settings.raft_id, address=str(settings.address),

@@ -85,6 +85,7 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
         Kind.NODE_ID: "node-7", Kind.ADDRESS: "10.0.0.7:7000", Kind.PATH: "/somewhere",
         Kind.MEMBERS: "n1=127.0.0.1:50151", Kind.BOOL: "true", Kind.INT: str(setting.maximum),
         Kind.CHOICE: setting.choices[-1] if setting.choices else "", Kind.DURATION: "90d",
+        Kind.NAMES: "alice,bob",
     }[setting.kind]
     if setting.name == "insecure":
         base = {"raft_id": "n1"}
@@ -97,6 +98,27 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
     value = getattr(by_variable, setting.name)
     assert value == config.parse_value(setting, sample, "here")
     assert setting.required or value != config.parse_value(setting, setting.default, "here")
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("", ()), ("alice", ("alice",)), ("alice, Bob Smith ", ("alice", "Bob Smith"))])
+def test_administrators_are_named_by_their_certificates(text: str, names: tuple[str, ...]) -> None:
+    settings = config.resolve({**TLS, "admin_names": text}, {})
+    assert settings.admin_names == names
+    assert config.describe(settings)["admin_names"] == ",".join(names)
+    as_list = config.parse_file(f"admin-names = {list(names)}".replace("'", '"'), Path("f.toml"))
+    assert config.resolve(TLS, {}, as_list).admin_names == names
+
+
+@pytest.mark.parametrize("text", ["alice,", ",", "a\nb", "alice,alice", "x" * 65])
+def test_what_is_no_name_of_an_administrator(text: str) -> None:
+    with pytest.raises(ConfigError, match="--admin-names"):
+        config.resolve({**TLS, "admin_names": text}, {})
+
+
+def test_administrators_need_tls() -> None:
+    with pytest.raises(ConfigError, match="--insecure contradicts --admin-names"):
+        config.resolve({**LOCAL, "admin_names": "alice"}, {})
 
 
 def test_a_node_may_listen_elsewhere_than_where_members_reach_it() -> None:

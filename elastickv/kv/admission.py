@@ -17,6 +17,9 @@ from elastickv.kv.api import Capability
 from elastickv.raft.engine import Member
 from elastickv.raft.membership import LOOK_REMEDY
 
+MAX_OUTSIDERS = 1024
+"""16-bit node ids that operators may register for nodes that are no members."""
+
 _RENAME = ("give the new node another --raftId; elastickv admin encryption probe-node-id shows"
            " which ids collide")
 
@@ -81,6 +84,24 @@ def require_epochs_left(writers: Iterable[tuple[int, int]], members: Iterable[Me
             raise EncryptionConflict(
                 f"epoch {epoch} is the last one, and member {names[writer]} takes the one after"
                 " what is registered for it", remedy="name an epoch that the member has used, or 0")
+
+
+def require_room(writers: Iterable[int], members: Iterable[Member],
+                 rows: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise `EncryptionConflict` if registering `writers` (64-bit node ids) would take more 16-bit
+    ids for nodes that are no members than a cluster can need: rows are never removed, and without a
+    free id no member can be added. `rows` is the writer registry."""
+    own = {node_id16(full_node_id(member.node_id)) for member in members}
+    wanted = {node_id16(writer) for writer in writers} - own
+    if not wanted:
+        return
+    known = {decode_row_key(key)[1] for key, _ in rows} - own
+    if not wanted <= known and len(wanted | known) > MAX_OUTSIDERS:
+        raise EncryptionConflict(
+            f"{len(known)} nodes that are no members are registered as writers; the limit is"
+            f" {MAX_OUTSIDERS}",
+            remedy="add a node before it is registered: elastickv admin raft add-learner registers"
+                   " it")
 
 
 def require_admissible(candidate: Candidate, address: str) -> None:

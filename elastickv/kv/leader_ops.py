@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from elastickv.crypto.kek import Kek
@@ -33,7 +33,11 @@ from elastickv.keys.epochs import FIRST_EPOCH
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv import forwarding
-from elastickv.kv.admission import require_epochs_left, require_no_member_shadowed
+from elastickv.kv.admission import (
+    require_epochs_left,
+    require_no_member_shadowed,
+    require_room,
+)
 from elastickv.kv.api import CutoverResult, SidecarState
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
 from elastickv.kv.members import Members
@@ -145,7 +149,7 @@ class LeaderOperations:
         self._require_bootstrapped()
         self._require_known(dek_id)
         rows = [RegistryRow(dek_id, node, epoch) for node, epoch in writers]
-        require_epochs_left(writers, self._engine.members())
+        self._require_registrable(writers)
         require_no_member_shadowed([row.full_node_id for row in rows], self._engine.members())
         try:
             self._applier.validate_writers(rows)
@@ -163,6 +167,13 @@ class LeaderOperations:
                     remedy="register them again, which changes nothing for those that are"
                     ) from error
         return index
+
+    def _require_registrable(self, writers: Sequence[tuple[int, int]]) -> None:
+        """Raise `EncryptionConflict` for writers (64-bit node id, epoch) that a caller may not
+        name."""
+        members = self._engine.members()
+        require_epochs_left(writers, members)
+        require_room([writer for writer, _ in writers], members, self._store.rows(WRITERS_PREFIX))
 
     def _require_known(self, dek_id: int) -> None:
         if dek_id not in self._applier.keystore:
@@ -216,7 +227,7 @@ class LeaderOperations:
             wrapped_raft = kek.generate_wrapped_dek()
             writers = [(member.full_node_id, member.local_epoch) for member in capable]
         await self._members.require_unwraps([wrapped_storage, wrapped_raft])
-        require_epochs_left(writers, self._engine.members())
+        self._require_registrable(writers)
         rows = [RegistryRow(dek_id, node, epoch)
                 for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in writers]
         sidecar = self._applier.sidecar
@@ -245,7 +256,7 @@ class LeaderOperations:
         row = RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch)
         entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped, row)
         if not own:
-            require_epochs_left([(proposer_node_id, proposer_local_epoch)], self._engine.members())
+            self._require_registrable([(proposer_node_id, proposer_local_epoch)])
             sidecar = self._require_bootstrapped()
             if sidecar.holds_active(Purpose(purpose), new_dek_id, wrapped) \
                     and self._has_registered(row):
@@ -298,7 +309,7 @@ class LeaderOperations:
     async def _propose_cutover(self, tag: RotationTag, purpose: Purpose, node_id: int,
                                epoch: int) -> int:
         dek_id = self._require_bootstrapped().active(purpose)
-        require_epochs_left([(node_id, epoch)], self._engine.members())
+        self._require_registrable([(node_id, epoch)] if node_id else [])
         if not node_id:
             # The row repeats what is registered already: a cutover makes nobody a writer.
             node_id = self._full_node_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from collections.abc import Collection
 
 from elastickv.audit import AuditLog
 from elastickv.descriptors import MAX_CONNECTIONS
@@ -16,6 +17,7 @@ from elastickv.server import health
 from elastickv.server.admin_service import EncryptionAdmin
 from elastickv.server.aio_front import AioFront
 from elastickv.server.audited import audited
+from elastickv.server.authorized import authorized
 from elastickv.server.h2.front import H2Front
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
@@ -99,9 +101,11 @@ class GrpcServer:
                  membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
                  accept_loops: int, reflection: bool, max_value_bytes: int,
                  max_connections: int = MAX_CONNECTIONS, front: str = FRONT_H2,
-                 recorder: Recorder | None = None, audit: AuditLog | None = None) -> None:
+                 recorder: Recorder | None = None, audit: AuditLog | None = None,
+                 admin_names: Collection[str] = ()) -> None:
         """`front` is `h2` (our own) or `grpc` (grpc.aio with `accept_loops` servers). Calls are
-        recorded where there is a `recorder`, administrative ones in `audit`."""
+        recorded where there is a `recorder`, administrative ones in `audit`. With `admin_names`
+        only callers with such a certificate may change what is administered."""
         self._host = host
         self._port = port
         self._tls = tls
@@ -111,6 +115,7 @@ class GrpcServer:
         max_message_bytes = 2 * max_value_bytes + MESSAGE_SLACK_BYTES
         services = services_of(kv, encryption, membership, engine, self._health,
                                reflection=reflection, max_result_bytes=max_message_bytes)
+        services = authorized(services, admin_names)
         if audit is not None:
             services = audited(services, audit)
         if recorder is not None:

@@ -8,13 +8,15 @@ from typing import NamedTuple
 import pytest
 
 from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
-from elastickv.errors import InvalidArgument, MembershipConflict, NotCapable
+from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConflict, NotCapable
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.kv.admission import (
+    MAX_OUTSIDERS,
     Candidate,
     require_admissible,
     require_applied,
     require_free_node_id,
+    require_room,
     transfer_target,
     unregistered,
 )
@@ -141,3 +143,35 @@ def test_a_node_needs_an_epoch_of_every_active_dek(active: tuple[int, ...], refu
         return
     with pytest.raises(MembershipConflict, match="every epoch of DEK 7"):
         require_free_node_id("n4", MEMBERS, registry, active)
+
+
+def outsiders(first: int, count: int) -> list[int]:
+    """64-bit node ids with 16-bit ids of their own, none of them a member's."""
+    taken = {node_id16(full_node_id(member.node_id)) for member in MEMBERS}
+    free = [short for short in range(1, 1 << 16) if short not in taken]
+    return [1 << 40 | short for short in free[first:first + count]]
+
+
+FULL = [(7, node) for node in outsiders(0, MAX_OUTSIDERS)]
+
+ROOM: dict[str, tuple[list[int], dict[bytes, bytes], bool]] = {
+    "nobody": ([], rows(*FULL), True),
+    "as many as there may be": (outsiders(0, MAX_OUTSIDERS), rows((7, N1)), True),
+    "one more": (outsiders(0, MAX_OUTSIDERS + 1), rows((7, N1)), False),
+    "the last that there may be": (outsiders(MAX_OUTSIDERS - 1, 1), rows(*FULL[:-1]), True),
+    "one more than are registered": (outsiders(MAX_OUTSIDERS, 1), rows(*FULL), False),
+    "one that is registered, for another DEK": (outsiders(5, 1), rows(*FULL), True),
+    "a member": ([N1], rows(*FULL), True),
+    "members do not count": (outsiders(MAX_OUTSIDERS - 1, 1), rows((7, N1), *FULL[:-1]), True),
+}
+
+
+@pytest.mark.parametrize("name", ROOM)
+def test_registered_strangers_leave_room_for_members(name: str) -> None:
+    writers, registry, allowed = ROOM[name]
+    if allowed:
+        require_room(writers, MEMBERS, registry.items())
+        return
+    with pytest.raises(EncryptionConflict, match=str(MAX_OUTSIDERS)) as caught:
+        require_room(writers, MEMBERS, registry.items())
+    assert caught.value.remedy

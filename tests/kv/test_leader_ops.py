@@ -21,6 +21,7 @@ from elastickv.errors import (
 from elastickv.keys.guards import NodeIdTaken
 from elastickv.keys.registry import decode_row_value, row_key
 from elastickv.keys.usage import USAGE_PREFIX
+from elastickv.kv import admission
 from elastickv.kv.api import CutoverResult, WriterRow
 from elastickv.kv.forwarding import (
     METHOD_ADMIN,
@@ -70,6 +71,36 @@ async def test_a_writer_that_would_keep_a_member_from_registering_is_refused(
             proposer_node_id=short_id, proposer_local_epoch=1, timeout_s=TIMEOUT_S)
     await node.put(b"k")
     assert not node.fatal
+
+
+@pytest.mark.parametrize("way", ["register_writers", "rotate_dek", "enable_storage_envelope"])
+async def test_strangers_cannot_take_every_node_id(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Rows are never removed; with all 16-bit ids taken no node could be added."""
+    monkeypatch.setattr(admission, "MAX_OUTSIDERS", 2)
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.bootstrap()
+    await node.encryption.register_writers(
+        dek_id=node.active(Purpose.STORAGE),
+        writers=[WriterRow(full_node_id(name), 1) for name in ("n7", "n8")], timeout_s=TIMEOUT_S)
+    before = node.writer_rows()
+    stranger = full_node_id("n9")
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "register_writers": lambda: node.encryption.register_writers(
+            dek_id=node.active(Purpose.STORAGE), writers=[WriterRow(stranger, 1)],
+            timeout_s=TIMEOUT_S),
+        "rotate_dek": lambda: node.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=Kek(KEK_BYTES).generate_wrapped_dek(),
+            new_dek_id=777, proposer_node_id=stranger, proposer_local_epoch=1,
+            timeout_s=TIMEOUT_S),
+        "enable_storage_envelope": lambda: node.encryption.enable_storage_envelope(
+            proposer_node_id=stranger, proposer_local_epoch=1, timeout_s=TIMEOUT_S)}
+    with pytest.raises(EncryptionConflict, match="no members"):
+        await calls[way]()
+    assert node.writer_rows() == before
+    await node.encryption.operations.register_self(
+        RegisterSelf(node.active(Purpose.STORAGE), stranger, 0))
 
 
 async def test_writers_are_registered_together_or_not_at_all(make_cluster: MakeCluster) -> None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from elastickv.audit import AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock, pack_timestamp
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id
@@ -307,7 +308,8 @@ class MemoryNode:
     def __init__(self, raft_id: str = "n1", *, gate: bool = True, port: int = 0,
                  tls: ServerTls | None = None, accept_loops: int = 2,
                  reflection: bool = False, front: str = FRONT_H2,
-                 max_connections: int = MAX_CONNECTIONS) -> None:
+                 max_connections: int = MAX_CONNECTIONS, audit: AuditLog | None = None,
+                 admin_names: Sequence[str] = ()) -> None:
         self.faults = Faults()
         self.kv = MemoryKv(self.faults)
         self.encryption = MemoryEncryption(self.faults, raft_id, gate=gate)
@@ -316,7 +318,8 @@ class MemoryNode:
             "127.0.0.1", port, kv=self.kv, encryption=self.encryption, membership=self.engine,
             engine=self.engine,  # type: ignore[arg-type]
             tls=tls, accept_loops=accept_loops, reflection=reflection,
-            max_value_bytes=MAX_VALUE_BYTES, front=front, max_connections=max_connections)
+            max_value_bytes=MAX_VALUE_BYTES, front=front, max_connections=max_connections,
+            audit=audit, admin_names=admin_names)
 
     @property
     def address(self) -> str:
