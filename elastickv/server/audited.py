@@ -16,11 +16,12 @@ AUDITED: Final = frozenset({"EncryptionAdmin", "RaftAdmin"})
 """Services whose every call is audited, reads too: some hand out every wrapped DEK."""
 
 READS: Final = frozenset({
-    "GetCapability", "GetSidecarState", "GetMemberStatus", "Status", "Configuration"})
+    "GetCapability", "GetSidecarState", "GetMemberStatus", "ResyncSidecar", "Status",
+    "Configuration"})
 """Methods that change nothing: an index in their response is not that of a change."""
 
 _KEY_ID_FIELDS: Final = ("dek_id", "new_dek_id", "storage_dek_id", "raft_dek_id")
-_INDEX_FIELDS: Final = ("applied_index", "index", "leader_latest_applied_index")
+_INDEX_FIELDS: Final = ("applied_index", "index")
 _TARGET_FIELDS: Final = ("id", "target_id", "target_address")
 
 

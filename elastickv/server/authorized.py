@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from elastickv import audit
 from elastickv.errors import NotAuthorized
 from elastickv.server.audited import AUDITED, READS
 from elastickv.server.methods import Services, Unary
 
-OPEN: Final = READS | {"ResyncSidecar"}
-"""Administrative methods that every client may call: they change nothing. A node takes its key
-state over with the last."""
-
 
 def authorized(services: Services, admin_names: Collection[str]) -> Services:
-    """The same services; administrative methods but `OPEN` are refused to callers whose
+    """The same services; administrative methods but `READS` are refused to callers whose
     certificate has none of `admin_names`. Without names every client may call everything."""
     if not admin_names:
         return services
     names = frozenset(admin_names)
     return {service: {name: _authorized(method, f"{service}/{name}", names)
-                      if isinstance(method, Unary) and service in AUDITED and name not in OPEN
+                      if isinstance(method, Unary) and service in AUDITED and name not in READS
                       else method
                       for name, method in methods.items()}
             for service, methods in services.items()}
