@@ -37,7 +37,8 @@ from elastickv.wire import EncryptionEntry, Registration, RegistryRow
 
 
 def utc_now() -> str:
-    """The time for a new key's `created`, RFC 3339 in whole seconds. It decides nothing."""
+    """The time for a new key's `created`, RFC 3339 in whole seconds. It differs between members, so
+    nothing that they must agree on may depend on it; a leader judges `--dek-max-age` by its own."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
