@@ -24,10 +24,11 @@ durable. Not `write`: sockets, the log and libfiu's own answers go through it.""
 NEARLY_FULL_BYTES = 1 << 20
 """What the node itself may have freed again at once."""
 
-DISK_FAILED = 10
-DISK_CODES = frozenset({ExitCode.ERROR, ExitCode.APPLY_HALTED, DISK_FAILED})
-"""With these a node ends by a disk that fails or is full: by the error itself, or by the halt
-before an encryption entry whose sidecar could not be written."""
+FAILED_DISK_CODES = frozenset({ExitCode.DISK_FAILED, ExitCode.APPLY_HALTED})
+"""With these a node ends by a disk that fails: by the error itself, or by the halt before an
+encryption entry whose sidecar could not be written."""
+FULL_DISK_CODES = FAILED_DISK_CODES | {ExitCode.ERROR}
+"""And with these by a full one: a node that stops while it is full says so at the end."""
 
 FAILURE_PROBABILITY = 0.2
 GROWTHS_AT_MOST = 40
@@ -95,7 +96,7 @@ class DiskFull(_FailingCalls):
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()
-        self.cluster.processes[node].expected_codes = DISK_CODES
+        self.cluster.processes[node].expected_codes = FULL_DISK_CODES
         if not self.cluster.options.small_disk_mib:
             await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
             return f"{node}: ENOSPC on every write"
@@ -131,7 +132,7 @@ class IoError(_FailingCalls):
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()
-        self.cluster.processes[node].expected_codes = DISK_CODES
+        self.cluster.processes[node].expected_codes = FAILED_DISK_CODES
         self.cluster.io_errors.add(node)
         await self.enable(node, WRITING_CALLS + SYNCING_CALLS, FAILURE_PROBABILITY, errno.EIO)
         return f"{node}: EIO on {FAILURE_PROBABILITY:.0%} of writes and syncs"

@@ -23,11 +23,11 @@ from jepsen.network import Unsupported
 from jepsen.processes import NodeProcess
 
 Control = Callable[[object, int, str], None]
-SLEEPER = "trap 'exit 1' TERM; echo ready; while true; do sleep 0.01; done"
+SLEEPER = "trap 'exit 10' TERM; echo ready; while true; do sleep 0.01; done"
 
 
 class OneNode:
-    """A cluster of one process, which ends with exit code 1 when it is terminated. `log_index` is
+    """A cluster of one process, which ends with exit code 10 when it is terminated. `log_index` is
     what it says of its log."""
 
     def __init__(self, directory: Path) -> None:
@@ -87,7 +87,7 @@ async def test_a_node_that_ends_while_failures_are_enabled(
     monkeypatch.setattr(preload, "control_fiu", control)
     fault = IoError(cast("Cluster", one_node), random.Random(1))
     await fault.inject()
-    assert await fault.effect() == "it ended with 1"
+    assert await fault.effect() == "it ended with 10"
     assert [end.asked_for for end in one_node.process.exits] == [True]
     assert one_node.io_errors == {"n1"}
 
@@ -115,7 +115,7 @@ async def test_a_node_that_is_about_to_end_is_waited_for(
         return {}
 
     one_node.statuses = statuses  # type: ignore[method-assign]
-    assert await fault.effect() == "it ended with 1"
+    assert await fault.effect() == "it ended with 10"
 
 
 @pytest.mark.parametrize(("log_index", "error", "message"), [
