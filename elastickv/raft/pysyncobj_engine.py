@@ -418,12 +418,12 @@ class PySyncObjEngine:
         return index
 
     def _answering(self, members: Sequence[Member]) -> set[str]:
-        """Who of these answers: this node, members that did lately, and a newcomer with a link."""
+        """Who of these answers: this node, members that did lately, and a newcomer, from whom
+        whoever adds it has just heard."""
         known = self._context.configuration.find
         return {m.node_id for m in members
-                if m.node_id == self.node_id or (
-                    self._context.answers(m.node_id) if known(m.node_id) is not None
-                    else m.node_id in self._connected)}
+                if m.node_id == self.node_id or known(m.node_id) is None
+                or self._context.answers(m.node_id)}
 
     # --- snapshots and compaction -------------------------------------------------------------
 
