@@ -173,6 +173,9 @@ class Schedule:
                 self.loop.life = None
             self.oracle.check_whole_state(node)
             self.oracle.check_configuration(node)
+        self._check_history()
+
+    def _check_history(self) -> None:
         # Real time has no say in what a seed comes to.
         verdict = check_register(self.recorder.records, time_limit_s=math.inf,
                                  max_configurations=CHECK_CONFIGURATIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from elastickv.errors import StoreCorrupt
 from elastickv.raft import frames
 from elastickv.raft.engine import Entry
 from elastickv.raft.membership import Configuration
+from tests.sim import schedule as schedule_module
 from tests.sim.cluster import EXPLAINS, SimNode
 from tests.sim.invariants import SECRET, Violation
 from tests.sim.schedule import Schedule
@@ -295,6 +297,17 @@ async def lost_write(schedule: Schedule, node: SimNode) -> None:
     await schedule.workload.read(leader, key)
     await schedule._converge()
     schedule._examine()
+
+
+@breach("histories can be decided")
+async def endless_search(schedule: Schedule, node: SimNode) -> None:
+    leader = leader_of(schedule)
+    generator = schedule.cluster.streams.stream("test")
+    for _ in range(3):
+        await asyncio.gather(*(schedule.workload._put(leader, generator) for _ in range(8)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule_module, "CHECK_CONFIGURATIONS", 0)
+        schedule._check_history()
 
 
 @pytest.mark.parametrize("name", list(BREACHES))
