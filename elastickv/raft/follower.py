@@ -84,8 +84,8 @@ class Follower:
                               plan: rules.AppendPlan) -> bool:
         """Whether the log up to the leader's commit index holds everything that was ever committed
         under earlier leaders: so it does once an entry of the leader's own term is committed."""
-        return (plan.commit_index == message.commit_index > self._context.journal.anchor_index
-                and self._context.journal.term_at(message.commit_index) == message.term)
+        return plan.commit_index == message.commit_index and rules.shows_own_commit(
+            self._context.journal, message.commit_index, message.term)
 
     def restart(self, term: int, leader_id: str) -> None:
         """Another leader, term or link: nothing is verified yet."""

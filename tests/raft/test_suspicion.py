@@ -191,3 +191,26 @@ def test_a_replacement_may_be_replaced_in_its_turn(restarts):
     assert storage.hard_state.state.replaced.runs
     storage.truncating(11, 11)
     assert not storage.hard_state.state.replaced.runs
+
+
+def test_a_suspect_is_trusted_once_it_has_the_state_of_everything_committed():
+    """By a snapshot that nothing follows, on an idle cluster."""
+    async def scenario() -> None:
+        lab = Lab(segment_bytes=2000, compact_bytes=6000, keep_entries=10)
+        leader = await lab.start()
+        node = lab.others(leader)[0]
+        await lab.settle()
+        old_disk, old_entries = node.disk.copy(), list(node.state.entries)
+        for number in range(400):
+            await leader.engine.propose(b"%d" % number, timeout_s=5)
+        await lab.until(lambda: leader.journal.anchor_index > len(old_entries) + 10)
+        await asyncio.sleep(2)  # what peers remember is durable
+        node.kill()
+        node.disk.files, node.state.entries = old_disk, old_entries
+        await node.start()
+        await lab.until(lambda: node.engine._trust.suspect)
+        await lab.until(lambda: node.status().snapshots_installed == 1)
+        assert node.state.entries == leader.state.entries
+        await lab.until(lambda: not node.engine._trust.suspect)
+
+    run(scenario())
