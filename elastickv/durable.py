@@ -54,7 +54,8 @@ class DiskFile(Protocol):
 
     def rewrite(self, offset: int) -> None:
         """Write what is behind `offset` again, in place: the next `sync` then makes it and the
-        file's length durable, even if an earlier `sync` failed."""
+        file's length durable, even if an earlier `sync` failed. Raises `DiskFull`; it may be
+        repeated."""
         ...
 
     def size(self) -> int:
@@ -110,8 +111,8 @@ class Disk(Protocol):
         ...
 
     def make_directory(self, path: Path) -> None:
-        """Create with parents, owner-only, if absent. Durable on return, with the names that are in
-        it.
+        """Create with parents, owner-only, if absent. On return the names in it are durable, and so
+        is its own if it was made here.
 
         Raises `DiskFull` or `UnsupportedFileSystem`.
         """
@@ -200,9 +201,10 @@ class OsFile:
         self._size = self._reserved_end = size
 
     def rewrite(self, offset: int) -> None:
-        while content := os.pread(self._descriptor, min(_COPY_BYTES, self._size - offset), offset):
-            _write_at(self._descriptor, content, offset)
-            offset += len(content)
+        with _typed_if_full(self._path):
+            while content := self.pread(min(_COPY_BYTES, self._size - offset), offset):
+                _write_at(self._descriptor, content, offset)
+                offset += len(content)
 
     def size(self) -> int:
         return self._size

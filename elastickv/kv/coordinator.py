@@ -451,11 +451,16 @@ class Coordinator:
         deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
         await self._read_barrier(False, timeout_s)
         at_ts, now_ms = self._read_time(ts)
-        rest: ScanRange | None = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
+        whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
+        rest: ScanRange | None = whole
         pairs: list[Pair] = []
         room = max_bytes
         while rest is not None:
             async with self._scan_turns:
+                if not ts and rest.at_ts < self._store.horizon_ts:
+                    # Compaction has overtaken it; nothing was answered yet, so any later moment is
+                    # as good.
+                    rest, pairs, room = whole, [], max_bytes
                 found, rest = self._store.scan_turn(rest)
                 for key, version in found:
                     value = b"" if keys_only else self._open_record(version.store_key,

@@ -126,7 +126,7 @@ class KvStateMachine:
         if self._store.overlay_bytes < self._max_overlay_bytes:
             return True
         if self._store.disk_full is not None:
-            raise self._store.disk_full
+            raise self._store.disk_full.with_traceback(None)  # it is raised again and again
         return False
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:

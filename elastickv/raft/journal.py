@@ -223,10 +223,9 @@ class Journal:
 
     def _roll(self) -> Segment:
         """Seal the active segment and start the next."""
-        sealed = self._segments[-1]
-        sealed.seal()
-        if sealed is not self._syncing:
-            # Beside another fsync of the same file this one proves nothing: the kernel reports an
+        self._segments[-1].seal()
+        if self._syncing is None:
+            # Beside another fsync this one proves nothing of that one's file: the kernel reports an
             # error once, and perhaps to the other.
             self.durable_index = self.last_index
         return self._add(self._next_segment(self._header(self.last_index + 1, self.last_term)))

@@ -119,7 +119,12 @@ class LmdbImport:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
-        self._backend.switch(self._generation)
+        try:
+            self._backend.switch(self._generation)
+        except DiskFull:
+            # CURRENT names the old one; after any other error it may name either.
+            self._backend.remove_generation(self._generation)
+            raise
 
     def discard(self) -> None:
         if self._environment is not None:

@@ -129,7 +129,7 @@ class Store:
         self._job: Job | None = None
         self._failure: BaseException | None = None
         self.disk_full: DiskFull | None = None
-        """What the last job ended in, if that was a full disk."""
+        """What the last flush ended in, if that was a full disk."""
         self._on_dirty: Callable[[], None] | None = None
         self._rows: dict[bytes, bytes] = {}
         self._meta: dict[bytes, bytes] = {}
@@ -174,6 +174,7 @@ class Store:
         self._active = _Layer()
         self._frozen = None
         self._job = None
+        self.disk_full = None
 
     def _stored_counts(self, stored: bytes | None) -> DekCounts:
         if stored is not None:
@@ -378,6 +379,10 @@ class Store:
             self.durable_commit_ts = max(self.durable_commit_ts, self._frozen.overlay.max_ts)
             self.durable_index = job.index
             self._frozen = None
+        if job is self._job:
+            error = job.error
+            self.disk_full = (error if isinstance(error, DiskFull) and not isinstance(error, MapFull)
+                              else None)
         self.finish_job(job)
 
     def flush_now(self) -> None:
@@ -411,7 +416,6 @@ class Store:
         if job is not self._job:
             return
         self._job = None
-        self.disk_full = job.error if isinstance(job.error, DiskFull) else None
         if job.error is not None and not isinstance(job.error, DiskFull):
             self._failure = job.error
         else:

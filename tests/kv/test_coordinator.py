@@ -449,6 +449,36 @@ async def test_writes_that_come_between_two_turns_are_not_shown(
     assert await writer >= 5
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["latest", "at a timestamp"])
+async def test_a_scan_that_compaction_overtakes_begins_anew_unless_a_time_was_asked_for(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 1)
+    await put_records(node, 5, b"old")
+    ts = node.store.max_commit_ts
+    take_turn = node.store.scan_turn
+    turns = 0
+    overtaken = False
+
+    def slow(wanted: ScanRange) -> object:
+        nonlocal turns
+        turns += 1
+        return take_turn(wanted) if overtaken or turns < 3 else ([], wanted)
+
+    monkeypatch.setattr(node.store, "scan_turn", slow)
+    scan = asyncio.create_task(node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES,
+                                            ts=ts if asked else 0, timeout_s=TIMEOUT_S))
+    while turns < 3:
+        await asyncio.sleep(0)
+    await put_records(node, 5, b"new")
+    node.store.raise_horizon(ts + 1)
+    overtaken = True
+    if asked:
+        with pytest.raises(InvalidArgument, match="is before"):
+            await scan
+    else:
+        assert [pair.value for pair in await scan] == [b"new"] * 5
+
+
 async def test_a_scan_ends_at_its_deadline(node: OneNode,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mvcc_store, "TURN_COST", 1)

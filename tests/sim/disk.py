@@ -194,9 +194,8 @@ class Medium:
         self._name_changes.clear()
 
     def flip_bit(self, path: str, offset: int, bit: int) -> None:
-        """The platter returns another byte from now on, which a power cut lets everybody see.
-        Nothing may be mounted."""
-        self.cut_power()
+        """The platter returns another byte from now on. Nothing may be mounted, and nothing be left
+        in the page cache."""
         inode = self.files[path]
         inode.durable[offset] ^= 1 << bit
         inode.data = bytearray(inode.durable)

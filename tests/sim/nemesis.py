@@ -39,6 +39,7 @@ class BitFlip:
 
     def mend(self, medium: Medium) -> None:
         """Change it back, unless the place was written anew since."""
+        medium.cut_power()
         if medium.files.get(self.path) is self.inode and self.offset < len(self.inode.durable) \
                 and self.inode.durable[self.offset] == self.byte:
             medium.flip_bit(self.path, self.offset, self.bit)
@@ -355,6 +356,7 @@ class Nemesis:
             return
         node.stays_down = True
         node.crash()
+        node.medium.cut_power()
         node.excuses.add("bit-flip")
         files: dict[str, list[tuple[str, Inode]]] = {}
         for path, inode in sorted(node.medium.files.items()):

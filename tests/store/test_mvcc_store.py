@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -328,3 +329,45 @@ def test_dirty_notices_and_sizes(store: Store) -> None:
     store.flush_now()
     assert (store.overlay_bytes, store.overlay_versions) == (0, 0)
     assert store.stats().entries[Table.MVCC] == 1
+
+
+class Refusing(MemoryBackend):
+    """Refuses writes with `error` while there is one."""
+
+    error: Exception | None = None
+
+    def write(self, batch: WriteBatch) -> None:
+        if self.error is not None:
+            raise self.error
+        super().write(batch)
+
+
+@pytest.mark.parametrize(("error", "is_full"), [
+    pytest.param(DiskFull("no space left", remedy="free space"), True, id="a full disk"),
+    pytest.param(MapFull("the map is full"), False, id="a map that will grow")])
+def test_who_waits_for_space_is_told_by_flushes_alone(tmp_path: Path, error: Exception,
+                                                      is_full: bool) -> None:
+    backend = Refusing(OsDisk(), tmp_path)
+    store = Store.open(backend)
+    for index in (1, 2):
+        store.apply_group(index, [(b"k", index, plain_record(b"v"))])
+        store.flush_now()
+    store.apply_group(3, [(b"k", 3, plain_record(b"v"))])
+    job = store.begin_flush()
+    assert job is not None
+    backend.error = error
+    with pytest.raises(type(error)):
+        job.run()
+    store.finish_flush(job)
+    assert (store.disk_full is error) is is_full
+    # Compaction says nothing of it, whether it has something to remove or not.
+    for horizon_ms in (0, 1 << 40):
+        step = Compactor(store, lambda ms=horizon_ms: ms, retention_ms=0).begin()
+        if step is not None:
+            with contextlib.suppress(DiskFull):
+                step.run()
+            store.finish_job(step)
+        assert (store.disk_full is error) is is_full
+    backend.error = None
+    store.flush_now()
+    assert store.disk_full is None

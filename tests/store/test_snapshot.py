@@ -280,6 +280,8 @@ def test_an_installation_on_a_full_disk_leaves_what_was_applied(
     assert (store.applied_index, store.durable_index) == (2, 1)
     assert [store.get(key, LATEST, 0) is not None for key in (b"a", b"b")] == [True, True]
     assert (list(store.rows()), store.meta(b"fact")) == ([(b"row", b"x")], b"y")
+    # What was received is off the full disk.
+    assert len(list((tmp_path / "full").glob("gen-*.mdb"))) <= 1
     disk.is_full = False
     assert install(store, stream) == 2
     assert store.get(b"b", LATEST, 0) is None
