@@ -7,10 +7,18 @@ import errno
 import fcntl
 import os
 import pwd
+import socket
+import ssl
 from pathlib import Path
-from typing import Final, NamedTuple, overload
+from typing import Final, NamedTuple
 
-from elastickv.errors import DISK_FAILED_REMEDY, DiskFailed, ElasticKVError, OperatorError
+from elastickv.errors import (
+    DISK_FAILED_REMEDY,
+    DiskFailed,
+    DiskFull,
+    ElasticKVError,
+    OperatorError,
+)
 from elastickv.keys.guards import AlreadyRunning, DataDirectoryUnusable
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 
@@ -20,6 +28,7 @@ _ACCESS_REMEDY: Final = ("make the directory writable for the user that runs the
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors of the system that say nothing of a disk."""
+_NO_FILE: Final = (ConnectionError, TimeoutError, BlockingIOError, socket.gaierror, ssl.SSLError)
 
 
 class Seen(NamedTuple):
@@ -103,19 +112,20 @@ def other_owner(directory: Path) -> str:
         return f"#{owner}"
 
 
-@overload
-def failure_of(error: ElasticKVError | OSError) -> ElasticKVError: ...
-
-
-@overload
-def failure_of(error: BaseException) -> BaseException: ...
-
-
 def failure_of(error: BaseException) -> BaseException:
-    """`error`; an `OSError`, which says that the machine failed the node, as what an operator can
-    act on."""
-    if not isinstance(error, OSError):
-        return error
+    """`error`; an `OSError` of a file as what an operator can act on. One of a connection is a
+    defect wherever it was not foreseen, and stays as it is."""
+    if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+        return file_failure(error)
+    return error
+
+
+def file_failure(error: OSError) -> ElasticKVError:
+    """What the failure of a file means. The traceback stays, to tell which call it was."""
+    return _typed(error).with_traceback(error.__traceback__)
+
+
+def _typed(error: OSError) -> ElasticKVError:
     reason = error.strerror or str(error)
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in _OUT_OF_RESOURCES:
@@ -126,5 +136,10 @@ def failure_of(error: BaseException) -> BaseException:
             f"{error.filename or 'the data directory'} cannot be used: {reason}",
             remedy="give the data directory with everything in it to the user that runs the node"
                    " (chown -R)")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # As of an fsync, where what was written is not known to be on the disk any more.
+        return DiskFull(f"no space left: {reason}{where}",
+                        remedy="free space on the data directory's file system, and start the node"
+                               " again")
     return DiskFailed(f"the disk of the data directory failed: {reason}{where}",
                       remedy=DISK_FAILED_REMEDY)

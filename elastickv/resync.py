@@ -25,7 +25,7 @@ from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.crypto.nonce import full_node_id
-from elastickv.data_directory import failure_of
+from elastickv.data_directory import file_failure
 from elastickv.durable import Disk
 from elastickv.errors import (
     DiskFailed,
@@ -124,7 +124,7 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
     except (SidecarCorrupt, IsADirectoryError):
         own = None
     except OSError as error:
-        raise failure_of(error) from None
+        raise file_failure(error) from None
     state = await client.encryption.resync_sidecar(node_id)
     registry = dict(state.writer_registry)
     for dek_id, epoch in own_epochs(rows, node_id).items():
@@ -154,7 +154,7 @@ def _write(disk: Disk, path: Path, sidecar: Sidecar) -> None:
     except IsADirectoryError:
         raise OperatorError(f"{path} is a directory", remedy="move it away") from None
     except OSError as error:
-        raise failure_of(error) from None
+        raise file_failure(error) from None
 
 
 def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:

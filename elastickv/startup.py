@@ -170,7 +170,7 @@ def _verdict(name: str, check: Callable[[], None]) -> Verdict:
     try:
         check()
     except (ElasticKVError, OSError) as error:
-        failure = data_directory.failure_of(error)
+        failure = data_directory.file_failure(error) if isinstance(error, OSError) else error
         return Verdict(name, Status.FAIL, getattr(failure, "problem", failure.message),
                        failure.remedy)
     return Verdict(name, Status.PASS)

@@ -133,7 +133,8 @@ class Pool:
         return len(self._endpoints)
 
     def current(self) -> Endpoint:
-        """The endpoint to ask now."""
+        """The endpoint to ask now. Raises `ForkedProcess`."""
+        claim_process()
         return self._endpoints[self._current]
 
     def advance(self, failed: Endpoint, *, unreachable: bool) -> None:

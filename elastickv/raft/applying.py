@@ -32,7 +32,8 @@ class Applying:
     def apply_group(self) -> None:
         """Apply one bounded group; a round is asked for when more is left.
 
-        Raises `ApplyHalted` when an entry cannot be applied, for whatever reason but a full disk.
+        Raises `ApplyHalted` when an entry cannot be applied, for whatever reason but a disk that is
+        full, and `OSError` for one that fails.
         """
         context, core, settings = self._context, self._context.core, self._context.settings
         low = core.applied_index() + 1
@@ -64,7 +65,7 @@ class Applying:
     def _apply(self, group: Sequence[Entry]) -> Sequence[object]:
         try:
             return self._machine.apply(group)
-        except (ApplyHalted, DiskFull):
+        except (ApplyHalted, DiskFull, OSError):
             raise
         except Exception as error:
             raise ApplyHalted(f"entries {group[0].index} to {group[-1].index} cannot be applied: "

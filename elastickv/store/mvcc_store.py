@@ -380,9 +380,8 @@ class Store:
             self.durable_index = job.index
             self._frozen = None
         if job is self._job:
-            error = job.error
-            self.disk_full = (error if isinstance(error, DiskFull) and not isinstance(error, MapFull)
-                              else None)
+            full = job.error if isinstance(job.error, DiskFull) else None
+            self.disk_full = None if isinstance(full, MapFull) else full
         self.finish_job(job)
 
     def flush_now(self) -> None:

@@ -24,10 +24,9 @@ durable. Not `write`: sockets, the log and libfiu's own answers go through it.""
 NEARLY_FULL_BYTES = 1 << 20
 """What the node itself may have freed again at once."""
 
-FAILED_DISK_CODES = frozenset({ExitCode.DISK_FAILED, ExitCode.APPLY_HALTED})
-"""With these a node ends by a disk that fails: by the error itself, or by the halt before an
-encryption entry whose sidecar could not be written."""
-FULL_DISK_CODES = FAILED_DISK_CODES | {ExitCode.ERROR}
+FAILED_DISK_CODES = frozenset({ExitCode.DISK_FAILED})
+"""With this a node ends by a disk that fails."""
+FULL_DISK_CODES = FAILED_DISK_CODES | {ExitCode.ERROR, ExitCode.APPLY_HALTED}
 """And with these by a full one: a node that stops while it is full says so at the end."""
 
 FAILURE_PROBABILITY = 0.2

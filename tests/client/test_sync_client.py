@@ -194,6 +194,20 @@ def make_and_call():
                  "        in_child(lambda: (call(client), client.close()))\n"
                  "    call(client)\n",
                  ["answered False", "refused True", "answered False"], id="a client of before"),
+    pytest.param("import asyncio\n"
+                 "from elastickv.client import Client\n"
+                 "async def get(client):\n"
+                 "    try:\n"
+                 "        print('answered', (await client.get(b'k')).exists, flush=True)\n"
+                 "    except ForkedProcess as error:\n"
+                 "        print('refused', 'spawn' in error.remedy, flush=True)\n"
+                 "async def made():\n"
+                 "    client = Client([sys.argv[1]])\n"
+                 "    await get(client)\n"
+                 "    return client\n"
+                 "client = asyncio.run(made())\n"
+                 "in_child(lambda: asyncio.run(get(client)))\n",
+                 ["answered False", "refused True"], id="an asyncio client of before"),
     pytest.param("make_and_call()\nin_child(make_and_call)\nmake_and_call()\n",
                  ["answered False", "not made", "answered False"], id="a second client"),
     pytest.param("in_child(make_and_call)\nmake_and_call()\n",

@@ -85,10 +85,11 @@ async def test_a_fatal_error_is_acted_on_before_it_is_logged(
 @pytest.mark.parametrize(("error", "kind", "code", "remedy"), [
     (OSError(errno.EIO, "Input/output error"), DiskFailed, 10, "replace the disk"),
     (OSError(errno.EROFS, "Read-only file system"), DiskFailed, 10, "replace the disk"),
+    (OSError(errno.ENOSPC, "No space left on device"), DiskFull, 1, "free space"),
     (OSError(errno.EMFILE, "Too many open files"), OperatorError, 1, "raise the limits"),
     (PermissionError(errno.EACCES, "Permission denied", "keys.json"), DataDirectoryUnusable, 3,
      "chown"),
-], ids=["failed", "read-only", "descriptors", "permission"])
+], ids=["failed", "read-only", "full", "descriptors", "permission"])
 def test_what_the_machine_refused_is_told_by_who_must_act(
         error: OSError, kind: type[ElasticKVError], code: int, remedy: str) -> None:
     failure = failure_of(error)
@@ -100,9 +101,16 @@ def test_what_the_machine_refused_is_told_by_who_must_act(
     assert code in MEANINGS
 
 
-def test_other_errors_are_what_they_were() -> None:
-    error = ValueError("a defect")
+@pytest.mark.parametrize("error", [ValueError("a defect"), ConnectionResetError("not foreseen"),
+                                   TimeoutError()], ids=lambda error: type(error).__name__)
+def test_other_errors_are_what_they_were(error: Exception) -> None:
     assert failure_of(error) is error
+
+
+def test_a_failure_tells_which_call_it_was() -> None:
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        Path("/").read_bytes()
+    assert failure_of(caught.value).__traceback__ is caught.value.__traceback__
 
 
 STEPS = ["_server.stop", "_contacts.stop", "_encryption.stop", "_engine.stop", "_flusher.stop"]

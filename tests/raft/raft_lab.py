@@ -301,6 +301,7 @@ class ListState:
         self.entries: list[Entry] = []
         self.fail_on: bytes | None = None
         self.full_on: bytes | None = None
+        self.fails_with: Exception | None = None
         self.takes_more = True
         self.apply_calls = 0
 
@@ -317,6 +318,8 @@ class ListState:
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         self.apply_calls += 1
+        if self.fails_with is not None:
+            raise self.fails_with
         if any(entry.payload == self.fail_on for entry in entries):
             raise ValueError("cannot apply")
         results = []

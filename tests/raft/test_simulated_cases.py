@@ -109,6 +109,18 @@ def test_what_fits_of_a_group_is_applied_and_answered() -> None:
     run(scenario())
 
 
+def test_a_disk_that_fails_under_an_entry_is_no_fault_of_the_entry() -> None:
+    async def scenario() -> None:
+        lab = Lab(1)
+        node = await lab.start()
+        node.state.fails_with = OSError(errno.EIO, "Input/output error")
+        await outcome(node.engine.propose(b"key change", timeout_s=5))
+        assert node.fatal == [node.state.fails_with]
+        assert node.state.payloads() == []
+
+    run(scenario())
+
+
 def test_a_state_that_takes_no_more_is_waited_for() -> None:
     """Its leader stays: it will, and the others may be no faster."""
     async def scenario() -> None:

@@ -7,8 +7,8 @@ descriptor from the start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -30,9 +30,14 @@ class Listener:
         """Listen; the port. Raises `OSError`."""
         addresses = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        problem = errno.EADDRNOTAVAIL
         try:
             for family, _, _, _, address in dict.fromkeys(addresses):
-                listening = socket.socket(family, socket.SOCK_STREAM)
+                try:
+                    listening = socket.socket(family, socket.SOCK_STREAM)
+                except OSError as error:  # such as on a machine without IPv6
+                    problem = error.errno or problem
+                    continue
                 self._sockets.append(listening)
                 listening.setblocking(False)
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,6 +48,8 @@ class Listener:
         except OSError:
             self.close()
             raise
+        if not self._sockets:
+            raise OSError(problem, os.strerror(problem))
         for listening in self._sockets:
             self._resume(listening)
         return int(self._sockets[0].getsockname()[1])
@@ -59,19 +66,17 @@ class Listener:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(BACKLOG):
-                try:
-                    accepted, _address = listening.accept()
-                except OSError as error:
-                    if error.errno in _EXHAUSTED:
-                        # It stays readable: without a pause the loop would do nothing else.
-                        loop = asyncio.get_running_loop()
-                        loop.remove_reader(listening)
-                        loop.call_later(PAUSE_S, self._resume, listening)
-                        return
-                    if isinstance(error, ConnectionAbortedError):
-                        continue  # gone before it was accepted
-                    raise
-                accepted.setblocking(False)
-                self._on_accepted(accepted)
+        for _ in range(BACKLOG):
+            try:
+                accepted, _address = listening.accept()
+            except OSError as error:
+                # There is none left; or what befell a connection before it was accepted (accept(2)
+                # names a dozen errors): the next ones are accepted in the next pass.
+                if error.errno in _EXHAUSTED:
+                    # It stays readable: without a pause the loop would do nothing else.
+                    loop = asyncio.get_running_loop()
+                    loop.remove_reader(listening)
+                    loop.call_later(PAUSE_S, self._resume, listening)
+                return
+            accepted.setblocking(False)
+            self._on_accepted(accepted)
