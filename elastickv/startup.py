@@ -33,16 +33,15 @@ from elastickv.kv.fsm import (
     META_RAFT_CUTOVER_INDEX,
     META_SIDECAR,
 )
+from elastickv.raft import configuration, peer_memory
 from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 from elastickv.raft.hardstate import HardStateFile, owner_of
+from elastickv.raft.membership import Configuration
 from elastickv.raft.peer_memory import PeerMemory
-from elastickv.raft.snapshots import MarkerFile
+from elastickv.raft.snapshots import MARKER_FILE_NAME, MarkerFile
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
-
-CONFIGURATION = "members"
-"""The file of the configuration, beside that of the hard state."""
 
 
 class NoCluster(StartupRefused):
@@ -147,7 +146,7 @@ def require_cluster(settings: NodeSettings, disk: Disk, applied_index: int = 0) 
     if settings.raft_join or settings.founding_members or applied_index:
         return
     # Entries may be in the log that no flush has brought to the store yet.
-    base = ConfigurationFile(disk, settings.raft_data_dir / "raft" / CONFIGURATION).load()
+    base = _base_configuration(settings, disk)
     if base is None or not base.members:
         raise NoCluster(f"{settings.raft_id} belongs to no cluster",
                         remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
@@ -179,16 +178,20 @@ def _verdict(name: str, check: Callable[[], None]) -> Verdict:
 def _require_raft_files(settings: NodeSettings, disk: Disk) -> None:
     directory = settings.raft_data_dir / "raft"
     HardStateFile(disk, directory / HARD_STATE)
-    ConfigurationFile(disk, directory / CONFIGURATION).load()
-    MarkerFile(disk, directory / "install").load()
-    PeerMemory(disk, directory / "peers")
+    _base_configuration(settings, disk)
+    MarkerFile(disk, directory / MARKER_FILE_NAME).load()
+    PeerMemory(disk, directory / peer_memory.FILE_NAME)
+
+
+def _base_configuration(settings: NodeSettings, disk: Disk) -> Configuration | None:
+    path = settings.raft_data_dir / "raft" / configuration.FILE_NAME
+    return ConfigurationFile(disk, path).load()
 
 
 def _require_member(settings: NodeSettings, disk: Disk) -> None:
     """A node that was removed knew the members without it when it last ran."""
-    directory = settings.raft_data_dir / "raft"
-    base = ConfigurationFile(disk, directory / CONFIGURATION).load()
-    was_member = HardStateFile(disk, directory / HARD_STATE).state.joined or (
+    base = _base_configuration(settings, disk)
+    was_member = HardStateFile(disk, settings.raft_data_dir / "raft" / HARD_STATE).state.joined or (
         base is not None and base.find(settings.raft_id) is not None)
     known = {contact.node_id for contact in contacts.load(disk, settings.raft_data_dir)}
     if was_member and known and settings.raft_id not in known:

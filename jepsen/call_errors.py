@@ -12,6 +12,7 @@ from elastickv.errors import (
     ConditionFailed,
     CorruptionError,
     DeadlineExceeded,
+    DiskFailed,
     DiskFull,
     NoLeader,
     NotLeader,
@@ -29,7 +30,8 @@ EXPLAINED = frozenset(kind.__name__ for kind in (
 """A condition of the workload's own that did not hold, and what a member explains that is away,
 slow, cut off or stopping."""
 
-EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__}), "io-error": frozenset({"DiskFailed"})}
+EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__}),
+                "io-error": frozenset({DiskFailed.__name__})}
 """What only one package explains."""
 
 DAMAGE = frozenset(name for name, kind in vars(errors).items()

@@ -116,9 +116,13 @@ def prepare(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
     try:
         return _fill(root, wanted)
     except OSError as error:
-        raise ConfigError(f"--data: {error.filename or root} cannot be used: {error.strerror}",
-                          remedy="make it readable and writable for this user, or choose another "
-                                 "directory") from None
+        raise _unusable(root, error) from None
+
+
+def _unusable(root: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--data: {error.filename or root} cannot be used: {error.strerror}",
+                       remedy="make it readable and writable for this user, or choose another "
+                              "directory")
 
 
 def _fill(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
@@ -269,10 +273,7 @@ def start_all(layout: Layout) -> list[NodeProcess]:
     try:
         return [NodeProcess(layout, node) for node in layout.nodes]
     except OSError as error:
-        raise ConfigError(f"--data: {error.filename or layout.root} cannot be used: "
-                          f"{error.strerror}",
-                          remedy="make it writable for this user, or choose another directory"
-                          ) from None
+        raise _unusable(layout.root, error) from None
 
 
 def stop_all(processes: Sequence[NodeProcess]) -> dict[str, int]:

@@ -31,21 +31,22 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", -1),
 )
 
-FORK_REMEDY = ("fork before the first client is made, or start the process anew"
-               " (multiprocessing: method \"spawn\")")
-
 _grpc_process_id = 0
 
 
+def is_forked() -> bool:
+    """Whether this process was forked off one that used gRPC, which hangs or crashes here."""
+    return _grpc_process_id not in (0, os.getpid())
+
+
 def claim_process() -> None:
-    """Note that this process uses gRPC. Raises `ForkedProcess` where one that it was forked from
-    did: gRPC hangs or crashes there."""
+    """Note that this process uses gRPC. Raises `ForkedProcess`."""
     global _grpc_process_id
-    process_id = os.getpid()
-    if _grpc_process_id not in (0, process_id):
+    if is_forked():
         raise ForkedProcess("a client was made before this process was forked off",
-                            remedy=FORK_REMEDY)
-    _grpc_process_id = process_id
+                            remedy="fork before the first client is made, or start the process anew"
+                                   " (multiprocessing: method \"spawn\")")
+    _grpc_process_id = os.getpid()
 
 
 def credentials_of(tls: TlsFiles) -> grpc.ChannelCredentials:

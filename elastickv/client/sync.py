@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -28,7 +27,7 @@ from elastickv.client.model import (
     Writer,
     WriteResult,
 )
-from elastickv.client.pool import FORK_REMEDY
+from elastickv.client.pool import claim_process, is_forked
 from elastickv.config import TlsFiles
 from elastickv.errors import ClientClosed, ForkedProcess
 
@@ -42,7 +41,6 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._entry = threading.Lock()
         self._closing = False
-        self._process_id = os.getpid()
         self._thread = threading.Thread(target=self._loop.run_forever, name="elastickv-client",
                                         daemon=True)
         self._thread.start()
@@ -50,10 +48,11 @@ class _Loop:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; an interrupted caller cancels it. Raises `ClientClosed`,
         `ForkedProcess`."""
-        if self._is_copy():
+        try:
+            claim_process()
+        except ForkedProcess:
             work.close()
-            raise ForkedProcess("this client was made before the process was forked off",
-                                remedy=FORK_REMEDY)
+            raise
         with self._entry:
             if self._closing:
                 work.close()
@@ -67,8 +66,9 @@ class _Loop:
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
         """Do `last`, wait for the calls that other threads have under way, stop the loop and end
-        the thread. Idempotent; nothing in a forked process."""
-        if self._is_copy():
+        the thread. Idempotent; nothing in a forked process, which has no such thread and whose copy
+        of the lock may be held for ever."""
+        if is_forked():
             if last is not None:
                 last.close()
             return
@@ -82,11 +82,6 @@ class _Loop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-    def _is_copy(self) -> bool:
-        """Whether this is a forked process: it has no such thread, and its copy of the lock may be
-        held for ever."""
-        return os.getpid() != self._process_id
 
 
 async def _finish(last: Coroutine[Any, Any, None] | None) -> None:

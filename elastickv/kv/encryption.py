@@ -68,7 +68,7 @@ from elastickv.store.mvcc_store import Store
 REGISTER_TIMEOUT_S = 10.0
 RESERVE_TIMEOUT_S = 30.0
 DEFAULT_MAX_WRITES = 1 << 32
-LOOK_REMEDY = "look at elastickv admin encryption status before a retry"
+LOOK_FIRST = "look at elastickv admin encryption status before a retry"
 
 T = TypeVar("T")
 
@@ -291,7 +291,7 @@ class EncryptionController:
                     forwarding.encode(AdminCall(operation, arguments)), timeout_s=remaining_s)
             except TimeoutError:
                 raise OutcomeUnknown(f"{operation} was not decided within the deadline",
-                                     remedy=LOOK_REMEDY) from None
+                                     remedy=LOOK_FIRST) from None
             except (OutcomeUnknown, DeadlineExceeded):
                 raise
             except PeerError:  # certainly not proposed: no leader yet, or it moved
@@ -358,4 +358,4 @@ class EncryptionController:
 
 def _result(reply: bytes, result_type: type[T]) -> T:
     """What the leader answered to an operation that it has carried out."""
-    return forwarding.decode_outcome(reply, result_type, LOOK_REMEDY)
+    return forwarding.decode_outcome(reply, result_type, LOOK_FIRST)

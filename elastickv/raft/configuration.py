@@ -21,6 +21,7 @@ from elastickv.raft.membership import (
     encode_members,
 )
 
+FILE_NAME = "members"
 KIND = b"EKMB"
 
 

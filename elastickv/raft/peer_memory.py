@@ -27,6 +27,7 @@ from elastickv.raft.frames import PeerRecord
 from elastickv.raft.hardstate import encode_checked, load_checked
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, ReplacedTail
 
+FILE_NAME = "peers"
 KIND = b"EKPM"
 NOTHING = PeerRecord(0, 0, 0, 0, 0, 0, 0)
 

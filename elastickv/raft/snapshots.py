@@ -41,6 +41,7 @@ from elastickv.raft.membership import Configuration, decode_members, encode_memb
 
 log = get_logger("elastickv.raft.snapshots")
 
+MARKER_FILE_NAME = "install"
 MARKER_KIND = b"EKIM"
 STALLED_S = 10.0
 """A stream of which nothing was acknowledged for so long is begun anew."""

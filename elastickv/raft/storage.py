@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from elastickv.durable import Disk
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, JournalCorrupt, StartupRefused
+from elastickv.raft import configuration, peer_memory
 from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
 from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
@@ -23,7 +24,7 @@ from elastickv.raft.offload import Offload
 from elastickv.raft.peer_memory import PeerMemory, Position
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import InstallMarker, MarkerFile
+from elastickv.raft.snapshots import MARKER_FILE_NAME, InstallMarker, MarkerFile
 
 
 class RaftStorage:
@@ -36,13 +37,13 @@ class RaftStorage:
         no longer needs, and `cleanup_failed` is told why it could not. Raises `JournalCorrupt`."""
         self._node_id = settings.node_id
         disk.make_directory(settings.path)
-        self.marker = MarkerFile(disk, settings.path / "install")
+        self.marker = MarkerFile(disk, settings.path / MARKER_FILE_NAME)
         self.hard_state = HardStateFile(disk, settings.path / FILE_NAME)
         owner = self.hard_state.state.node_id
         if owner not in ("", settings.node_id):
             raise StartupRefused(f"{settings.path} belongs to member {owner}, not to "
                                  f"{settings.node_id}", remedy="start that member here")
-        self.memory = PeerMemory(disk, settings.path / "peers")
+        self.memory = PeerMemory(disk, settings.path / peer_memory.FILE_NAME)
         self.journal = Journal(disk, settings.path / "log", segment_bytes=settings.segment_bytes,
                                max_command_bytes=settings.max_command_bytes,
                                cache_bytes=settings.cache_bytes, cleanup=cleanup,
@@ -50,7 +51,7 @@ class RaftStorage:
         if not self.hard_state.existed and self.journal.last_index > FIRST_ANCHOR_INDEX:
             raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
                                  remedy=JOIN_ANEW_REMEDY)
-        self._base_file = ConfigurationFile(disk, settings.path / "members")
+        self._base_file = ConfigurationFile(disk, settings.path / configuration.FILE_NAME)
         base = self._base_file.load()
         if base is None:
             base = Configuration(0, () if settings.joining else tuple(settings.members))
