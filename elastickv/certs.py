@@ -26,17 +26,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from elastickv.config import TlsFiles, parse_node_id
+from elastickv.config import MAX_COMMON_NAME_CHARACTERS, TlsFiles, parse_node_id
 from elastickv.errors import ConfigError
 
 CA_NAME = "ca"
 CA_DAYS = 3650
 LEAF_DAYS = 825
-# Certificates become valid a little in the past, so that members whose clocks lag accept them.
-MAX_NAME_LENGTH = 64
-"""Of a common name (RFC 5280, appendix A)."""
-
 BACKDATE = datetime.timedelta(minutes=5)
+"""Certificates become valid a little in the past, so that members whose clocks lag accept them."""
 
 _OWNER_ONLY = 0o600
 _PUBLIC = 0o644
@@ -130,9 +127,9 @@ def _builder(subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurve
 
 
 def _name(common_name: str) -> x509.Name:
-    if not 1 <= len(common_name) <= MAX_NAME_LENGTH:
+    if not 1 <= len(common_name) <= MAX_COMMON_NAME_CHARACTERS:
         raise ConfigError(f"--name: {common_name!r} has {len(common_name)} characters",
-                          remedy=f"use 1 to {MAX_NAME_LENGTH}")
+                          remedy=f"use 1 to {MAX_COMMON_NAME_CHARACTERS}")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 

@@ -305,7 +305,7 @@ class OsDisk:
 def probe_file_system(disk: Disk, directory: Path) -> None:
     """Prove that `directory` supports what durability needs: write, fsync, rename, directory fsync.
 
-    Raises `UnsupportedFileSystem` naming the directory (DESIGN: start-up guards).
+    Raises `UnsupportedFileSystem` naming the directory (guard `file-system`).
     """
     probe = directory / ".probe"
     try:

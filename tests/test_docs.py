@@ -49,6 +49,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize(("package", "document"), [
+    ("raft", "engine.md"), ("store", "store.md"), ("kv", "kv.md"),
+])
+def test_every_module_is_in_the_map_of_its_package(package: str, document: str) -> None:
+    text = (ROOT / "docs" / "internals" / document).read_text(encoding="utf-8")
+    parts = text.split("## The parts")[1].split("\n## ")[0]
+    modules = {path.name for path in (ROOT / "elastickv" / package).glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", parts)) == modules - {"__init__.py"}
+
+
 def test_every_page_is_in_the_navigation() -> None:
     class Loader(yaml.SafeLoader):
         """Knows the tags of mkdocs.yml."""

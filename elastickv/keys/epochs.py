@@ -26,7 +26,7 @@ FIRST_EPOCH: Final = 1
 def next_epoch(dek_id: int, local_epoch: int, registry_last_seen: int | None) -> int:
     """The epoch to ask for: above what this node wrote down and above what the registry saw.
 
-    Raises `EpochExhausted` past 0xFFFF (DESIGN section 5).
+    Raises `EpochExhausted` past 0xFFFF.
     """
     epoch = max(local_epoch, -1 if registry_last_seen is None else registry_last_seen) + 1
     if epoch > MAX_EPOCH:

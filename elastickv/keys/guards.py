@@ -1,4 +1,4 @@
-"""Start-up guards: when a node must not run, why, and what to do (DESIGN section 5).
+"""Start-up guards: when a node must not run, why, and what to do.
 
 Pure: facts in, verdicts out. `startup.py` gathers the facts; the node refuses to start on the first
 failure and `elastickv doctor` shows every verdict. The order of `GUARDS` is the order in which a

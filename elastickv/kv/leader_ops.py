@@ -2,7 +2,7 @@
 
 One lock is held from validation until the entry is decided: the leader validates with the applier's
 own rules against its applied state, so an entry that would stop the cluster cannot get into the
-log through the API (DESIGN section 5). Two operations that race are thereby two in a row.
+log through the API. Two operations that race are thereby two in a row.
 
 Registrations take the same lock and are what makes a node a writer. Hence nothing may wait for a
 writer while it holds the lock: an operation waits first, and starts anew when it was too early.

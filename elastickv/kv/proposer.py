@@ -1,6 +1,6 @@
 """The one way into the log: seals entries after the raft cutover and keeps the cutover's barrier.
 
-Barrier (DESIGN section 5): the raft cutover's own entry is the last one in the clear. While it is
+Barrier: the raft cutover's own entry is the last one in the clear. While it is
 under way every other proposal waits, so that no entry above the cutover index can be clear. Entries
 proposed before it need no separate drain: the log is ordered, so they have lower indexes and are
 decided before it. The barrier therefore lasts one commit, however long a queue is.

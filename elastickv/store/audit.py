@@ -7,8 +7,9 @@ without an error. The audit walks every reachable page and refuses the file unle
 * both meta pages are sound, are of consecutive transactions, and of those that their
   free lists name;
 * every page stores its own number, is reached once, lies within the file, and is packed as LMDB
-packs it; * every key lies between the separators above it and after its left neighbour, so that a
-lookup finds it;
+  packs it;
+* every key lies between the separators above it and after its left neighbour, so that a lookup
+  finds it;
 * every stored value passes its checksum, and each table's entries add up to its totals;
 * no page in the free list is in use, and each tree has the depth and counts that it claims.
 

@@ -3,8 +3,9 @@
 LMDB trusts its file: a damaged page can make it miss a key, hand out a live page as free, or read
 outside the map. So the audit reads the pages itself, with every offset checked.
 
-    page         number (8) | pad (2) | flags (2) | lower (2) upper (2), or overflow pages (4) |
-    body meta page    page header | magic (4) version (4) address (8) map size (8) | free tree (48)
+    page         number (8) | pad (2) | flags (2) | lower (2) upper (2), or overflow pages (4)
+                 | body
+    meta page    page header | magic (4) version (4) address (8) map size (8) | free tree (48)
                  | main tree (48) | last page (8) | transaction (8)
     tree         pad (4) flags (2) depth (2) | branch, leaf, overflow pages, entries, root (8 each)
     node         low (2) high (2) flags (2) key size (2) | key | data

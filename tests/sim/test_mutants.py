@@ -1,7 +1,8 @@
 """Planted bugs: the simulator must find each within 500 seeds.
 
-A mutant is a patch of the shipped code that brings back one hazard of DESIGN.md, or breaks another
-promise. It is searched for with the plans that `make sim` runs.
+A mutant is a patch of the shipped code that breaks one of the engine's invariants
+(docs/internals/engine.md) or another promise. It is searched for with the plans that `make sim`
+runs.
 """
 
 from __future__ import annotations

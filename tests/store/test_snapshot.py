@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from elastickv.durable import OsDisk
 from elastickv.errors import CorruptionError, DiskFull, Overloaded, WireError
 from elastickv.store import snapshot
-from elastickv.store.backend import Backend
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store, encode_number
@@ -23,7 +22,7 @@ from elastickv.store.snapshot import (
     decode_header,
     encode_header,
 )
-from elastickv.store.tables import Item, Table
+from elastickv.store.tables import Backend, Item, Table
 from elastickv.store.values import plain_record, tombstone_record
 from tests.store.conftest import LATEST, OpenStore
 
