@@ -63,8 +63,8 @@ _PLAINTEXT = 0b000
 _SEALED = 0b010
 _KEY_ID = slice(11, 15)
 
-MAX_OVERLAY_BYTES = 64 << 20
-"""Some seconds of writes on a disk that holds the flushes up; without that it is never reached."""
+MAX_OVERLAY_BYTES = 256 << 20
+"""Some seconds of more writes than a disk takes flushes. Without such load it is never reached."""
 
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
