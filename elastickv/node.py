@@ -73,6 +73,8 @@ SWITCH_INTERVAL_S = 0.0005
 KEEP_ENTRIES = 10_000
 """Entries that stay in the log for members that are a little behind."""
 SEGMENT_BYTES = 64 << 20
+DRAIN_S = 2.0
+"""How long a stop waits for calls under way."""
 
 
 class StopRequested(Exception):
@@ -100,24 +102,57 @@ class Node:
         self._settings = settings
         self._stop_requested = asyncio.Event()
         self._fatal: BaseException | None = None
-        self._closers: list[Callable[[], object]] = []
+        self._stops = _Stops()
         self._metrics = Metrics() if settings.metrics_address is not None else None
 
     async def start(self) -> None:
-        """Bring everything up. Raises typed errors; then call `stop`."""
+        """Bring everything up. Raises typed errors; then call `stop`: it takes down what is up."""
         settings = self._settings
         disk = OsDisk()
+        audit, store = self._open_files(disk)
+        kek = await self._checked_kek(disk, store)
+        applier = self._open_keys(disk, kek, store)
+        self._build(disk, store, applier, kek)
+        self._stops.push("flush", self._flush_and_stop)
+        self._flusher.start()
+        self._stops.push("engine", self._engine.stop)
+        await self._engine.start()
+        self._stops.push("encryption", self._encryption.stop)
+        self._encryption.start()
+        contacts = ContactBook(disk, settings.raft_data_dir, self._engine.members)
+        self._stops.push("contacts", lambda: contacts.stop(
+            removed=settings.raft_id if self._is_removed() else ""))
+        contacts.start()
+        await self._start_server(audit)
+        await self._start_http(store, applier)
+        log.info("node started", node=settings.raft_id, address=str(settings.address),
+                 raft_address=str(settings.raft_address), applied_index=store.applied_index,
+                 encryption=self._encryption.gate_open())
+        if settings.raft_id not in {member.node_id for member in self._engine.members()}:
+            log.info("waiting to be added to the cluster",
+                     command=f"elastickv admin raft add-learner {settings.raft_id}"
+                             f" {settings.raft_address}")
+
+    def _open_files(self, disk: OsDisk) -> tuple[AuditLog, Store]:
+        """Take the data directory, and open what is in it but the log."""
+        settings, stops = self._settings, self._stops
         data = settings.raft_data_dir
         disk.make_directory(data)
-        descriptor = data_directory.take(data)
-        self._closers.append(lambda: os.close(descriptor))
+        lock = data_directory.take(data)
+        stops.push("lock", partial(os.close, lock))
         startup.require_file_system(settings, disk)
         audit = AuditLog(settings.audit_file)
-        self._closers.append(audit.close)
+        stops.push("audit log", audit.close)
         self._runner = ThreadRunner()
-        self._closers.append(self._runner.close)
+        stops.push("store's thread", self._runner.close)
         store = Store.open(LmdbBackend.open(data / "store"))
-        self._store = store
+        stops.push("store", store.close)
+        return audit, store
+
+    async def _checked_kek(self, disk: OsDisk, store: Store) -> Kek | None:
+        """The KEK, once the guards let this node start; a sidecar that they refuse is repaired if
+        it can be."""
+        settings = self._settings
         members = {member.node_id: full_node_id(member.node_id)
                    for member in settings.founding_members or settings.raft_join}
         gathered = startup.gather(settings, disk, store, members)
@@ -128,8 +163,11 @@ class Node:
             if await self._unless_stopped(resync.repair(settings, disk, store, gathered)):
                 gathered = startup.gather(settings, disk, store, members)
         require_safe(gathered.facts)
-        kek = gathered.kek
-        applier = self._open_keys(disk, kek, store)
+        return gathered.kek
+
+    def _build(self, disk: OsDisk, store: Store, applier: Applier, kek: Kek | None) -> None:
+        """Put the parts together; none of them does anything yet."""
+        settings = self._settings
         hlc = HybridLogicalClock(SystemClock(), last=store.max_commit_ts,
                                  ceiling=decode_number(store.meta(META_HLC_CEILING)))
         own_entries = OwnEntries()
@@ -159,28 +197,6 @@ class Node:
             tombstone=tombstone_record(),
             max_value_bytes=settings.max_value_bytes,
             max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
-        self._flusher.start()
-        await self._engine.start()
-        self._encryption.start()
-        self._contacts = ContactBook(disk, data, self._engine.members)
-        self._contacts.start()
-        self._server = GrpcServer(
-            settings.address.host, settings.address.port, kv=self._coordinator,
-            encryption=self._encryption, membership=self._membership, engine=self._engine,
-            tls=self._server_tls(), accept_loops=settings.accept_loops,
-            max_connections=descriptors.for_clients(descriptors.limit()),
-            front=settings.grpc_front, reflection=settings.grpc_reflection,
-            max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit,
-            admin_names=settings.admin_names)
-        await self._server.start()
-        await self._start_http(store, applier)
-        log.info("node started", node=settings.raft_id, address=str(settings.address),
-                 raft_address=str(settings.raft_address), applied_index=store.applied_index,
-                 encryption=self._encryption.gate_open())
-        if settings.raft_id not in {member.node_id for member in self._engine.members()}:
-            log.info("waiting to be added to the cluster",
-                     command=f"elastickv admin raft add-learner {settings.raft_id}"
-                             f" {settings.raft_address}")
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` comes to. Raises `StopRequested` when that is asked for meanwhile."""
@@ -239,7 +255,8 @@ class Node:
             dial_from=settings.raft_dial_from,
             tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
         offload, cleanup = ThreadOffload(), ThreadOffload("raft-cleanup")
-        self._closers += [offload.close, cleanup.close]
+        self._stops.push("log's thread", offload.close)
+        self._stops.push("cleanup thread", cleanup.close)
         engine_settings = EngineSettings(
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
@@ -254,6 +271,20 @@ class Node:
             engine_settings, machine, disk, links, offload=offload, cleanup=cleanup,
             snapshots=snapshots,
             on_sync=partial(metrics.observe, "raft_fsync_seconds") if metrics else None)
+
+    async def _start_server(self, audit: AuditLog) -> None:
+        settings = self._settings
+        server = GrpcServer(
+            settings.address.host, settings.address.port, kv=self._coordinator,
+            encryption=self._encryption, membership=self._membership, engine=self._engine,
+            tls=self._server_tls(), accept_loops=settings.accept_loops,
+            max_connections=descriptors.for_clients(descriptors.limit()),
+            front=settings.grpc_front, reflection=settings.grpc_reflection,
+            max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit,
+            admin_names=settings.admin_names)
+        self._stops.push("server",
+                         lambda: server.stop(grace_s=0.0 if self._has_failed() else DRAIN_S))
+        await server.start()
 
     async def _start_http(self, store: Store, applier: Applier) -> None:
         address, metrics = self._settings.metrics_address, self._metrics
@@ -273,9 +304,10 @@ class Node:
                                              lambda: store.dek_counts,
                                              lambda: self._encryption.proposer.last_hold_s))
         self._encryption.proposer.on_outcome = partial(metrics.count, "raft_proposals_total")
-        self._http = HttpServer(address.host, address.port, metrics, self._engine,
-                                self._write_problem)
-        await self._http.start()
+        server = HttpServer(address.host, address.port, metrics, self._engine,
+                            self._write_problem)
+        self._stops.push("http", server.stop)
+        await server.start()
 
     def _write_problem(self) -> str:
         if self._stop_requested.is_set():
@@ -314,38 +346,24 @@ class Node:
             raise error
         return ExitCode.OK
 
+    def _is_removed(self) -> bool:
+        """A node that was removed is sound: it answers what it has accepted, and flushes."""
+        return isinstance(self._fatal, RemovedFromCluster)
+
+    def _has_failed(self) -> bool:
+        return self._fatal is not None and not self._is_removed()
+
     async def stop(self) -> Exception | None:
         """Drain and close whatever was started, last first. A step that fails skips no other; the
         first error, or None."""
-        # A node that was removed is sound: it answers what it has accepted, and flushes.
-        removed = isinstance(self._fatal, RemovedFromCluster)
-        fatal = self._fatal is not None and not removed
-        steps = _Steps()
-        if hasattr(self, "_http"):
-            await steps.take("http", self._http.stop)
-        if hasattr(self, "_server"):
-            await steps.take("server", partial(self._server.stop, grace_s=0.0 if fatal else 2.0))
-        if hasattr(self, "_contacts"):
-            await steps.take("contacts", partial(
-                self._contacts.stop, removed=self._settings.raft_id if removed else ""))
-        if hasattr(self, "_encryption"):
-            await steps.take("encryption", self._encryption.stop)
+        error = await self._stops.take_all()
+        log.info("node stopped", node=self._settings.raft_id)
+        return error
+
+    async def _flush_and_stop(self) -> None:
         # What a log that could not be closed in order holds is not known: the store must not be
         # ahead of it.
-        flush = not fatal
-        if hasattr(self, "_engine"):
-            flush = await steps.take("engine", self._engine.stop) and flush
-        if hasattr(self, "_flusher"):
-            await steps.take("flush", partial(self._flush_and_stop, flush))
-        if hasattr(self, "_store"):
-            await steps.take("store", self._store.close)
-        for close in reversed(self._closers):
-            await steps.take("files", close)
-        self._closers.clear()
-        log.info("node stopped", node=self._settings.raft_id)
-        return steps.error
-
-    async def _flush_and_stop(self, flush: bool) -> None:
+        flush = not self._has_failed() and "engine" not in self._stops.failed
         try:
             await self._flusher.stop(flush=flush)
         except DiskFull as error:
@@ -353,24 +371,32 @@ class Node:
                         error=str(error))
 
 
-class _Steps:
-    """The steps of a stop. Each is taken, whatever became of those before it."""
+class _Stops:
+    """What there is to stop: a stack of named steps. Each is taken, whatever became of others."""
 
     def __init__(self) -> None:
-        self.error: Exception | None = None
-        """The first failure."""
+        self._steps: list[tuple[str, Callable[[], object]]] = []
+        self.failed: set[str] = set()
+        """The steps that raised."""
 
-    async def take(self, name: str, step: Callable[[], object]) -> bool:
-        """Whether the step succeeded."""
-        try:
-            outcome = step()
-            if isinstance(outcome, Awaitable):
-                await outcome
-        except Exception as error:
-            self.error = self.error or error
-            log.error("a step of the stop failed", step=name, exc_info=error)
-            return False
-        return True
+    def push(self, name: str, step: Callable[[], object]) -> None:
+        """`step` is taken before those that were pushed earlier; it may return an awaitable."""
+        self._steps.append((name, step))
+
+    async def take_all(self) -> Exception | None:
+        """The first error of a step, or None."""
+        first: Exception | None = None
+        while self._steps:
+            name, step = self._steps.pop()
+            try:
+                outcome = step()
+                if isinstance(outcome, Awaitable):
+                    await outcome
+            except Exception as error:
+                first = first or error
+                self.failed.add(name)
+                log.error("a step of the stop failed", step=name, exc_info=error)
+        return first
 
 
 async def _run(settings: NodeSettings) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+import elastickv.node
 from elastickv import config, logs
 from elastickv.cli.exit_codes import MEANINGS
 from elastickv.data_directory import failure_of
@@ -113,18 +114,13 @@ def test_a_failure_tells_which_call_it_was() -> None:
     assert failure_of(caught.value).__traceback__ is caught.value.__traceback__
 
 
-STEPS = ["_server.stop", "_contacts.stop", "_encryption.stop", "_engine.stop", "_flusher.stop"]
-
-
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("part", ["GrpcServer", "ContactBook", "EncryptionController",
+                                  "PySyncObjEngine", "Flusher"])
 async def test_a_step_of_the_stop_that_fails_skips_no_other(
-        tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(tmp_path)
-    node = Node(settings)
-    await node.start()
-    part, method = step.split(".")
-    owner = getattr(node, part)
-    real = getattr(owner, method)
+    owner = getattr(elastickv.node, part)
+    real = owner.stop
 
     def failing(*arguments: object, **named: object) -> object:
         outcome = real(*arguments, **named)
@@ -137,10 +133,13 @@ async def test_a_step_of_the_stop_that_fails_skips_no_other(
 
         return finish()
 
-    monkeypatch.setattr(owner, method, failing)
-    node.request_stop()
-    with capture_logs() as logged, pytest.raises(OSError, match="Input/output"):
-        await node.run_until_stopped()
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, "stop", failing)
+        node = Node(settings)
+        await node.start()
+        node.request_stop()
+        with capture_logs() as logged, pytest.raises(OSError, match="Input/output"):
+            await node.run_until_stopped()
     assert [event["event"] for event in logged if event["log_level"] == "error"] == [
         "a step of the stop failed"]
     assert logged[-1]["event"] == "node stopped"
