@@ -25,9 +25,7 @@ NEARLY_FULL_BYTES = 1 << 20
 """What the node itself may have freed again at once."""
 
 FAILED_DISK_CODES = frozenset({ExitCode.DISK_FAILED})
-"""With this a node ends by a disk that fails."""
-FULL_DISK_CODES = FAILED_DISK_CODES | {ExitCode.ERROR, ExitCode.APPLY_HALTED}
-"""And with these by a full one: a node that stops while it is full says so at the end."""
+"""With this a node ends by a disk that fails. None ends by one that is full."""
 
 FAILURE_PROBABILITY = 0.2
 GROWTHS_AT_MOST = 40
@@ -45,7 +43,7 @@ AHEAD_TIMEOUT_S = 20.0
 
 
 class _OneDisk(Fault):
-    """Something about the disk of one node, which may end by itself meanwhile."""
+    """Something about the disk of one node, which may end meanwhile."""
 
     def __init__(self, cluster: Cluster, source: random.Random) -> None:
         super().__init__(cluster, source)
@@ -60,24 +58,27 @@ class _OneDisk(Fault):
 class _FailingCalls(_OneDisk):
     """Makes system calls of one node fail, by libfiu."""
 
+    _failing_pid = 0
+
     async def enable(self, node: str, calls: Sequence[str], probability: float,
                      error: int) -> None:
         """From now on each of `calls` fails with `error` that often; the node may end of the first
         that does. Raises `NotAvailable`, or `NotNow` when it does not run."""
         if not self.cluster.processes[node].is_running:
             raise NotNow(f"{node} does not run")
+        self._failing_pid = self.cluster.processes[node].pid
         for call in calls:
             await self._control(node, f"enable_random name={call},probability={probability},"
                                       f"failinfo={error}")
 
     async def disable(self, node: str, calls: Sequence[str]) -> None:
-        """The calls work again, unless the process has ended."""
+        """The calls work again, unless the process has ended: a new one has no failures enabled."""
         for call in calls:
             await self._control(node, f"disable name={call}")
 
     async def _control(self, node: str, command: str) -> None:
         process = self.cluster.processes[node]
-        if not process.is_running:
+        if not process.is_running or process.pid != self._failing_pid:
             return
         try:
             await asyncio.to_thread(preload.control_fiu, self.cluster.preload_files(node),
@@ -88,14 +89,13 @@ class _FailingCalls(_OneDisk):
 
 
 class DiskFull(_FailingCalls):
-    """Nothing more fits on one node's disk. It may refuse writes or stop; it may lose nothing."""
+    """Nothing more fits on one node's disk. It refuses writes and runs on, and loses nothing."""
 
     name = "disk-full"
     requirements = Requirements(small_disk=True)
 
     async def inject(self) -> str:
         self._node = node = await self.some_node()
-        self.cluster.processes[node].expected_codes = FULL_DISK_CODES
         if not self.cluster.options.small_disk_mib:
             await self.enable(node, WRITING_CALLS, 1.0, errno.ENOSPC)
             return f"{node}: ENOSPC on every write"
@@ -108,17 +108,18 @@ class DiskFull(_FailingCalls):
     async def effect(self) -> str:
         if not self.cluster.options.small_disk_mib:
             # The process itself has confirmed the command, and every write fails: nothing to see
-            # from outside where the node refuses writes and runs on, as it should.
+            # from outside where the node refuses writes and runs on.
             return self.ending()
         return (f"{preload.free_bytes(self.cluster.data_directory(self._node))} bytes free, "
                 f"{self.ending()}")
 
     async def heal(self) -> None:
-        for node, process in self.cluster.processes.items():
-            if self.cluster.options.small_disk_mib:
-                preload.empty_disk(self.cluster.data_directory(node))
-            elif process.expected_codes:
-                await self.disable(node, WRITING_CALLS)
+        node, self._node = self._node, ""
+        if self.cluster.options.small_disk_mib:
+            for each in self.cluster.nodes:
+                preload.empty_disk(self.cluster.data_directory(each))
+        elif node:
+            await self.disable(node, WRITING_CALLS)
         await self.restart_all()
 
 

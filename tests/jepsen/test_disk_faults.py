@@ -18,17 +18,20 @@ import pytest
 from jepsen import preload
 from jepsen.cluster import Cluster
 from jepsen.faults import NotAvailable, NotNow, Violation, disks
-from jepsen.faults.disks import IoError
+from jepsen.faults.disks import DiskFull, IoError
 from jepsen.network import Unsupported
 from jepsen.processes import NodeProcess
 
 Control = Callable[[object, int, str], None]
-SLEEPER = "trap 'exit 10' TERM; echo ready; while true; do sleep 0.01; done"
+SLEEPER = ("trap 'exit 10' TERM; trap 'exit 1' USR1; echo ready; "
+           "while true; do sleep 0.01; done")
 
 
 class OneNode:
-    """A cluster of one process, which ends with exit code 10 when it is terminated. `log_index` is
-    what it says of its log."""
+    """A cluster of one process, which ends with exit code 10 when it is terminated, and with 1 by
+    SIGUSR1. `log_index` is what it says of its log."""
+
+    options = SimpleNamespace(small_disk_mib=0)
 
     def __init__(self, directory: Path) -> None:
         self.nodes = ["n1"]
@@ -43,6 +46,10 @@ class OneNode:
 
     async def statuses(self) -> dict[str, Any]:
         return {"n1": SimpleNamespace(last_log_index=next(self.log_index))}
+
+    async def restart(self, node: str) -> None:
+        if not self.process.is_running:
+            await self.process.start()
 
     def preload_files(self, node: str) -> SimpleNamespace:
         return SimpleNamespace()
@@ -66,6 +73,11 @@ def ends(files: object, pid: int, command: str) -> None:
 def ends_without_an_answer(files: object, pid: int, command: str) -> None:
     ends(files, pid, command)
     raise Unsupported("fiu-ctrl: no answer")
+
+
+def ends_with_an_error(files: object, pid: int, command: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)
 
 
 def crashes(files: object, pid: int, command: str) -> None:
@@ -158,6 +170,36 @@ async def test_a_node_that_is_down_already_has_no_fault(
     await one_node.process.kill()
     with pytest.raises(NotNow, match="does not run"):
         await IoError(cast("Cluster", one_node), random.Random(1)).inject()
+
+
+@pytest.mark.parametrize(("control", "code"), [(ends_with_an_error, 1), (ends, 10), (crashes, -11)])
+async def test_a_node_that_ends_while_its_disk_is_full_ended_by_itself(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch, control: Control, code: int) -> None:
+    monkeypatch.setattr(preload, "control_fiu", control)
+    fault = DiskFull(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    await one_node.process.wait(60.0)
+    assert await fault.effect() == f"it ended with {code}"
+    assert [end.asked_for for end in one_node.process.exits] == [False]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_disk_that_was_full_is_mended_in_the_process_that_it_failed(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch, is_restarted: bool) -> None:
+    commands: list[tuple[int, str]] = []
+    monkeypatch.setattr(preload, "control_fiu",
+                        lambda files, pid, command: commands.append((pid, command.split()[0])))
+    fault = DiskFull(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    first = one_node.process.pid
+    if is_restarted:
+        await one_node.process.kill()
+        await one_node.restart("n1")
+    await fault.heal()
+    mended = 0 if is_restarted else len(disks.WRITING_CALLS)
+    assert commands == [(first, "enable_random")] * len(disks.WRITING_CALLS) \
+        + [(first, "disable")] * mended
+    assert one_node.process.is_running
 
 
 def test_a_program_that_hangs_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

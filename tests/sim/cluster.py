@@ -62,7 +62,8 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "old-disk": ("GuardFailed", "LogDiverged"),
     "removal": ("RemovedFromCluster",),
 }
-"""Which errors an injected fault explains: the classes that a node may halt with."""
+"""Which errors an injected fault explains: the classes that a node may halt with; `DiskFull` only
+while it does not serve, at its start or in the last flush of a stop."""
 
 
 class WallClock:

@@ -362,13 +362,15 @@ class Oracle:
 
     def halted(self, node: SimNode, error: BaseException, allowed: dict[str, tuple[str, ...]]
                ) -> None:
-        """A node stopped itself or refused to start. That a full disk is behind another error
-        explains nothing: a node that runs has to wait for space."""
+        """A node stopped itself or refused to start. A full disk explains neither the end of a node
+        that serves, which has to wait for space, nor another error that it is behind."""
         name = type(error).__name__
         chain: list[Any] = [error]
         while not isinstance(chain[-1].__cause__, DiskFull | NoneType):
             chain.append(chain[-1].__cause__)
         names = {base.__name__ for link in chain for base in type(link).__mro__}
+        if node.serving:
+            names.discard(DiskFull.__name__)
         self._trace.add("halted", node.name, name, error)
         self._trace.count("halts")
         if not any(names & set(allowed[excuse]) for excuse in node.excuses):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import ApplyHalted, DiskFull, StoreCorrupt
 from elastickv.raft import frames
 from elastickv.raft.engine import Entry
 from elastickv.raft.membership import Configuration
+from elastickv.store.tables import MapFull
 from tests.sim import schedule as schedule_module
 from tests.sim.cluster import EXPLAINS, SimNode
 from tests.sim.invariants import SECRET, Violation
@@ -322,6 +324,30 @@ def test_breach_is_noticed(name: str) -> None:
             raise schedule.loop.failure
 
     with pytest.raises(Violation, match=re.escape(name)):
+        run_scenario(scenario)
+
+
+def halted_by_a_full_disk(error: Exception) -> Exception:
+    error.__cause__ = DiskFull("no space left")
+    return error
+
+
+@pytest.mark.parametrize(("serving", "error", "is_explained"), [
+    pytest.param(False, DiskFull("no space left"), True, id="a start, or the flush of a stop"),
+    pytest.param(True, DiskFull("no space left"), False, id="a node that runs"),
+    pytest.param(True, MapFull("no space left"), False, id="a node whose store is full"),
+    pytest.param(False, halted_by_a_full_disk(ApplyHalted("halted")), False,
+                 id="another error because of it"),
+])
+def test_what_a_full_disk_explains(serving: bool, error: Exception, is_explained: bool) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node = await started(schedule)
+        node.excuses.add("disk-full")
+        node.serving = serving
+        schedule.oracle.halted(node, error, EXPLAINS)
+
+    with contextlib.nullcontext() if is_explained else pytest.raises(
+            Violation, match="nodes halt for a reason"):
         run_scenario(scenario)
 
 

@@ -315,6 +315,11 @@ def page_cache_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Segment, "settle", lambda self, synced: None)
 
 
+def full_disk_ends_the_node(patch: pytest.MonkeyPatch) -> None:
+    """A node that runs ends when its disk is full."""
+    patch.setattr(PySyncObjEngine, "_note_full_disk", lambda self, error: self._fail(error))
+
+
 MUTANTS: dict[str, Mutate] = {
     "ack before fsync": ack_before_fsync,
     "vote not persisted": vote_not_persisted,
@@ -347,6 +352,7 @@ MUTANTS: dict[str, Mutate] = {
     "conditions ignored": conditions_ignored,
     "commit announced to anybody": commit_announced_to_anybody,
     "page cache believed": page_cache_believed,
+    "full disk ends the node": full_disk_ends_the_node,
 }
 
 
