@@ -328,9 +328,14 @@ class SimNode:
     # --- ends -----------------------------------------------------------------------------------
 
     def crash(self) -> None:
-        """Power off, now."""
+        """The process is gone, now; `disk.POWER_CUTS` says how often its page cache is as well."""
         if self.life is not None:
             self.life.end()
+
+    def cut_power(self) -> None:
+        """Power off, now: what is not synced is in danger, also what earlier processes left."""
+        self.crash()
+        self.medium.cut_power()
 
     def halt(self, error: BaseException) -> None:
         """The node stops itself; its process is gone with the end of this step."""

@@ -174,10 +174,10 @@ class Nemesis:
         self._arm("send")
 
     async def power_cut(self) -> None:
-        """All nodes at once."""
+        """All nodes at once, and what those that are down left in their page caches."""
         self._count("power-cut")
         for node in self._cluster.nodes:
-            node.crash()
+            node.cut_power()
 
     async def stop(self) -> None:
         node = self._leader_or_any()
@@ -355,8 +355,7 @@ class Nemesis:
         if node is None or node.stays_down:
             return
         node.stays_down = True
-        node.crash()
-        node.medium.cut_power()
+        node.cut_power()
         node.excuses.add("bit-flip")
         files: dict[str, list[tuple[str, Inode]]] = {}
         for path, inode in sorted(node.medium.files.items()):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from tests.sim import instruments
 from tests.sim.cluster import SimNode
@@ -49,5 +52,29 @@ def test_log_is_known_wherever_in_its_start_a_process_dies():
             assert follower.journal.durable_index >= durable_index > 1
         assert crashes > 2
         cluster.disarm()
+
+    run_scenario(scenario)
+
+
+@pytest.mark.parametrize("state", ["up", "down", "paused"])
+def test_a_power_cut_takes_what_any_node_has_not_synced(state: str) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node, nodes = await started(schedule), schedule.cluster.nodes
+        for each in nodes:
+            each.medium.power_cuts = 0.0
+            assert each.life is not None
+            disk = each.medium.mount(each.life)
+            file = disk.open_append(Path("/data/file"), create=True)
+            file.append([b"not synced"])
+            assert not file.is_durable
+        if state == "down":
+            node.crash()
+        elif state == "paused" and node.life is not None:
+            schedule.loop.pause(node.life)
+        await schedule.nemesis.power_cut()
+        for each in nodes:
+            assert not each.is_up
+            assert {path: bytes(inode.data) for path, inode in each.medium.files.items()} \
+                == each.medium.copy()
 
     run_scenario(scenario)
