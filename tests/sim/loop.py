@@ -222,6 +222,15 @@ class SimLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio._set_running_loop(None)
 
+    def failures(self) -> list[BaseException]:
+        """Errors that nobody asked for: of tasks, and of futures that are gone."""
+        # The loop keeps its tasks, so that none of them is ever collected and tells by itself.
+        forgotten = [error for task in self._tasks
+                     if task._log_traceback  # type: ignore[attr-defined]
+                     and (error := task.exception()) is not None]
+        return [error for error in (*self.unretrieved, *forgotten)
+                if not isinstance(error, Crashed)]
+
     def dispose(self) -> None:
         """Drop everything that never ended. Every life must have ended before."""
         self._closed = True

@@ -203,7 +203,7 @@ class Schedule:
             return f"the cluster makes progress: {error}"
         except Exception as error:
             return "no callback fails: " + "".join(traceback.format_exception(error))
-        unexpected = [e for e in self.loop.unretrieved if not isinstance(e, ElasticKVError)]
+        unexpected = [e for e in self.loop.failures() if not isinstance(e, ElasticKVError)]
         if unexpected:
             return "no task fails: " + "".join(traceback.format_exception(unexpected[0]))
         return ""

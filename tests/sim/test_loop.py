@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.sim.loop import Life, SimLoop, Stalled
+from tests.sim.loop import Crashed, Life, SimLoop, Stalled
 
 
 def run(main: Callable[[SimLoop], Awaitable[None]]) -> SimLoop:
@@ -130,6 +130,28 @@ def test_an_error_in_a_callback_ends_the_run() -> None:
 
     with pytest.raises(ValueError, match="no number"):
         run(main)
+
+
+@pytest.mark.parametrize(("error", "is_retrieved", "is_reported"), [
+    pytest.param(KeyError("background"), False, True, id="nobody asks"),
+    pytest.param(KeyError("background"), True, False, id="somebody asks"),
+    pytest.param(asyncio.CancelledError(), False, False, id="cancelled"),
+    pytest.param(Crashed("n1"), False, False, id="the process is gone"),
+])
+def test_a_task_that_fails_is_reported_although_it_is_kept(
+        error: BaseException, is_retrieved: bool, is_reported: bool) -> None:
+    async def fail() -> None:
+        raise error
+
+    async def main(loop: SimLoop) -> None:
+        task = loop.create_task(fail())
+        await asyncio.sleep(1.0)
+        assert task.done()
+        if is_retrieved:
+            task.exception()
+
+    loop = run(main)
+    assert loop.failures() == ([error] if is_reported else [])
 
 
 @pytest.mark.parametrize("name", ["run_in_executor", "call_soon_threadsafe"])

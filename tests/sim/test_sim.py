@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from elastickv.errors import NoLeader
 from jepsen import linearizable
 from tests.sim import schedule
+from tests.sim.cluster import SimNode
 from tests.sim.plan import draw_plan
 from tests.sim.random_streams import Streams
 from tests.sim.runner import FULL_RUN_SEEDS, Totals, explain, run_many, run_seeds
@@ -54,6 +56,26 @@ def test_a_removal_that_is_never_settled_is_found(monkeypatch: pytest.MonkeyPatc
     seed = next(seed for seed in range(1000)
                 if draw_plan(seed, Streams(seed).stream("plan")).story == "dismiss")
     assert run_seed(seed).violation.startswith("the cluster makes progress: no convergence")
+
+
+@pytest.mark.parametrize(("error", "violation"), [
+    (KeyError("background"), "no task fails: Traceback"), (NoLeader("none"), "")])
+def test_a_task_of_a_node_that_fails_and_nobody_asks_for_is_found(
+        monkeypatch: pytest.MonkeyPatch, error: Exception, violation: str) -> None:
+    async def fail() -> None:
+        raise error
+
+    real_start = SimNode.start
+
+    def start(self: SimNode) -> None:
+        real_start(self)
+        loop = self.cluster.loop
+        loop.schedule(self.life, loop.now, lambda: loop.create_task(fail()))
+
+    monkeypatch.setattr(SimNode, "start", start)
+    found = run_seed(1).violation
+    assert found.startswith(violation)
+    assert bool(found) == bool(violation)
 
 
 def test_a_history_that_is_not_decided_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
