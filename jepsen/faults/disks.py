@@ -32,6 +32,10 @@ GROWTHS_AT_MOST = 40
 """How often the log of a node under I/O errors can be seen to grow. For each time it was written
 and synced at least once; that none of these calls fails has a probability of
 (1 - FAILURE_PROBABILITY) ** (2 * 40), less than 1 in 50 million."""
+ENTRIES_AT_MOST = 200
+"""How many entries the others can have logged, when time is up, since the log of a node under I/O
+errors was last seen to grow. A member that is well lacks what is under way, and what is logged in
+the second that it may take to answer."""
 HALT_TIMEOUT_S = 10.0
 """A node that met an error needs a second or two to close what it has open."""
 ENDING_S = 1.0
@@ -141,17 +145,25 @@ class IoError(_FailingCalls):
         process = self.cluster.processes[self._node]
         now = asyncio.get_running_loop().time
         deadline = now() + HALT_TIMEOUT_S
-        growths = last_index = 0
+        growths = last_index = others_index = others_before = 0
         while await process.wait(POLL_S) is None:
-            status = (await self.cluster.statuses()).get(self._node)
-            if status is not None and status.last_log_index > last_index:
+            indexes = {node: status.last_log_index
+                       for node, status in (await self.cluster.statuses()).items()}
+            own_index = indexes.pop(self._node, 0)
+            others_index = max((others_index, *indexes.values()))
+            if own_index > last_index:
                 # The first one is where it stands.
                 growths += last_index > 0
-                last_index = status.last_log_index
+                last_index, others_before = own_index, others_index
+            others_before = others_before or others_index
             if growths >= GROWTHS_AT_MOST:
                 raise Violation(f"{self._node} runs on with I/O errors: its log grew {growths} "
                                 "times")
             if now() > deadline:
+                if others_index - others_before >= ENTRIES_AT_MOST:
+                    raise Violation(f"{self._node} neither ended nor followed with I/O errors: "
+                                    f"the others logged {others_index - others_before} entries "
+                                    "meanwhile")
                 raise NotNow("no call that mattered failed")
         return self.ending()
 

@@ -29,7 +29,8 @@ SLEEPER = ("trap 'exit 10' TERM; trap 'exit 1' USR1; echo ready; "
 
 class OneNode:
     """A cluster of one process, which ends with exit code 10 when it is terminated, and with 1 by
-    SIGUSR1. `log_index` is what it says of its log."""
+    SIGUSR1. `log_index` is what it says of its log, None for no answer, and `other_log_index` what
+    another member says."""
 
     options = SimpleNamespace(small_disk_mib=0)
 
@@ -39,13 +40,16 @@ class OneNode:
                                    directory / "n1.log", itertools.count().__next__)
         self.processes = {"n1": self.process}
         self.io_errors: set[str] = set()
-        self.log_index: Iterator[int] = itertools.repeat(7)
+        self.log_index: Iterator[int | None] = itertools.repeat(7)
+        self.other_log_index: Iterator[int] = itertools.repeat(7)
 
     async def leader(self) -> str:
         return "n1"
 
     async def statuses(self) -> dict[str, Any]:
-        return {"n1": SimpleNamespace(last_log_index=next(self.log_index))}
+        said = {"n1": next(self.log_index), "n2": next(self.other_log_index)}
+        return {node: SimpleNamespace(last_log_index=index) for node, index in said.items()
+                if index is not None}
 
     async def restart(self, node: str) -> None:
         if not self.process.is_running:
@@ -149,6 +153,35 @@ async def test_a_node_that_runs_on_under_io_errors(
     fault = IoError(cast("Cluster", one_node), random.Random(1))
     await fault.inject()
     with pytest.raises(error, match=message):
+        await fault.effect()
+    assert one_node.process.is_running
+
+
+MANY = disks.ENTRIES_AT_MOST
+
+
+@pytest.mark.parametrize(("log_index", "other_log_index", "error"), [
+    pytest.param(itertools.repeat(None), itertools.count(7, MANY), Violation, id="it says nothing"),
+    pytest.param(itertools.repeat(7), itertools.count(7, MANY), Violation, id="it stands still"),
+    pytest.param(itertools.chain([7], itertools.repeat(8)), itertools.count(7, MANY), Violation,
+                 id="it came to a stand"),
+    pytest.param(itertools.repeat(None), itertools.repeat(7), NotNow, id="all stand still"),
+    pytest.param(itertools.repeat(None), itertools.chain([7], itertools.repeat(6 + MANY)),
+                 NotNow, id="too few entries to tell"),
+    pytest.param(itertools.chain([7], itertools.repeat(7 + MANY)),
+                 itertools.chain([7], itertools.repeat(7 + MANY)), NotNow, id="it follows"),
+])
+async def test_a_node_that_neither_ends_nor_follows_under_io_errors(
+        one_node: OneNode, monkeypatch: pytest.MonkeyPatch, log_index: Iterator[int | None],
+        other_log_index: Iterator[int], error: type[Exception]) -> None:
+    monkeypatch.setattr(preload, "control_fiu", does_nothing)
+    monkeypatch.setattr(disks, "POLL_S", 0.001)
+    monkeypatch.setattr(disks, "HALT_TIMEOUT_S", 0.5)
+    one_node.log_index, one_node.other_log_index = log_index, other_log_index
+    fault = IoError(cast("Cluster", one_node), random.Random(1))
+    await fault.inject()
+    with pytest.raises(error, match="n1 neither ended nor followed" if error is Violation
+                       else "no call that mattered failed"):
         await fault.effect()
     assert one_node.process.is_running
 
