@@ -1,4 +1,4 @@
-"""With which errors calls ended: a fault explains that nobody answers, not that data is damaged."""
+"""With which errors calls ended: most faults explain an outage, none explains damaged data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ from jepsen.history import NO_COMPLETION, Operation
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "errors"
-EXPLAINED = frozenset(kind.__name__ for kind in (
-    ConditionFailed, DeadlineExceeded, NoLeader, NotLeader, NotReached, OutcomeUnknown, Overloaded,
-    Unreachable))
-"""A condition of the workload's own that did not hold, and what a member explains that is away,
-slow, cut off or stopping."""
+EXPLAINED = frozenset({ConditionFailed.__name__})
+"""A condition of the workload's own that did not hold."""
+
+OUTAGE = frozenset(kind.__name__ for kind in (
+    DeadlineExceeded, NoLeader, NotLeader, NotReached, OutcomeUnknown, Overloaded, Unreachable))
+"""What a member explains that is away, slow, cut off or stopping."""
+
+UNDISTURBING = frozenset({"bootstrap", "cutovers", "rotate-storage", "rotate-raft"})
+"""Packages under which every member is there, and the leader stays: they explain no outage."""
 
 EXPLAINED_BY = {"disk-full": frozenset({DiskFull.__name__}),
                 "io-error": frozenset({DiskFailed.__name__})}
@@ -47,7 +51,8 @@ def check_errors(operations: Sequence[Operation], faults: Collection[str]) -> Ve
         if operation.error not in ("", NO_COMPLETION):
             first.setdefault(operation.error, operation)
             counts[operation.error] += 1
-    explained = EXPLAINED.union(*(names for fault, names in EXPLAINED_BY.items()
+    explained = EXPLAINED.union(OUTAGE if set(faults) - UNDISTURBING else (),
+                                *(names for fault, names in EXPLAINED_BY.items()
                                   if fault in faults))
     lines = {error: f"calls that ended with {error}: {count}, the first: {first[error].describe()}"
              for error, count in sorted(counts.items())}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from elastickv import errors
-from jepsen.call_errors import check_errors
+from jepsen.call_errors import UNDISTURBING, check_errors
+from jepsen.faults import FAULTS
 from jepsen.history import Kind, Operation, Record, pair
 from jepsen.node_logs import check_logs, tracebacks
 from jepsen.verdict import Validity
@@ -26,8 +27,14 @@ def ended(*names: str) -> list[Operation]:
 
 @pytest.mark.parametrize(("names", "faults", "validity"), [
     pytest.param(["ConditionFailed", "Unreachable", "NotReached", "NoLeader", "NotLeader",
-                  "DeadlineExceeded", "OutcomeUnknown", "Overloaded"], [], Validity.VALID,
-                 id="a member that is away"),
+                  "DeadlineExceeded", "OutcomeUnknown", "Overloaded"], ["kill-one"],
+                 Validity.VALID, id="a member that is away"),
+    pytest.param(["ConditionFailed"], [], Validity.VALID, id="a condition that did not hold"),
+    pytest.param(["OutcomeUnknown"], [], Validity.UNKNOWN, id="an outage for no reason"),
+    pytest.param(["NoLeader"], sorted(UNDISTURBING), Validity.UNKNOWN,
+                 id="an outage under operators' calls"),
+    pytest.param(["NoLeader"], ["rotate-raft", "transfer"], Validity.VALID,
+                 id="an outage while the lead moves"),
     pytest.param([], [], Validity.VALID, id="no error"),
     pytest.param([""], [], Validity.VALID, id="a history without names"),
     pytest.param(["DiskFull"], ["kill-one", "disk-full"], Validity.VALID, id="a full disk"),
@@ -56,6 +63,11 @@ def test_every_kind_of_damage_is_a_violation(name: str) -> None:
     verdict = check_errors(ended("Unreachable", name, name), list(WORKLOADS))
     assert verdict.validity is Validity.INVALID
     assert f"{name}: 2, the first: process 1 read" in verdict.problems[0]
+
+
+def test_what_interrupts_nobody_is_a_package() -> None:
+    assert set(FAULTS) > UNDISTURBING
+    assert all(FAULTS[name].is_brief for name in UNDISTURBING)
 
 
 def test_an_operation_that_is_still_open_has_no_error() -> None:
