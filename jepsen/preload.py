@@ -148,7 +148,7 @@ def can_mount() -> bool:
             mount_small_disk(Path(directory), 1)
         except Unsupported:
             return False
-        subprocess.run(["umount", directory], check=True)
+        subprocess.run(["umount", directory], check=True, start_new_session=True)
     return True
 
 
@@ -156,7 +156,7 @@ def mount_small_disk(directory: Path, size_mib: int) -> None:
     """Mount a tmpfs of `size_mib` on `directory`. Raises `Unsupported`."""
     result = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=0700", "jepsen", str(directory)],
-        capture_output=True, text=True, check=False)
+        capture_output=True, text=True, check=False, start_new_session=True)
     if result.returncode:
         raise Unsupported(f"a small disk cannot be mounted: {result.stderr.strip()}")
 
@@ -167,7 +167,8 @@ def keep_and_unmount(directory: Path) -> None:
     try:
         shutil.copytree(directory, aside, ignore=shutil.ignore_patterns(BALLAST))
     finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+        # A terminal interrupts whole process groups, and the commands that clean up with them.
+        subprocess.run(["umount", "-l", str(directory)], check=True, start_new_session=True)
     directory.rmdir()
     aside.rename(directory)
 

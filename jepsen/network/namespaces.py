@@ -23,6 +23,9 @@ from jepsen.network.api import Link, LinkShape, Unsupported
 CLIENT_PORT = 7050
 RAFT_PORT = 7150
 DEVICE = "eth0"
+SUBNETS_TRIED = 10
+TAKEN = "File exists"
+"""What `ip` says of a name that somebody has."""
 MAX_NODES = 9
 """One band of the `prio` queue (at most 16) per destination, besides the default ones."""
 
@@ -64,8 +67,10 @@ def shaped_packets(qdiscs: str) -> int:
 async def run_command(*command: str, check: bool = True) -> str:
     """Run a command; its output. Raises `Unsupported` with what it said when it fails."""
     try:
+        # A terminal interrupts whole process groups, and the commands that clean up with them.
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True)
     except FileNotFoundError:
         raise Unsupported(f"{command[0]} is not installed (run jepsen/install.sh)") from None
     output = (await process.communicate())[0].decode(errors="replace").strip()
@@ -75,16 +80,27 @@ async def run_command(*command: str, check: bool = True) -> str:
 
 
 class NamespaceNetwork:
-    """Real interfaces and real packet loss. `seed` only picks a free subnet."""
+    """Real interfaces and real packet loss. `seed` only picks a free subnet.
+
+    Other runs may have theirs: what this one did not make it does not touch.
+    """
 
     name = "namespaces"
 
     def __init__(self, seed: int = 0) -> None:
-        self._subnet = random.Random(f"{seed} {os.getpid()}").randrange(16, 240)
-        self._bridge = f"jpbr{self._subnet}"
+        self._subnets = random.Random(f"{seed} {os.getpid()}").sample(
+            range(16, 240), SUBNETS_TRIED)
+        self._subnet = self._subnets[0]
         self._numbers: dict[str, int] = {}
+        self._undo: list[tuple[str, ...]] = []
+        """The commands that take away what was made, in the order of making."""
+        self._starting: asyncio.Future[None] | None = None
         self._shapes: dict[Link, LinkShape] = {}
         self._refused_before = 0
+
+    @property
+    def _bridge(self) -> str:
+        return f"jpbr{self._subnet}"
 
     def _namespace(self, node: str) -> str:
         return f"jp{self._subnet}{node}"
@@ -102,23 +118,41 @@ class NamespaceNetwork:
         if len(nodes) > MAX_NODES:
             raise Unsupported(f"at most {MAX_NODES} nodes")
         self._numbers = {node: number for number, node in enumerate(nodes, start=1)}
-        try:
-            await run_command("ip", "link", "add", self._bridge, "type", "bridge")
-            await run_command("ip", "addr", "add", f"10.{self._subnet}.0.254/24", "dev",
-                              self._bridge)
-            await run_command("ip", "link", "set", self._bridge, "up")
-            for node in nodes:
-                await self._add_namespace(node)
-        except Unsupported:
-            await self.stop()
-            raise
+        # To its end also when interrupted: what a command makes must not be made after `stop`.
+        self._starting = asyncio.ensure_future(self._set_up_somewhere(nodes))
+        await asyncio.shield(self._starting)
+
+    async def _set_up_somewhere(self, nodes: Sequence[str]) -> None:
+        for subnet in self._subnets:
+            self._subnet = subnet
+            try:
+                await self._set_up(nodes)
+                return
+            except Unsupported as error:
+                await self._take_down()
+                if TAKEN not in str(error) or subnet == self._subnets[-1]:
+                    raise
+
+    async def _set_up(self, nodes: Sequence[str]) -> None:
+        subnet = f"10.{self._subnet}.0.0/24"
+        if routes := await run_command("ip", "route", "show", "root", subnet):
+            raise Unsupported(f"{TAKEN}: a route to {subnet}: {routes}")
+        await self._make("link", self._bridge, "type", "bridge")
+        await run_command("ip", "addr", "add", f"10.{self._subnet}.0.254/24", "dev", self._bridge)
+        await run_command("ip", "link", "set", self._bridge, "up")
+        for node in nodes:
+            await self._add_namespace(node)
+
+    async def _make(self, kind: str, name: str, *how: str) -> None:
+        await run_command("ip", kind, "add", name, *how)
+        self._undo.append(("ip", kind, "del", name))
 
     async def _add_namespace(self, node: str) -> None:
         namespace = self._namespace(node)
         outside = self._outside(node)
-        await run_command("ip", "netns", "add", namespace)
-        await run_command("ip", "link", "add", outside, "type", "veth", "peer", "name", DEVICE,
-                          "netns", namespace)
+        await self._make("netns", namespace)
+        await self._make("link", outside, "type", "veth", "peer", "name", DEVICE,
+                         "netns", namespace)
         await run_command("ip", "link", "set", outside, "master", self._bridge, "up")
         await self._inside(node, "ip", "addr", "add", f"{self._address(node)}/24", "dev", DEVICE)
         await self._inside(node, "ip", "link", "set", DEVICE, "up")
@@ -174,12 +208,17 @@ class NamespaceNetwork:
         self._refused_before = await self._refused()
 
     async def stop(self) -> None:
-        for node in self._numbers:
-            # With its namespace the kernel takes it down at its leisure, and the name is taken.
-            await run_command("ip", "link", "del", self._outside(node), check=False)
-            await run_command("ip", "netns", "del", self._namespace(node), check=False)
-        await run_command("ip", "link", "del", self._bridge, check=False)
+        if self._starting is not None and not self._starting.done():
+            await asyncio.wait([self._starting])
+        await self._take_down()
         self._numbers.clear()
+
+    async def _take_down(self) -> None:
+        while self._undo:
+            # A veth pair before its namespace: with that the kernel takes it down at its leisure,
+            # and the name is taken.
+            await run_command(*self._undo[-1], check=False)
+            self._undo.pop()
 
 
 async def require_connection(network: NamespaceNetwork, source: str, target: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -256,6 +257,118 @@ async def can_send(network: NamespaceNetwork, link: Link) -> bool:
         *network.launch_prefix(link.source), sys.executable, "-c", _SEND, address,
         stderr=asyncio.subprocess.DEVNULL)
     return await process.wait() == 0
+
+
+class Machine:
+    """Answers `ip` as a machine does that has some names and routes already."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, taken: Sequence[str] = (),
+                 routes: Sequence[str] = ()) -> None:
+        self.there = set(taken)
+        self.routes = routes
+        self.commands: list[str] = []
+        self.refused = ""
+        monkeypatch.setattr(namespaces, "run_command", self.run)
+        monkeypatch.setattr(namespaces.os, "geteuid", lambda: 0)
+
+    async def run(self, *command: str, check: bool = True) -> str:
+        await asyncio.sleep(0)
+        self.commands.append(" ".join(command))
+        if self.refused and self.refused in self.commands[-1]:
+            raise Unsupported("not permitted")
+        match command:
+            case ("ip", "route", "show", "root", subnet):
+                return "\n".join(route for route in self.routes if route == subnet)
+            case ("ip", ("link" | "netns"), "add", name, *_):
+                if name in self.there:
+                    raise Unsupported(f"{name}: File exists")
+                self.there.add(name)
+            case ("ip", ("link" | "netns"), "del", name):
+                self.there.remove(name)
+        return ""
+
+
+def first_subnet(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Which one a network draws where all are free."""
+    with monkeypatch.context() as patch:
+        Machine(patch)
+        network = NamespaceNetwork(seed=7)
+        asyncio.run(network.start(NODES))
+        return int(network.raft_address("n1").split(".")[1])
+
+
+@pytest.mark.parametrize(("taken", "routes"), [
+    pytest.param(["jpbr{}"], [], id="the bridge of another run"),
+    pytest.param(["jp{}n2"], [], id="a namespace that was left over"),
+    pytest.param(["jpv{}x3"], [], id="an interface that was left over"),
+    pytest.param([], ["10.{}.0.0/24"], id="a route to somewhere else"),
+])
+def test_a_subnet_that_is_taken_is_left_alone_and_another_one_drawn(
+        monkeypatch: pytest.MonkeyPatch, taken: list[str], routes: list[str]) -> None:
+    subnet = first_subnet(monkeypatch)
+    others = [name.format(subnet) for name in taken]
+    machine = Machine(monkeypatch, taken=others, routes=[route.format(subnet) for route in routes])
+    network = NamespaceNetwork(seed=7)
+    asyncio.run(network.start(NODES))
+    assert not network.raft_address("n1").startswith(f"10.{subnet}.")
+    assert len(machine.there) == len(others) + 1 + 2 * len(NODES)
+    asyncio.run(network.stop())
+    assert machine.there == set(others)
+
+
+def test_a_machine_that_refuses_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch)
+    machine.refused = "netns exec"
+    network = NamespaceNetwork(seed=7)
+    with pytest.raises(Unsupported, match="not permitted"):
+        asyncio.run(network.start(NODES))
+    assert machine.there == set()
+    asyncio.run(network.stop())
+
+
+def test_a_machine_on_which_nothing_is_free_is_not_asked_for_ever(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, taken=[f"jpbr{subnet}" for subnet in range(256)])
+    before = set(machine.there)
+    with pytest.raises(Unsupported, match="File exists"):
+        asyncio.run(NamespaceNetwork(seed=7).start(NODES))
+    assert machine.there == before
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 3))
+def test_a_start_that_is_interrupted_leaves_nothing_behind(
+        monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    machine = Machine(monkeypatch)
+
+    async def main() -> None:
+        network = NamespaceNetwork(seed=7)
+        start = asyncio.ensure_future(network.start(NODES))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await start
+        await network.stop()
+
+    asyncio.run(main())
+    assert machine.there == set()
+
+
+async def test_a_command_is_not_interrupted_with_the_run() -> None:
+    script = "import os; print(os.getpgrp() == os.getpid())"
+    assert await run_command(sys.executable, "-c", script) == "True"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+async def test_two_networks_of_one_seed_leave_each_other_alone() -> None:
+    first, second = NamespaceNetwork(seed=5), NamespaceNetwork(seed=5)
+    await first.start(["a", "b"])
+    try:
+        await second.start(["a", "b"])
+        await second.stop()
+        assert await can_send(first, Link("a", "b"))
+    finally:
+        await first.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

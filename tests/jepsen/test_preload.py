@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -101,6 +101,22 @@ def test_writes_fail_while_they_are_told_to(files: PreloadFiles, children: list[
         assert child.ask() == str(number)
         preload.control_fiu(files, pid, f"disable name={call}")
         assert child.ask() == "ok"
+
+
+@pytest.mark.parametrize("call", [preload.keep_and_unmount, lambda disk: preload.mount_small_disk(
+    disk, 1)], ids=["unmount", "mount"])
+def test_mounting_is_not_interrupted_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  call: Callable[[Path], None]) -> None:
+    program = f"#!/bin/sh\nread -r pid name state parent group rest < /proc/$$/stat\n" \
+              f"echo $group > {tmp_path}/group; echo $$ > {tmp_path}/process\n"
+    for name in ("mount", "umount"):
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    call(disk)
+    assert (tmp_path / "group").read_text().split() == (tmp_path / "process").read_text().split()
 
 
 @pytest.mark.skipif(not preload.can_mount(), reason="mounting needs root")
