@@ -7,7 +7,7 @@ import asyncio
 import random
 
 from elastickv.client import Client, Purpose
-from elastickv.errors import EncryptionConflict, ExitCode, Unimplemented
+from elastickv.errors import ElasticKVError, EncryptionConflict, ExitCode, Unimplemented
 from elastickv.keys.sidecar import RELATIVE_PATH
 from jepsen.cluster import POLL_S, Cluster
 from jepsen.faults.api import Fault, NotAvailable, NotNow, Requirements, Violation
@@ -46,11 +46,31 @@ class Bootstrap(_Operation):
         try:
             done = await operator.encryption.bootstrap()
         except EncryptionConflict:
-            if not (await operator.encryption.sidecar_state()).active_storage_id:
-                raise Violation("a bootstrap was refused as a second one, and there was no first"
-                                ) from None
+            await self._require_keys()
             return "refused a second time"
         return f"DEKs {done.storage_dek_id} and {done.raft_dek_id} at {done.applied_index}"
+
+    async def _require_keys(self) -> None:
+        """Until somebody has keys; who was wiped just now has none, although all is well."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + REPAIR_TIMEOUT_S
+        while True:
+            answers = await asyncio.gather(*map(self._has_keys, self.cluster.nodes))
+            if any(answers):
+                return
+            if now() > deadline:
+                if None in answers:
+                    raise NotNow("refused as a second one; not every node says what keys it has")
+                raise Violation("a bootstrap was refused as a second one, and there was no first")
+            await asyncio.sleep(POLL_S)
+
+    async def _has_keys(self, node: str) -> bool | None:
+        """None when it does not answer."""
+        try:
+            sidecar = await self.cluster.admin(node).encryption.sidecar_state(timeout_s=1.0)
+        except ElasticKVError:
+            return None
+        return bool(sidecar.active_storage_id)
 
 
 class Cutovers(_Operation):
