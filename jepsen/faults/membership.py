@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
-from elastickv.client import Client
-from elastickv.errors import ElasticKVError, ExitCode, PeerError, Unimplemented
+from elastickv.client import Role
+from elastickv.errors import ElasticKVError, ExitCode, NoLeader, Unimplemented
 from jepsen.cluster import POLL_S
 from jepsen.faults.api import Fault, NotAvailable, NotNow, Violation
 
@@ -30,13 +31,14 @@ class Membership(Fault):
         operator = cluster.new_client(cluster.others([node])[0], timeout_s=10.0)
         process = cluster.processes[node]
         process.expected_codes = frozenset({ExitCode.REMOVED})
+        # Before it is asked for: whatever the answer, the node may be gone.
+        self._removed = node
         try:
-            await self._remove(operator, node)
+            await self._change(node, lambda: operator.raft.remove_server(node), is_wanted=False)
         except Unimplemented as error:
             raise NotAvailable(str(error)) from None
         finally:
             await operator.close()
-        self._removed = node
         code = await process.wait(REMOVED_TIMEOUT_S)
         if code is None:
             raise Violation(f"{node} was removed and did not stop within {REMOVED_TIMEOUT_S:g} s")
@@ -44,51 +46,64 @@ class Membership(Fault):
             raise Violation(f"{node} was removed and stopped with exit code {code}")
         return f"{node} removed"
 
-    async def _remove(self, operator: Client, node: str) -> None:
-        """Until `node` is no member. Raises the last answer when time runs out."""
+    async def _change(self, node: str, call: Callable[[], Awaitable[int]], *,
+                      is_wanted: bool) -> None:
+        """Until `node` is a member as `is_wanted` says. Raises the last answer when time runs out,
+        and `Unimplemented` at once."""
         now = asyncio.get_running_loop().time
         deadline = now() + CHANGED_TIMEOUT_S
         while True:
             try:
-                await operator.raft.remove_server(node)
+                await call()
                 return
-            except PeerError:
-                # The outcome may be unknown; left alone, the node could be gone at any time.
-                if not await self._is_member(operator, node):
-                    return
-                if now() > deadline:
-                    raise
-            await asyncio.sleep(POLL_S)
-
-    async def _is_member(self, operator: Client, node: str) -> bool:
-        return node in {member.node_id for member in await operator.raft.members()}
-
-    async def _add(self, operator: Client, node: str) -> None:
-        """Until `node` is a member. Raises the last answer when time runs out."""
-        now = asyncio.get_running_loop().time
-        deadline = now() + CHANGED_TIMEOUT_S
-        while True:
-            try:
-                await operator.raft.add_voter(node, self.cluster.network.raft_address(node))
-                return
+            except Unimplemented:
+                raise
             except ElasticKVError:
-                # Its outcome may be unknown, and a node that only just started is refused.
-                if await self._is_member(operator, node):
+                # Its outcome may be unknown, or an earlier one took effect after all; and a node
+                # that only just started is refused.
+                if await self._is_member(node) is is_wanted:
                     return
                 if now() > deadline:
                     raise
             await asyncio.sleep(POLL_S)
+
+    async def _is_member(self, node: str) -> bool | None:
+        """What the leader says; None when there is none, or what it says may still change."""
+        leader = await self.cluster.leader()
+        if leader is None:
+            return None
+        raft = self.cluster.admin(leader).raft
+        try:
+            members = {member.node_id for member in await raft.members()}
+            status = await raft.status()
+        except ElasticKVError:
+            return None
+        if status.role is not Role.LEADER or status.pending_configuration:
+            return None
+        return node in members
+
+    async def _is_removed(self, node: str) -> bool:
+        """Once a leader says. Raises `NoLeader` when time runs out."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + CHANGED_TIMEOUT_S
+        while (is_member := await self._is_member(node)) is None:
+            if now() > deadline:
+                raise NoLeader(f"no leader says whether {node} is a member")
+            await asyncio.sleep(POLL_S)
+        return not is_member
 
     async def heal(self) -> None:
         node, self._removed = self._removed, ""
-        if node:
-            cluster = self.cluster
+        if node and await self._is_removed(node):
+            cluster, process = self.cluster, self.cluster.processes[node]
+            await process.kill()
             await asyncio.to_thread(cluster.take_disk_away, node)
-            cluster.processes[node].command = cluster.joining_command(node)
+            process.command = cluster.joining_command(node)
             await cluster.restart(node)
             operator = cluster.new_client(cluster.others([node])[0], timeout_s=20.0)
             try:
-                await self._add(operator, node)
+                await self._change(node, lambda: operator.raft.add_voter(
+                    node, cluster.network.raft_address(node)), is_wanted=True)
             finally:
                 await operator.close()
         await self.restart_all()

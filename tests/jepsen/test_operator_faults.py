@@ -9,10 +9,21 @@ from typing import cast
 
 import pytest
 
-from elastickv.errors import EncryptionConflict, NoLeader
+from elastickv.client import Role
+from elastickv.errors import (
+    ElasticKVError,
+    EncryptionConflict,
+    ExitCode,
+    InvalidArgument,
+    MembershipConflict,
+    NoLeader,
+    OutcomeUnknown,
+    Unimplemented,
+)
 from jepsen.cluster import Cluster
-from jepsen.faults import Fault, NotNow, Violation, encryption
+from jepsen.faults import Fault, NotAvailable, NotNow, Violation, encryption, membership
 from jepsen.faults.encryption import Bootstrap
+from jepsen.faults.membership import Membership
 
 Answer = object
 """What a call returns, or an exception for it to raise."""
@@ -33,6 +44,25 @@ class Script:
         return answer
 
 
+class FakeProcess:
+    """One that ends as it should when its node is removed."""
+
+    def __init__(self) -> None:
+        self.is_running = True
+        self.expected_codes: frozenset[int] = frozenset()
+        self.command = ["as a founder"]
+
+    async def wait(self, timeout_s: float) -> int:
+        self.is_running = False
+        return int(ExitCode.REMOVED)
+
+    async def kill(self) -> None:
+        self.is_running = False
+
+    def thaw(self) -> None:
+        """Never frozen."""
+
+
 class Operated:
     """A cluster of three, of which the tests say what each client is answered."""
 
@@ -43,6 +73,9 @@ class Operated:
         self.operator = SimpleNamespace(encryption=SimpleNamespace(), raft=SimpleNamespace(),
                                         close=Script(None))
         self.leader = Script("n1")
+        self.processes = {node: FakeProcess() for node in self.nodes}
+        self.network = SimpleNamespace(raft_address=lambda node: f"{node}:1")
+        self.wiped: list[str] = []
 
     def new_client(self, first: str, timeout_s: float) -> SimpleNamespace:
         return self.operator
@@ -52,6 +85,17 @@ class Operated:
 
     def others(self, nodes: Sequence[str]) -> list[str]:
         return [node for node in self.nodes if node not in nodes]
+
+
+    def take_disk_away(self, node: str) -> None:
+        assert not self.processes[node].is_running
+        self.wiped.append(node)
+
+    def joining_command(self, node: str) -> list[str]:
+        return ["to join"]
+
+    async def restart(self, node: str) -> None:
+        self.processes[node].is_running = True
 
 
 def fault_on(cluster: Operated, kind: type[Fault]) -> Fault:
@@ -88,3 +132,94 @@ async def test_a_bootstrap_that_is_refused(monkeypatch: pytest.MonkeyPatch,
     else:
         with pytest.raises(type(outcome), match=str(outcome)):
             await fault.inject()
+
+
+LEADS = SimpleNamespace(role=Role.LEADER, pending_configuration=False)
+PENDING = SimpleNamespace(role=Role.LEADER, pending_configuration=True)
+DEPOSED = SimpleNamespace(role=Role.FOLLOWER, pending_configuration=False)
+WITH = [SimpleNamespace(node_id=node) for node in ("n1", "n2", "n3")]
+NO_MEMBER, LOST = InvalidArgument("no member"), OutcomeUnknown("lost")
+
+
+def members_without(node: str) -> list[SimpleNamespace]:
+    return [member for member in WITH if member.node_id != node]
+
+
+async def chosen_node() -> str:
+    """Whom the fault removes."""
+    return await fault_on(Operated(), Membership).some_node(prefer_leader=0.3)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "POLL_S", 0.001)
+    monkeypatch.setattr(membership, "CHANGED_TIMEOUT_S", 0.05)
+
+
+@pytest.mark.parametrize(("removals", "says_with", "states"), [
+    pytest.param([7], 0, [LEADS], id="removed"),
+    pytest.param([LOST], 0, [LEADS], id="it was lost, and took effect"),
+    pytest.param([LOST, NO_MEMBER], 1, [LEADS], id="it took effect later"),
+    pytest.param([NO_MEMBER], 0, [LEADS], id="the client had asked twice"),
+    pytest.param([MembershipConflict("under way"), 7], 1, [LEADS], id="another one was under way"),
+    pytest.param([LOST, 7], 0, [PENDING], id="a leader that may lose it"),
+    pytest.param([LOST, 7], 0, [DEPOSED], id="a leader that is none any more"),
+    pytest.param([LOST, 7], 0, [AWAY], id="a leader that does not say"),
+])
+@pytest.mark.usefixtures("briefly")
+async def test_a_removal_is_asked_for_until_the_leader_says_that_it_is_done(
+        monkeypatch: pytest.MonkeyPatch, removals: Sequence[Answer], says_with: int,
+        states: Sequence[Answer]) -> None:
+    monkeypatch.setattr(membership, "CHANGED_TIMEOUT_S", 60.0)
+    cluster, node = Operated(), await chosen_node()
+    raft, leader = cluster.operator.raft, cluster.admins["n1"].raft
+    raft.remove_server = Script(*removals)
+    raft.members = Script(WITH)  # It asks one that is behind.
+    leader.members = Script(*[WITH] * says_with, members_without(node))
+    leader.status = Script(*states)
+    assert await fault_on(cluster, Membership).inject() == f"{node} removed"
+    assert len(raft.remove_server.calls) == len(removals)
+
+
+@pytest.mark.parametrize(("error", "raised", "is_member", "is_anew"), [
+    pytest.param(Unimplemented("no"), NotAvailable, True, False, id="there is no such call"),
+    pytest.param(MembershipConflict("no majority"), MembershipConflict, True, False,
+                 id="it was refused to the end"),
+    pytest.param(LOST, OutcomeUnknown, True, False, id="it was lost without effect"),
+    pytest.param(LOST, OutcomeUnknown, False, True, id="it was lost, and took effect in the end"),
+])
+@pytest.mark.usefixtures("briefly")
+async def test_only_a_member_that_is_none_any_more_joins_anew(
+        error: ElasticKVError, raised: type[Exception], is_member: bool, is_anew: bool) -> None:
+    cluster, node = Operated(), await chosen_node()
+    cluster.operator.raft.remove_server = Script(error)
+    cluster.operator.raft.members = Script(WITH)
+    cluster.operator.raft.add_voter = Script(7)
+    leader = cluster.admins["n1"].raft
+    leader.members, leader.status = Script(WITH), Script(LEADS)
+    fault = fault_on(cluster, Membership)
+    with pytest.raises(raised):
+        await fault.inject()
+    leader.members = Script(WITH if is_member else members_without(node))
+    await fault.heal()
+    assert cluster.wiped == [node] * is_anew
+    assert cluster.processes[node].is_running
+    assert cluster.processes[node].command == (["to join"] if is_anew else ["as a founder"])
+    assert cluster.operator.raft.add_voter.calls == [(node, f"{node}:1")] * is_anew
+
+
+@pytest.mark.usefixtures("briefly")
+async def test_an_addition_is_asked_for_until_the_leader_says_that_it_is_done(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "CHANGED_TIMEOUT_S", 60.0)
+    cluster, node = Operated(), await chosen_node()
+    raft, leader = cluster.operator.raft, cluster.admins["n1"].raft
+    raft.remove_server, raft.members = Script(7), Script(WITH)
+    raft.add_voter = Script(MembershipConflict("it only just started"), LOST)
+    leader.status = Script(LEADS)
+    leader.members = Script(members_without(node), members_without(node), WITH)
+    fault = fault_on(cluster, Membership)
+    await fault.inject()
+    await fault.heal()
+    assert len(raft.add_voter.calls) == 2
+    assert cluster.wiped == [node]
