@@ -129,8 +129,8 @@ class Oracle:
 
     def opened(self, journal: Journal) -> None:
         """A log was read from a disk: what it holds must be what was once written, and stay."""
-        file: Any = journal._segments[-1].file
-        if not file.is_durable:
+        files: list[Any] = [segment.file for segment in journal._segments]
+        if not all(file.is_durable for file in files):
             self.fail("what a start believes is durable",
                       f"{self._name()} counts entries that a power cut would take")
         previous_term = journal.anchor_term
@@ -184,7 +184,7 @@ class Oracle:
         peer, term, index = self.nodes[name], leader.core.term(), leader.core.match_index(name)
         # A member in a later term may have replaced what it acknowledged in this one.
         if index < leader.journal.anchor_index or peer.seen_role[0] > term \
-                or any(node.excuses & DATA_LOSS for node in self.nodes.values()):
+                or _may_have_lost_data(peer) or _may_have_lost_data(leader):
             return
         if not _is_durable(peer, index, leader.journal.term_at(index)):
             self.fail("leaders count what is durable",
@@ -240,12 +240,11 @@ class Oracle:
         self.last_committed = max(self.last_committed, index)
 
     def _require_majority(self, name: str, index: int, term: int) -> None:
-        """An entry is committed only once a majority could lose its power and still have it."""
-        nodes = self.nodes.values()
-        if any(node.excuses & DATA_LOSS for node in nodes):
-            return
-        holders = {node.name for node in nodes
-                   if node.has_booted and _is_durable(node, index, term)}
+        """An entry is committed only once a majority could lose its power and still have it. Who may
+        have lost data may have had it."""
+        holders = {node.name for node in self.nodes.values()
+                   if _may_have_lost_data(node)
+                   or (node.has_booted and _is_durable(node, index, term))}
         if not is_majority(holders, voters_of(self.nodes[name])):
             self.fail("commitment is durable", f"{name} commits entry {index} of term {term}, "
                                                f"durable on {sorted(holders)} only")
@@ -356,7 +355,7 @@ class Oracle:
 
     def suspected(self, node: SimNode, fields: Mapping[str, object]) -> None:
         """A node takes itself for one with an old disk."""
-        if not node.excuses & DATA_LOSS:
+        if not _may_have_lost_data(node):
             self.fail("nodes suspect themselves for a reason",
                       f"{node.name} has lost nothing: {fields.get('reason')}")
 
@@ -376,6 +375,10 @@ class Oracle:
         if not any(names & set(allowed[excuse]) for excuse in node.excuses):
             self.fail("nodes halt for a reason", f"{node.name} halts without one: {name}: {error} "
                                                  f"(injected: {sorted(node.excuses)})")
+
+
+def _may_have_lost_data(node: SimNode) -> bool:
+    return not node.excuses.isdisjoint(DATA_LOSS)
 
 
 def _is_durable(node: SimNode, index: int, term: int) -> bool:

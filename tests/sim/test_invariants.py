@@ -327,6 +327,51 @@ def test_breach_is_noticed(name: str) -> None:
         run_scenario(scenario)
 
 
+def test_a_start_answers_for_every_segment() -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node = await started(schedule)
+        as_node(schedule, node)
+        node.journal._roll()
+        schedule.oracle.opened(node.journal)
+        node.journal._segments[0].file.append([b"not synced"])
+        schedule.oracle.opened(node.journal)
+
+    with pytest.raises(Violation, match="what a start believes is durable"):
+        run_scenario(scenario)
+
+
+@pytest.mark.parametrize(("lossy", "is_noticed"), [
+    pytest.param([], True, id="nobody"), pytest.param(["other"], True, id="another member"),
+    pytest.param(["follower"], False, id="who is counted"),
+    pytest.param(["leader"], False, id="who counts")])
+def test_only_lost_data_of_its_own_excuses_what_is_counted(lossy: list[str],
+                                                           is_noticed: bool) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node = await started(schedule)
+        leader = leader_of(schedule)
+        other = next(n for n in schedule.cluster.nodes if n not in (node, leader))
+        for name in lossy:
+            {"leader": leader, "follower": node, "other": other}[name].excuses.add("old-disk")
+        await BREACHES["leaders count what is durable"](schedule, node)
+
+    with pytest.raises(Violation, match="leaders count what is durable") if is_noticed \
+            else contextlib.nullcontext():
+        run_scenario(scenario)
+
+
+@pytest.mark.parametrize(("lossy", "is_noticed"), [(0, True), (1, True), (2, False)])
+def test_who_lost_data_may_have_had_what_was_committed(lossy: int, is_noticed: bool) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node = await started(schedule)
+        for damaged in schedule.cluster.nodes[:lossy]:
+            damaged.excuses.add("bit-flip")
+        await BREACHES["commitment is durable"](schedule, node)
+
+    with pytest.raises(Violation, match="commitment is durable") if is_noticed \
+            else contextlib.nullcontext():
+        run_scenario(scenario)
+
+
 def halted_by_a_full_disk(error: Exception) -> Exception:
     error.__cause__ = DiskFull("no space left")
     return error
