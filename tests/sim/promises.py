@@ -46,7 +46,7 @@ class Promises:
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self._votes: dict[tuple[str, int], str] = {}
-        self._rounds: dict[str, tuple[int, int]] = {}
+        self._rounds: dict[str, tuple[int, int, int]] = {}
         self._grants: dict[tuple[str, int, int], set[str]] = {}
 
     def watch(self, node: SimNode, links: Any, engine: Any) -> None:
@@ -109,9 +109,9 @@ class Promises:
                     self._oracle.fail("only voters stand", f"{node.name} asks {peer_id}")
                 self._voted(node, message.term, node.name)
                 if not message.transfer:
-                    self._require_pre_votes(node)
+                    self._require_pre_votes(node, message.term)
             case PreVote():
-                self._rounds[node.name] = (node.boots, message.round)
+                self._rounds[node.name] = (node.boots, message.round, message.term)
             case PreVoteReply() if message.granted:
                 boots = self._oracle.nodes[peer_id].boots
                 self._grants.setdefault((peer_id, boots, message.round), set()).add(node.name)
@@ -138,10 +138,10 @@ class Promises:
                               f"{node.name} votes with a log up to {journal.last_index}, durable "
                               f"up to {journal.durable_index}")
 
-    def _require_pre_votes(self, node: SimNode) -> None:
-        boots, number = self._rounds.get(node.name, (0, 0))
+    def _require_pre_votes(self, node: SimNode, term: int) -> None:
+        boots, number, asked_term = self._rounds.get(node.name, (0, 0, 0))
         granted = self._grants.get((node.name, boots, number), set()) | {node.name}
-        if boots != node.boots or not is_majority(granted, voters_of(node)):
+        if (boots, asked_term) != (node.boots, term) or not is_majority(granted, voters_of(node)):
             self._oracle.fail("no election without pre-votes",
                               f"{node.name} asks for votes, granted by {sorted(granted)} only")
 

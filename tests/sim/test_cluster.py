@@ -18,7 +18,7 @@ from tests.sim.schedule import Schedule
 def run_scenario(scenario: Callable[[Schedule], Awaitable[None]]) -> None:
     """Run `scenario` on a cluster of three without load and without other faults."""
     streams = Streams(0)
-    plan = replace(draw_plan(0, streams.stream("plan")), size=3, story="")
+    plan = replace(draw_plan(0, streams.stream("plan")), size=3, story="", rates=(1.0, 1.05, 0.95))
     schedule = Schedule(plan, streams, hashed=False, echo=None)
     with instruments.installed(schedule, streams.stream("entropy")):
         try:
