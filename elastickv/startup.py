@@ -3,7 +3,6 @@ finds out after them. Reads only, apart from the file-system probe."""
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from elastickv.durable import Disk, probe_file_system
 from elastickv.errors import (
     ElasticKVError,
     EncryptionConflict,
-    KekError,
     KekTooOpen,
     RemovedFromCluster,
     StartupRefused,
 )
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe, Status, Verdict
+from elastickv.keys.provenance import rewrapped
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import (
@@ -134,7 +133,7 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
         has_no_log=_has_no_log(settings, disk),
         stored_sidecar=stored_sidecar,
-        rewrapped=_rewrapped(kek, sidecar, stored_sidecar),
+        rewrapped=rewrapped(kek, sidecar, stored_sidecar),
         member_ids=member_ids), kek)
 
 
@@ -267,21 +266,6 @@ def _stored_sidecar(store: StoredFacts | None) -> tuple[Sidecar | None, str]:
         return sidecar_file.parse(content), ""
     except ElasticKVError as error:
         return None, f"the store's record of the key state: {error.message}"
-
-
-def _rewrapped(kek: Kek | None, one: Sidecar | None, other: Sidecar | None) -> set[int]:
-    """DEKs that are the same key in different wrappings."""
-    if kek is None or one is None or other is None:
-        return set()
-    found = set()
-    for dek_id in one.keys.keys() & other.keys.keys():
-        key, twin = one.keys[dek_id], other.keys[dek_id]
-        if key.wrapped != twin.wrapped and key.purpose is twin.purpose:
-            with contextlib.suppress(KekError):
-                if kek.unwrap_handle(key.wrapped, dek_id, key.purpose).same_key(
-                        kek.unwrap_handle(twin.wrapped, dek_id, twin.purpose)):
-                    found.add(dek_id)
-    return found
 
 
 def _key_problems(kek: Kek | None, sidecar: Sidecar | None) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from elastickv.errors import (
 )
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.epochs import with_epochs_at_least
+from elastickv.keys.provenance import Contradiction, Recorded, contradiction, rewrapped
 from elastickv.keys.registry import own_epochs
 from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan, plan_rows
 from elastickv.keys.sidecar import Sidecar
@@ -111,6 +112,14 @@ class Applier:
         result = self._plan(index, entry)
         self._replace_state(self._with_own_epochs(result.state, result.rows))
         return result.rows
+
+    def contradiction(self, recorded: Recorded) -> Contradiction | None:
+        """Why this node's sidecar cannot be of the log that `recorded` comes from; None while it
+        can be, and without a sidecar."""
+        own = self._state.sidecar
+        if own is None:
+            return None
+        return contradiction(own, recorded, rewrapped(self._kek, own, recorded.sidecar))
 
     def note_registry(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Durably raise this node's epochs to what registry `rows` hold for it, as after a

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
 from elastickv.errors import JOIN_ANEW_REMEDY, StartupRefused
+from elastickv.keys.provenance import Recorded, contradiction, may_have_refused
 from elastickv.keys.registry import (
     WRITERS_PREFIX,
     decode_row_key,
@@ -28,6 +29,8 @@ WRONG_KEK_REMEDY = "start with the KEK that the cluster was bootstrapped with"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
 _FOREIGN = ("move it away and put this node's own back; without one, the leader's is taken over at"
             f" the next start, or by {RESYNC_COMMAND}")
+_REFUSED = ("remove this node and join it anew: it may lack writes that it refused under this"
+            f" sidecar and the others applied; if it never ran with it, {_FOREIGN}")
 _LEFT_OVER = "move it away: a node that holds nothing yet gets its keys with the log"
 _RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
 
@@ -131,12 +134,18 @@ class SidecarForeign(GuardFailed):
     guard = "sidecar-foreign"
 
     @classmethod
-    def beyond_log(cls, sidecar: Sidecar, applied_index: int) -> SidecarForeign:
+    def beyond_log(cls, sidecar: Sidecar, recorded: Recorded) -> SidecarForeign:
         """For a leader. Its log holds all that was ever committed, and not what the sidecar says
         was."""
         return cls(f"the sidecar stands at index {sidecar.raft_applied_index}, and all that the"
-                   f" cluster has committed ends at {applied_index}: it is not of this log",
-                   remedy=_FOREIGN)
+                   f" cluster has committed ends at {recorded.applied_index}: it is not of this"
+                   " log", remedy=foreign_remedy(sidecar, recorded))
+
+
+def foreign_remedy(sidecar: Sidecar, recorded: Recorded) -> str:
+    """What to do with a sidecar that is not of the log of a node whose own store says `recorded`.
+    """
+    return _REFUSED if may_have_refused(sidecar, recorded) else _FOREIGN
 
 
 class SidecarBehindLog(GuardFailed):
@@ -214,6 +223,12 @@ class Facts:
     stored_sidecar: Sidecar | None = None
     rewrapped: Collection[int] = ()
     member_ids: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> Recorded:
+        """What the store says of the log's key entries."""
+        return Recorded(self.store_applied_index, self.last_encryption_index,
+                        self.store_cutover_index, self.stored_sidecar)
 
 
 Problem = tuple[str, str]
@@ -316,36 +331,20 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
 
 
 def _sidecar_foreign(facts: Facts) -> Problem | None:
-    sidecar, stored = facts.sidecar, facts.stored_sidecar
+    sidecar = facts.sidecar
     if sidecar is None:
         return None
     if facts.has_no_log and not facts.store_applied_index:
         return "there is a sidecar and neither log nor store: it was left over", _LEFT_OVER
-    # The store notes the index of every encryption entry that it applies. Beyond what it has
-    # applied, the sidecar may be ahead of it: replay decides.
-    if facts.last_encryption_index < sidecar.raft_applied_index <= facts.store_applied_index:
-        return (f"the sidecar stands at index {sidecar.raft_applied_index}; the store has applied"
-                f" {facts.store_applied_index} and has no encryption entry after"
-                f" {facts.last_encryption_index}: the sidecar is of another cluster", _FOREIGN)
-    if stored is None:
+    found = contradiction(sidecar, facts.recorded, facts.rewrapped)
+    if found is None or (found.of_cutover and not _is_ahead(facts, sidecar)):
         return None
-    # Keys are only added, so the earlier of the two states is contained in the later one.
-    strange: set[int] = set()
-    if sidecar.raft_applied_index >= stored.raft_applied_index:
-        strange |= _not_contained(stored, sidecar, facts.rewrapped)
-    if sidecar.raft_applied_index <= stored.raft_applied_index:
-        strange |= _not_contained(sidecar, stored, facts.rewrapped)
-    if strange:
-        return (f"sidecar and store disagree on DEK {min(strange)}: the sidecar is of another"
-                " cluster", _FOREIGN)
-    return None
+    return found.message, foreign_remedy(sidecar, facts.recorded)
 
 
-def _not_contained(earlier: Sidecar, later: Sidecar, rewrapped: Collection[int]) -> set[int]:
-    """DEK ids of `earlier` that are missing or stand for another key in `later`."""
-    return {dek_id for dek_id, key in earlier.keys.items()
-            if (held := later.keys.get(dek_id)) is None or held.purpose != key.purpose
-            or (held.wrapped != key.wrapped and dek_id not in rewrapped)}
+def _is_ahead(facts: Facts, sidecar: Sidecar) -> bool:
+    """Whether the sidecar says more than the store of what the log holds."""
+    return sidecar.raft_applied_index > facts.last_encryption_index
 
 
 def _sidecar_behind_log(facts: Facts) -> Problem | None:
@@ -370,19 +369,10 @@ def _node_id_collision(facts: Facts) -> Problem | None:
 
 
 def _cutover_divergence(facts: Facts) -> Problem | None:
-    if facts.sidecar is None or facts.sidecar.raft_applied_index > facts.last_encryption_index:
-        return None  # the sidecar may be one entry ahead; replay decides
-    sidecar_index = facts.sidecar.raft_envelope_cutover_index
-    if facts.store_cutover_index != sidecar_index:
-        return (f"the store says the raft cutover is at index {facts.store_cutover_index},"
-                f" the sidecar {sidecar_index}", _RESYNC)
-    stored = facts.stored_sidecar
-    if stored is not None and (stored.storage_envelope_cutover_index
-                               != facts.sidecar.storage_envelope_cutover_index):
-        return (f"the store says the storage cutover is at index"
-                f" {stored.storage_envelope_cutover_index}, the sidecar"
-                f" {facts.sidecar.storage_envelope_cutover_index}", _RESYNC)
-    return None
+    if facts.sidecar is None or _is_ahead(facts, facts.sidecar):
+        return None
+    found = contradiction(facts.sidecar, facts.recorded, facts.rewrapped)
+    return (found.message, _RESYNC) if found is not None and found.of_cutover else None
 
 
 def _active(facts: Facts) -> list[int]:

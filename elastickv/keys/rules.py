@@ -31,6 +31,7 @@ from elastickv.keys.sidecar import Sidecar, SidecarKey
 from elastickv.wire import (
     Bootstrap,
     EncryptionEntry,
+    Entry,
     Registration,
     RegistryRow,
     Rotation,
@@ -107,11 +108,23 @@ def _replayed_rows(sidecar: Sidecar, index: int,
         _require_replayed(sidecar, index, entry.dek_id)
         return (entry.proposer,)
     # Only the cutover that took effect registered its proposer; a stale or repeated one did not.
-    cutovers = {RotationTag.ENABLE_STORAGE_ENVELOPE: sidecar.storage_envelope_cutover_index,
-                RotationTag.ENABLE_RAFT_ENVELOPE: sidecar.raft_envelope_cutover_index}
+    cutovers = _cutover_indexes(sidecar)
     if entry.tag not in cutovers:
         raise _unsupported(entry.tag)
     return (entry.proposer,) if cutovers[entry.tag] == index else ()
+
+
+def _cutover_indexes(sidecar: Sidecar) -> dict[RotationTag, int]:
+    return {RotationTag.ENABLE_STORAGE_ENVELOPE: sidecar.storage_envelope_cutover_index,
+            RotationTag.ENABLE_RAFT_ENVELOPE: sidecar.raft_envelope_cutover_index}
+
+
+def is_as_claimed(sidecar: Sidecar, index: int, entry: Entry) -> bool:
+    """Whether `entry` can be what a sidecar that `claims` entry `index` says that it is."""
+    if not isinstance(entry, Bootstrap | Rotation):
+        return False
+    tag = entry.tag if isinstance(entry, Rotation) else None
+    return all(tag is cutover for cutover, at in _cutover_indexes(sidecar).items() if at == index)
 
 
 def _require_replayed(sidecar: Sidecar, index: int, *dek_ids: int) -> None:

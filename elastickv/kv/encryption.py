@@ -30,7 +30,7 @@ from elastickv.errors import (
     PeerError,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.guards import SidecarForeign
+from elastickv.keys.guards import SidecarForeign, foreign_remedy
 from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value
 from elastickv.keys.usage import Limits
 from elastickv.kv import forwarding
@@ -44,6 +44,7 @@ from elastickv.kv.api import (
     WriterRow,
 )
 from elastickv.kv.forwarding import AdminCall, RegisterReply, RegisterSelf
+from elastickv.kv.fsm import recorded_keys
 from elastickv.kv.leader_ops import LeaderOperations
 from elastickv.kv.leading import Decisions, require_leader_id
 from elastickv.kv.members import Members
@@ -184,12 +185,18 @@ class EncryptionController:
         leader has applied everything that was committed, hence every entry that its sidecar can
         have come from."""
         sidecar = self._applier.sidecar
-        applied_index = self._store.applied_index
-        if sidecar is None or sidecar.raft_applied_index <= applied_index:
+        if sidecar is None:
+            return False
+        recorded = recorded_keys(self._store.applied_index, self._store.meta)
+        if sidecar.raft_applied_index > recorded.applied_index:
+            failure = SidecarForeign.beyond_log(sidecar, recorded)
+        elif (found := self._applier.contradiction(recorded)) is not None:
+            failure = SidecarForeign(found.message, remedy=foreign_remedy(sidecar, recorded))
+        else:
             return False
         self.proposer.close()
         self.stop()
-        self._on_fatal(SidecarForeign.beyond_log(sidecar, applied_index))
+        self._on_fatal(failure)
         return True
 
     def _changed(self) -> None:

@@ -28,13 +28,16 @@ from elastickv.errors import (
     StorageEnvelopeRequired,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.sidecar import Sidecar
+from elastickv.keys.guards import foreign_remedy
+from elastickv.keys.provenance import Recorded
+from elastickv.keys.rules import is_as_claimed
+from elastickv.keys.sidecar import Sidecar, parse
 from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc import visible
-from elastickv.store.mvcc_store import Store, encode_number
+from elastickv.store.mvcc_store import Store, decode_number, encode_number
 from elastickv.wire import (
     CLEAR_OPCODES,
     Bootstrap,
@@ -87,11 +90,13 @@ def read_payload(payload: bytes, index: int, cutover_index: int, keystore: Keyst
     return decode_entry(open_raft(keystore, payload) if is_sealed else payload)
 
 
-def _foreign(index: int) -> ApplyHalted:
-    return ApplyHalted(
-        f"the sidecar claims a key entry at index {index}, and the log has another there: the"
-        " sidecar is not of this log",
-        remedy="stop the node, move the sidecar away, and start it: it takes the leader's")
+def recorded_keys(applied_index: int, meta: Callable[[bytes], bytes | None]) -> Recorded:
+    """What a store's or a snapshot's facts say of the log's key entries. Raises `SidecarCorrupt`.
+    """
+    copy = meta(META_SIDECAR)
+    return Recorded(applied_index, decode_number(meta(META_LAST_ENCRYPTION_INDEX)),
+                    decode_number(meta(META_RAFT_CUTOVER_INDEX)),
+                    parse(copy) if copy is not None else None)
 
 
 class KvStateMachine:
@@ -144,19 +149,19 @@ class KvStateMachine:
     def _apply_one(self, entry: Entry) -> object:
         index = entry.index
         sidecar = self._applier.sidecar
-        is_claimed = (sidecar is not None and index <= sidecar.raft_applied_index
-                      and sidecar.claims(index))
+        claiming = sidecar if (sidecar is not None and index <= sidecar.raft_applied_index
+                               and sidecar.claims(index)) else None
         if not entry.payload:
-            if is_claimed:
-                raise _foreign(index)
+            if claiming is not None:
+                raise self._foreign(index, claiming)
             self._store.apply_group(index, ())
             return index
         try:
             cutover = sidecar.raft_envelope_cutover_index if sidecar else 0
             decoded = read_payload(entry.payload, index, cutover, self._applier.keystore,
                                    self._own_entries)
-            if is_claimed and not isinstance(decoded, Bootstrap | Rotation):
-                raise _foreign(index)
+            if claiming is not None and not is_as_claimed(claiming, index, decoded):
+                raise self._foreign(index, claiming)
             match decoded:
                 case Writes():
                     return self._apply_writes(index, decoded.requests, sidecar)
@@ -177,6 +182,13 @@ class KvStateMachine:
             raise ApplyHalted(f"entry {index} cannot be applied: {error.message}",
                               remedy=error.remedy or "restore this node from a healthy member"
                               ) from None
+
+    def _foreign(self, index: int, sidecar: Sidecar) -> ApplyHalted:
+        return ApplyHalted(
+            f"the sidecar claims a key entry at index {index}, and the log has another there: the"
+            " sidecar is not of this log",
+            remedy=foreign_remedy(sidecar, recorded_keys(self._store.applied_index,
+                                                         self._store.meta)))
 
     def _apply_writes(self, index: int, requests: Sequence[WriteRequest],
                       sidecar: Sidecar | None) -> list[WriteOutcome]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 from elastickv.clock import HybridLogicalClock
 from elastickv.keys.applier import Applier
-from elastickv.keys.sidecar import parse
-from elastickv.kv.fsm import META_HLC_CEILING, META_SIDECAR
+from elastickv.keys.guards import SidecarForeign, foreign_remedy
+from elastickv.kv.fsm import META_HLC_CEILING, recorded_keys
 from elastickv.store.mvcc_store import Store, decode_number
 from elastickv.store.snapshot import SnapshotHeader, StoreSnapshots
 from elastickv.store.tables import Item
@@ -25,16 +25,21 @@ def state_snapshots(store: Store, applier: Applier, hlc: HybridLogicalClock, *,
                     on_keys_changed: Callable[[int], None]) -> StoreSnapshots:
     """The node's `raft.engine.SnapshotSource`.
 
-    Installing raises `KekError` when this node's KEK does not unwrap the snapshot's keys; then
-    nothing has changed and the node must stop.
+    Installing raises `KekError` when this node's KEK does not unwrap the snapshot's keys, and
+    `SidecarForeign` when its sidecar is not of the snapshot's log: where a snapshot takes the place
+    of entries, none of them would tell. Then nothing has changed and the node must stop.
     """
 
     def adopt_keys(header: SnapshotHeader, rows: Sequence[Item]) -> None:
-        encoded = header.meta.get(META_SIDECAR)
-        if encoded is not None:
-            foreign, own = parse(encoded), applier.sidecar
-            if own is None or own.raft_applied_index < foreign.raft_applied_index:
-                applier.adopt(foreign)
+        recorded, own = recorded_keys(header.applied_index, header.meta.get), applier.sidecar
+        found = applier.contradiction(recorded)
+        if own is not None and found is not None:
+            raise SidecarForeign(found.message, remedy=foreign_remedy(
+                own, recorded_keys(store.applied_index, store.meta)))
+        foreign = recorded.sidecar
+        if foreign is not None and (own is None
+                                    or own.raft_applied_index < foreign.raft_applied_index):
+            applier.adopt(foreign)
         applier.note_registry(rows)
 
     def installed(applied_index: int) -> None:

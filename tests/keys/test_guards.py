@@ -126,8 +126,11 @@ APPLIED_CASES: dict[str, tuple[Facts, bool]] = {
         replace(HEALTHY, store_applied_index=50, stored_sidecar=None, last_encryption_index=0,
                 store_cutover_index=0), True),
     "store without keys, sidecar ahead": (
-        replace(HEALTHY, store_applied_index=49, stored_sidecar=None, last_encryption_index=0,
+        replace(HEALTHY, store_applied_index=39, stored_sidecar=None, last_encryption_index=0,
                 store_cutover_index=0), False),
+    "store without keys, sidecar ahead, its cutover below the store": (
+        replace(HEALTHY, store_applied_index=49, stored_sidecar=None, last_encryption_index=0,
+                store_cutover_index=0), True),
     "store with older keys, sidecar below it": (
         replace(HEALTHY, store_applied_index=90, stored_sidecar=BEHIND, last_encryption_index=40,
                 store_cutover_index=0), True),
@@ -152,6 +155,17 @@ def test_a_sidecar_is_foreign_when_the_store_has_passed_its_index_without_it(nam
     facts, foreign = APPLIED_CASES[name]
     assert [v.guard for v in run_guards(facts) if v.status is Status.FAIL] == \
         ["sidecar-foreign"] * foreign
+
+
+@pytest.mark.parametrize(("storage_cutover", "words"), [
+    (0, "move it away"), (49, "move it away"), (30, "join it anew")])
+def test_a_node_that_may_have_refused_writes_joins_anew(storage_cutover: int, words: str) -> None:
+    """Moving the sidecar away would not bring them back."""
+    foreign = replace(sidecar(), storage_envelope_active=storage_cutover > 0, keys=MORE_KEYS,
+                      storage_envelope_cutover_index=storage_cutover)
+    with pytest.raises(GuardFailed, match="sidecar-foreign") as caught:
+        require_safe(replace(HEALTHY, store_applied_index=49, sidecar=foreign))
+    assert words in caught.value.remedy.split(":")[0]
 
 
 def test_a_cutover_of_the_storage_that_differs() -> None:

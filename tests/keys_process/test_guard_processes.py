@@ -146,6 +146,13 @@ def foreign_sidecar(case: Case) -> None:
                        active_raft=sidecar.active_raft ^ 1))
 
 
+def foreign_cutover(case: Case) -> None:
+    """Of a cluster that went on otherwise from the same backup: ahead, with an earlier cutover."""
+    sidecar = case.sidecar()
+    case.write(replace(sidecar, raft_applied_index=sidecar.raft_applied_index + 1000,
+                       storage_envelope_cutover_index=1))
+
+
 def left_over_sidecar(case: Case) -> None:
     """As whoever wants a fresh node leaves it."""
     for name in ("raft", "store"):
@@ -190,7 +197,8 @@ CASES: dict[str, list[tuple[Callable[[Case], None], str]]] = {
     "epoch-exhausted": [(exhausted_epoch, "resync-sidecar")],
     "epoch-rollback": [(old_epoch, "resync-sidecar")],
     "sidecar-behind-log": [(old_sidecar, "resync-sidecar")],
-    "sidecar-foreign": [(foreign_sidecar, "move it away"), (left_over_sidecar, "move it away")],
+    "sidecar-foreign": [(foreign_sidecar, "move it away"), (left_over_sidecar, "move it away"),
+                        (foreign_cutover, "join it anew")],
     "node-id-collision": [(registered_twin, "--raftId"), (founding_twin, "--raftId")],
     "cutover-divergence": [(other_cutover, "resync-sidecar")],
 }

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from elastickv.crypto.keystore import Purpose
 from elastickv.durable import OsDisk
-from elastickv.errors import ApplyHalted, ElasticKVError
+from elastickv.errors import ApplyHalted, ElasticKVError, StorageEnvelopeRequired
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import SidecarForeign
 from elastickv.keys.sidecar import Sidecar
-from elastickv.wire import HlcCeiling, encode_entry
+from elastickv.wire import Bootstrap, HlcCeiling, RegistryRow, RotationTag, encode_entry
 from tests.kv.key_cluster import TIMEOUT_S, KeyCluster, MakeCluster, Node, until
-from tests.kv.machine import Machine, plain, ts
+from tests.kv.machine import KEK, NODE, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
 
 
 def left_over(directory: Path) -> Sidecar:
@@ -59,11 +61,51 @@ def test_another_entry_where_the_sidecar_claims_a_key_entry_halts_apply(
     assert machine.store.applied_index == 1
 
 
-async def start_with_a_sidecar_ahead(cluster: KeyCluster, node_id: str,
-                                     sidecar: Sidecar) -> Node:
-    """The node in a new process, whose sidecar stands far beyond everything in the log."""
+BOOTSTRAP = encode_entry(Bootstrap(
+    STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK, KEK.generate_wrapped_dek(),
+    (RegistryRow(STORAGE_DEK, NODE, 0), RegistryRow(RAFT_DEK, NODE, 0))))
+CUTOVERS = {RotationTag.ENABLE_STORAGE_ENVELOPE: (STORAGE_DEK, Purpose.STORAGE),
+            RotationTag.ENABLE_RAFT_ENVELOPE: (RAFT_DEK, Purpose.RAFT)}
+
+
+@pytest.mark.parametrize("logged", CUTOVERS)
+@pytest.mark.parametrize("claimed", CUTOVERS)
+def test_only_the_cutover_that_the_sidecar_claims_may_be_at_its_index(
+        tmp_path: Path, claimed: RotationTag, logged: RotationTag) -> None:
+    """As when a cluster is put back to the bootstrap and goes on otherwise."""
+    former = Machine(tmp_path / "former")
+    former.apply(BOOTSTRAP)
+    former.cut_over(claimed, *CUTOVERS[claimed])
+    assert former.applier.sidecar is not None
+    put_into(tmp_path / "new", former.applier.sidecar)
+    machine = Machine(tmp_path / "new")
+    machine.apply(BOOTSTRAP)
+    with nullcontext() if claimed is logged else pytest.raises(ApplyHalted, match="index 2"):
+        machine.cut_over(logged, *CUTOVERS[logged])
+    assert machine.store.applied_index == (2 if claimed is logged else 1)
+
+
+@pytest.mark.parametrize(("storage_cutover", "refused", "words"), [
+    (2, 0, "move it away"), (1, 1, "join it anew")], ids=["nothing refused", "a write refused"])
+def test_the_remedy_of_the_halt_brings_back_what_was_refused_before(
+        tmp_path: Path, storage_cutover: int, refused: int, words: str) -> None:
+    put_into(tmp_path / "new", replace(left_over(tmp_path / "former"), raft_applied_index=3,
+                                       storage_envelope_cutover_index=storage_cutover))
+    machine = Machine(tmp_path / "new")
+    machine.store.apply_group(1, ())
+    for _ in range(refused):
+        assert isinstance(machine.write(WRITE)[0], StorageEnvelopeRequired)
+    with pytest.raises(ApplyHalted) as caught:
+        machine.apply(CEILING)
+    assert words in caught.value.remedy.split(":")[0]
+
+
+async def start_with_a_sidecar_ahead(cluster: KeyCluster, node_id: str, sidecar: Sidecar,
+                                     index: int = 1_000_000) -> Node:
+    """The node in a new process, whose sidecar stands at `index`; by default far beyond everything
+    in the log."""
     directory = cluster.directory / node_id
-    put_into(directory, replace(sidecar, raft_applied_index=1_000_000))
+    put_into(directory, replace(sidecar, raft_applied_index=index))
     node = cluster.make(node_id)
     await node.start()
     return node
@@ -73,8 +115,9 @@ def log_end(node: Node) -> int:
     return node.engine.status().last_log_index
 
 
-async def test_a_leader_whose_sidecar_is_beyond_its_log_seals_nothing_and_stops(
-        make_cluster: MakeCluster) -> None:
+@pytest.mark.parametrize("passed", [False, True], ids=["beyond its log", "not in its log"])
+async def test_a_leader_whose_sidecar_is_not_of_its_log_seals_nothing_and_stops(
+        make_cluster: MakeCluster, passed: bool) -> None:
     """As when log and store come from a backup that is older than the sidecar."""
     cluster = await make_cluster(1)
     node = cluster.nodes["n1"]
@@ -82,7 +125,8 @@ async def test_a_leader_whose_sidecar_is_beyond_its_log_seals_nothing_and_stops(
     await node.put(b"k")
     await node.stop()
     end = log_end(node)
-    node = await start_with_a_sidecar_ahead(cluster, "n1", node.sidecar)
+    node = await start_with_a_sidecar_ahead(cluster, "n1", node.sidecar,
+                                            node.store.applied_index if passed else 1_000_000)
     await until(lambda: bool(node.fatal))
     assert isinstance(node.fatal[0], SidecarForeign)
     assert "move it away" in node.fatal[0].remedy

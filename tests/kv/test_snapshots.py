@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,20 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, KekError
+from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.applier import Applier
+from elastickv.keys.guards import SidecarForeign
 from elastickv.kv.snapshots import state_snapshots
-from elastickv.wire import Registration, RegistryRow, Rotation, RotationTag, encode_entry
+from elastickv.wire import (
+    Bootstrap,
+    Entry,
+    HlcCeiling,
+    Registration,
+    RegistryRow,
+    Rotation,
+    RotationTag,
+    encode_entry,
+)
 from tests.kv.machine import KEK, NODE, RAFT_DEK, STORAGE_DEK, Machine, plain, ts
 
 
@@ -98,6 +111,64 @@ def test_a_full_disk_refuses_the_snapshot_and_takes_the_next(tmp_path: Path, roo
     assert follower.value(b"s") == b"hidden"
     assert follower.applier.sidecar is not None
     assert follower.applier.sidecar.keys[STORAGE_DEK].local_epoch == 5
+
+
+BOOTSTRAP = Bootstrap(
+    STORAGE_DEK, KEK.generate_wrapped_dek(), RAFT_DEK, KEK.generate_wrapped_dek(),
+    (RegistryRow(STORAGE_DEK, NODE, 0), RegistryRow(RAFT_DEK, NODE, 0)))
+STORAGE_CUTOVER, RAFT_CUTOVER = (
+    Rotation(tag, dek_id, purpose, b"", RegistryRow(dek_id, NODE, 0)) for tag, dek_id, purpose in (
+        (RotationTag.ENABLE_STORAGE_ENVELOPE, STORAGE_DEK, Purpose.STORAGE),
+        (RotationTag.ENABLE_RAFT_ENVELOPE, RAFT_DEK, Purpose.RAFT)))
+ROTATION = Rotation(RotationTag.ROTATE_DEK, 33, Purpose.STORAGE, KEK.generate_wrapped_dek(),
+                    RegistryRow(33, NODE, 1))
+CEILING = HlcCeiling(5)
+
+# What the log held that the sidecar comes from, and what the log holds that the snapshot is of.
+# Both begin with the bootstrap, which the receiver has applied.
+LOGS: dict[str, tuple[Sequence[Entry], Sequence[Entry], bool]] = {
+    "the sidecar is that of the store": ((), (CEILING, STORAGE_CUTOVER), True),
+    "the sidecar knows what the snapshot brings": (
+        (CEILING, STORAGE_CUTOVER), (CEILING, STORAGE_CUTOVER, CEILING), True),
+    "the sidecar is ahead of the snapshot": (
+        (CEILING, STORAGE_CUTOVER, CEILING, ROTATION), (CEILING, STORAGE_CUTOVER), True),
+    "no key entry where the sidecar has a rotation": (
+        (CEILING, ROTATION), (CEILING, CEILING, CEILING), False),
+    "no key entry where the sidecar has a cutover": (
+        (CEILING, STORAGE_CUTOVER), (CEILING, CEILING, CEILING), False),
+    "no key entry where the sidecar, now ahead, has a cutover": (
+        (STORAGE_CUTOVER, CEILING, CEILING, ROTATION), (CEILING, CEILING), False),
+    "no key entry at the snapshot's own index": ((CEILING, ROTATION), (CEILING, CEILING), False),
+    "another cutover at the same index": (
+        (CEILING, STORAGE_CUTOVER), (CEILING, RAFT_CUTOVER), False),
+    "another DEK at the same index": (
+        (ROTATION,), (replace(ROTATION, dek_id=44, proposer=RegistryRow(44, NODE, 1)),), False),
+    "a DEK that the log does not have, and later ones": (
+        (ROTATION,), (CEILING, STORAGE_CUTOVER), False),
+}
+
+
+@pytest.mark.parametrize(("former", "present", "is_same"), LOGS.values(), ids=LOGS)
+def test_a_snapshot_of_another_log_than_the_sidecars_is_not_installed(
+        tmp_path: Path, former: Sequence[Entry], present: Sequence[Entry], is_same: bool) -> None:
+    """No entry of what it jumps over would tell, and this replica would refuse what others apply,
+    or seal what they cannot open."""
+    machines = [Machine(tmp_path / name) for name in ("former", "leader", "follower")]
+    for machine, tail in zip(machines, (former, present, ()), strict=True):
+        for entry in (BOOTSTRAP, *tail):
+            machine.apply(encode_entry(entry))
+        machine.store.flush_now()
+    assert machines[0].applier.sidecar is not None
+    sidecar_file.store(OsDisk(), tmp_path / "follower" / "keys.json", machines[0].applier.sidecar)
+    follower = Machine(tmp_path / "follower")
+    before = follower.fingerprint()
+    if is_same:
+        assert install(follower, stream(machines[1])) == machines[1].store.applied_index
+        return
+    with pytest.raises(SidecarForeign) as caught:
+        install(follower, stream(machines[1]))
+    assert "move it away" in caught.value.remedy.split(":")[0]
+    assert follower.fingerprint() == before
 
 
 def test_another_kek_refuses_the_snapshot_and_changes_nothing(tmp_path: Path) -> None:
