@@ -29,6 +29,7 @@ from elastickv.data_directory import file_failure
 from elastickv.durable import Disk
 from elastickv.errors import (
     DiskFailed,
+    DiskFull,
     ElasticKVError,
     EncryptionConflict,
     KekError,
@@ -53,6 +54,9 @@ from elastickv.store.mvcc_store import Store
 
 LEADER_TIMEOUT_S = 8.0
 """How long a node that may not start looks for the leader before it gives up."""
+
+_OF_THIS_DISK = (DataDirectoryUnusable, DiskFailed, DiskFull)
+"""What says by itself what is to be done."""
 
 log = logs.get_logger(__name__)
 
@@ -114,8 +118,8 @@ async def take_over(client: Client, raft_id: str, kek: Kek, disk: Disk, data_dir
     """Ask the leader through `client`, check, and durably write the sidecar.
 
     `rows` are this node's own writer rows. Raises what the rules and the call raise, and
-    `DataDirectoryUnusable` or `DiskFailed` when the sidecar cannot be read or written; then nothing
-    has changed.
+    `DataDirectoryUnusable`, `DiskFailed` or `DiskFull` when the sidecar cannot be read or written;
+    then nothing has changed.
     """
     node_id = full_node_id(raft_id)
     path = data_directory / RELATIVE_PATH
@@ -176,8 +180,9 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
     """Take the key state over from the leader if that is all that keeps this node from starting;
     when no leader answers and no sidecar can be read, from the store.
 
-    False when there is nothing to repair this way. Raises the guard's error, with the command to
-    run, when neither can be had.
+    False when there is nothing to repair this way. Raises the guard's error when neither can be
+    had: with the command to run if no leader answered, else with what keeps this node from taking
+    over what it answered; `KekDoesNotUnwrap`, and what the node's own disk raises.
     """
     facts = gathered.facts
     failed = failures(facts)
@@ -201,10 +206,15 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
         reason = "no other member is known"
     except PeerError as error:
         reason = error.message
-    except (DataDirectoryUnusable, DiskFailed):
+    except KekError as error:
+        raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
+    except _OF_THIS_DISK:
         raise
     except ElasticKVError as error:
-        raise _refusal(failed[0], settings, endpoints, error.message) from None
+        why = error.problem if isinstance(error, GuardFailed) else error.message
+        raise type(failed[0])(
+            f"{failed[0].problem}; the leader's key state cannot be taken over: {why}",
+            remedy=error.remedy or failed[0].remedy) from None
     if stored is None:
         raise _refusal(failed[0], settings, endpoints, reason)
     try:
@@ -212,7 +222,7 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
                           settings.raft_data_dir / RELATIVE_PATH, store.rows())
     except KekError as error:
         raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
-    except (DataDirectoryUnusable, DiskFailed):
+    except _OF_THIS_DISK:
         raise
     except ElasticKVError as error:
         raise _refusal(failed[0], settings, endpoints,
