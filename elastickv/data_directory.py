@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,6 +24,9 @@ from elastickv.keys.guards import AlreadyRunning, DataDirectoryUnusable
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 
 LOCK_FILE: Final = "LOCK"
+LOOK_S: Final = 0.005
+"""Far longer than a look holds the lock."""
+LOOKS_TO_OUTWAIT: Final = 2
 _ACCESS_REMEDY: Final = ("make the directory writable for the user that runs the node, or choose"
                          " another --raftDataDir")
 
@@ -50,13 +54,23 @@ def take(directory: Path) -> int:
     except OSError as error:
         raise DataDirectoryUnusable(f"{directory} cannot be written: {error.strerror}",
                                     remedy=_ACCESS_REMEDY) from None
+    for _ in range(LOOKS_TO_OUTWAIT):
+        if _lock(descriptor):
+            return descriptor
+        time.sleep(LOOK_S)
+    if _lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    raise AlreadyRunning(f"{directory} is in use by another process",
+                         remedy="stop that node, or choose another --raftDataDir")
+
+
+def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(descriptor)
-        raise AlreadyRunning(f"{directory} is in use by another process",
-                             remedy="stop that node, or choose another --raftDataDir") from None
-    return descriptor
+        return False
+    return True
 
 
 def look(directory: Path) -> Seen:
@@ -86,7 +100,8 @@ def _look_at_lock(directory: Path) -> Seen:
         return Seen(problem=f"{directory / LOCK_FILE} cannot be read: {error.strerror}",
                     remedy=_ACCESS_REMEDY)
     try:
-        # Shared, and given back at once: a node that starts in this moment must not find it taken.
+        # Shared, so that two looks do not see each other, and given back at once: a node that
+        # starts in this moment outwaits it.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return Seen(True, f"a node runs on {directory}",

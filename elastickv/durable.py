@@ -30,6 +30,7 @@ from elastickv.errors import DiskFull, ElasticKVError, UnsupportedFileSystem
 OWNER_ONLY_FILE = 0o600
 OWNER_ONLY_DIRECTORY = 0o700
 _COPY_BYTES = 1 << 20
+PROBE_FILE = ".probe"
 _PROBE = b"elastickv durability probe\n"
 
 
@@ -302,12 +303,13 @@ class OsDisk:
             os.close(descriptor)
 
 
-def probe_file_system(disk: Disk, directory: Path) -> None:
+def probe_file_system(disk: Disk, directory: Path, name: str = PROBE_FILE) -> None:
     """Prove that `directory` supports what durability needs: write, fsync, rename, directory fsync.
 
-    Raises `UnsupportedFileSystem` naming the directory (guard `file-system`).
+    No two processes may use the same file `name` in it at once. Raises `UnsupportedFileSystem`
+    naming the directory (guard `file-system`).
     """
-    probe = directory / ".probe"
+    probe = directory / name
     try:
         disk.replace(probe, _PROBE)
         if disk.read(probe) != _PROBE:

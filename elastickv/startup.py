@@ -3,6 +3,7 @@ finds out after them. Reads only, apart from the file-system probe."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.keystore import KeyHandle, Keystore
 from elastickv.crypto.nonce import full_node_id
-from elastickv.durable import Disk, probe_file_system
+from elastickv.durable import PROBE_FILE, Disk, probe_file_system
 from elastickv.errors import (
     ElasticKVError,
     EncryptionConflict,
@@ -71,8 +72,9 @@ class Gathered:
 def examine(settings: NodeSettings, disk: Disk) -> Facts:
     """The facts of a node that is not to be started, for `elastickv doctor`.
 
-    A node may run on the directory meanwhile. Its store is read before its sidecar, so that what is
-    seen is a state that a crash could have left: the sidecar may be ahead, never behind.
+    A node may run on the directory meanwhile, or start. Its store is read before its sidecar, so
+    that what is seen is a state that a crash could have left: the sidecar may be ahead, never
+    behind.
     """
     seen = data_directory.look(settings.raft_data_dir)
     members = {contact.node_id: full_node_id(contact.node_id)
@@ -87,8 +89,10 @@ def examine(settings: NodeSettings, disk: Disk) -> Facts:
         problem = error.message
     except OSError as error:
         problem = f"the store cannot be read: {error.strerror}"
-    return replace(gather(settings, disk, store, members, store_problem=problem).facts,
-                   directory_problem=seen.problem, directory_remedy=seen.remedy)
+    # The node has its probe to itself, since it holds the directory's lock.
+    gathered = gather(settings, disk, store, members, store_problem=problem,
+                      probe_file=f"{PROBE_FILE}-{os.getpid()}")
+    return replace(gathered.facts, directory_problem=seen.problem, directory_remedy=seen.remedy)
 
 
 def require_file_system(settings: NodeSettings, disk: Disk) -> None:
@@ -102,12 +106,13 @@ def require_file_system(settings: NodeSettings, disk: Disk) -> None:
 
 
 def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
-           member_ids: Mapping[str, int], *, store_problem: str = "") -> Gathered:
+           member_ids: Mapping[str, int], *, store_problem: str = "",
+           probe_file: str = PROBE_FILE) -> Gathered:
     """Everything that `keys.guards` wants to know.
 
     `store` None = the node never ran, or its store cannot be opened: `store_problem` says why.
     """
-    file_system_problem, file_system_remedy = _probe(settings, disk)
+    file_system_problem, file_system_remedy = _probe(settings, disk, probe_file)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
     unwrap_problem, key_problem = _key_problems(kek, sidecar)
@@ -226,13 +231,13 @@ def _has_no_log(settings: NodeSettings, disk: Disk) -> bool:
         return False  # the engine says what is wrong with it
 
 
-def _probe(settings: NodeSettings, disk: Disk) -> tuple[str, str]:
+def _probe(settings: NodeSettings, disk: Disk, name: str = PROBE_FILE) -> tuple[str, str]:
     """What is wrong with the file system, and the remedy; "" and "" when nothing is."""
     # What does not exist yet will be made in the nearest directory that does.
     directory = settings.raft_data_dir.absolute()
     try:
         existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
-        probe_file_system(disk, existing)
+        probe_file_system(disk, existing, name)
     except ElasticKVError as error:
         return error.message, error.remedy
     except OSError as error:
