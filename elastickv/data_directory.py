@@ -30,9 +30,15 @@ LOOKS_TO_OUTWAIT: Final = 2
 _ACCESS_REMEDY: Final = ("make the directory writable for the user that runs the node, or choose"
                          " another --raftDataDir")
 
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of the system that say nothing of a disk."""
 _NO_FILE: Final = (ConnectionError, TimeoutError, BlockingIOError, socket.gaierror, ssl.SSLError)
+_OF_A_SOCKET: Final = frozenset({
+    errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EDESTADDRREQ, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.EISCONN, errno.EMSGSIZE, errno.ENETDOWN, errno.ENETRESET,
+    errno.ENETUNREACH, errno.ENOPROTOOPT, errno.ENOTCONN, errno.ENOTSOCK,
+    errno.EPROTONOSUPPORT})
+"""Those that have no class of their own."""
 
 
 class Seen(NamedTuple):
@@ -130,7 +136,8 @@ def other_owner(directory: Path) -> str:
 def failure_of(error: BaseException) -> BaseException:
     """`error`; an `OSError` of a file as what an operator can act on. One of a connection is a
     defect wherever it was not foreseen, and stays as it is."""
-    if isinstance(error, OSError) and not isinstance(error, _NO_FILE):
+    if isinstance(error, OSError) and not isinstance(error, _NO_FILE) \
+            and error.errno not in _OF_A_SOCKET:
         return file_failure(error)
     return error
 

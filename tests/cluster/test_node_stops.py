@@ -102,8 +102,10 @@ def test_what_the_machine_refused_is_told_by_who_must_act(
     assert code in MEANINGS
 
 
-@pytest.mark.parametrize("error", [ValueError("a defect"), ConnectionResetError("not foreseen"),
-                                   TimeoutError()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [
+    ValueError("a defect"), ConnectionResetError("not foreseen"), TimeoutError(),
+    *(OSError(number, os.strerror(number)) for number in (
+        errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENOTCONN))], ids=repr)
 def test_other_errors_are_what_they_were(error: Exception) -> None:
     assert failure_of(error) is error
 
