@@ -457,10 +457,11 @@ class Coordinator:
         room = max_bytes
         while rest is not None:
             async with self._scan_turns:
-                if not ts and rest.at_ts < self._store.horizon_ts:
-                    # Compaction has overtaken it; nothing was answered yet, so any later moment is
-                    # as good.
-                    rest, pairs, room = whole, [], max_bytes
+                if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
+                    # Compaction has overtaken it; nothing was answered yet, so any later moment
+                    # that was asked for is as good.
+                    rest = whole._replace(now_ms=self._read_time(ts)[1])
+                    pairs, room = [], max_bytes
                 found, rest = self._store.scan_turn(rest)
                 for key, version in found:
                     value = b"" if keys_only else self._open_record(version.store_key,

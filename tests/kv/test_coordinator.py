@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elastickv import wire
-from elastickv.clock import HybridLogicalClock, SystemClock
+from elastickv.clock import HybridLogicalClock, SystemClock, pack_timestamp, timestamp_ms
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
@@ -331,6 +331,7 @@ async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
 # --- scans --------------------------------------------------------------------------------------
 
 SCAN_BYTES = 1 << 20
+HOUR_MS = 3_600_000
 
 
 async def put_records(node: OneNode, count: int, value: bytes) -> None:
@@ -449,12 +450,15 @@ async def test_writes_that_come_between_two_turns_are_not_shown(
     assert await writer >= 5
 
 
-@pytest.mark.parametrize("asked", [False, True], ids=["latest", "at a timestamp"])
-async def test_a_scan_that_compaction_overtakes_begins_anew_unless_a_time_was_asked_for(
-        node: OneNode, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+@pytest.mark.parametrize("asked", ["latest", "a recent timestamp", "an old timestamp"])
+async def test_a_scan_that_compaction_overtakes_begins_anew_unless_its_time_is_gone(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     monkeypatch.setattr(mvcc_store, "TURN_COST", 1)
     await put_records(node, 5, b"old")
-    ts = node.store.max_commit_ts
+    await node.kv.put(b"expiring", b"old", ttl_ms=HOUR_MS, timeout_s=TIMEOUT_S)
+    old_ts = node.store.max_commit_ts
+    ts = {"latest": 0, "a recent timestamp": old_ts + pack_timestamp(2 * HOUR_MS),
+          "an old timestamp": old_ts}[asked]
     take_turn = node.store.scan_turn
     turns = 0
     overtaken = False
@@ -465,14 +469,16 @@ async def test_a_scan_that_compaction_overtakes_begins_anew_unless_a_time_was_as
         return take_turn(wanted) if overtaken or turns < 3 else ([], wanted)
 
     monkeypatch.setattr(node.store, "scan_turn", slow)
-    scan = asyncio.create_task(node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES,
-                                            ts=ts if asked else 0, timeout_s=TIMEOUT_S))
+    scan = asyncio.create_task(node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES, ts=ts,
+                                            timeout_s=TIMEOUT_S))
     while turns < 3:
         await asyncio.sleep(0)
     await put_records(node, 5, b"new")
-    node.store.raise_horizon(ts + 1)
+    node.store.raise_horizon(old_ts + 1)
+    later_ms = timestamp_ms(old_ts) + 2 * HOUR_MS
+    monkeypatch.setattr(node.kv._hlc, "now_ms", lambda: later_ms)
     overtaken = True
-    if asked:
+    if asked == "an old timestamp":
         with pytest.raises(InvalidArgument, match="is before"):
             await scan
     else:
