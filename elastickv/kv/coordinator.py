@@ -67,9 +67,10 @@ REFUSED_RETRY_S = 0.02
 
 
 class _Pending:
-    """A write on its way: what was asked, who waits, and until when (loop time)."""
+    """A write on its way: what was asked, who waits, and until when (loop time); `waits` while it
+    is to be taken from the queue."""
 
-    __slots__ = ("conditions", "deadline", "future", "ops", "size")
+    __slots__ = ("conditions", "deadline", "future", "ops", "size", "waits")
 
     def __init__(self, ops: Sequence[Op], conditions: Sequence[Condition], size: int,
                  deadline: float, future: asyncio.Future[WriteResult]) -> None:
@@ -78,6 +79,7 @@ class _Pending:
         self.size = size
         self.deadline = deadline
         self.future = future
+        self.waits = False
 
 
 class Coordinator:
@@ -103,7 +105,8 @@ class Coordinator:
         self._max_value_bytes = max_value_bytes
         self._max_request_bytes = max_request_bytes
         self._queue: deque[_Pending] = deque()
-        self._queue_bytes = 0
+        self._queue_bytes = 0  # of those that wait
+        self._withdrawn = 0  # how many in the queue do not
         self._groups_in_flight = 0
         self._forwards_in_flight = 0
         self._forward_bytes = 0
@@ -153,12 +156,21 @@ class Coordinator:
 
     def _withdraw(self, pending: _Pending) -> bool:
         """Take a write out of the queue; False when it is not in there."""
-        try:
-            self._queue.remove(pending)
-        except ValueError:
+        if not pending.waits:
             return False
+        pending.waits = False
         self._queue_bytes -= pending.size
+        self._withdrawn += 1
+        # Its place is passed over, or goes with many others: a search for each would take as long
+        # as the queue is.
+        if self._withdrawn > self._waiting():
+            self._queue = deque(left for left in self._queue if left.waits)
+            self._withdrawn = 0
         return True
+
+    def _waiting(self) -> int:
+        """How many writes are in the queue."""
+        return len(self._queue) - self._withdrawn
 
     def _expire(self, pending: _Pending) -> None:
         if pending.future.done():
@@ -178,12 +190,16 @@ class Coordinator:
             remedy="retry; check elastickv admin raft status if it persists"))
 
     def _enqueue(self, pending: _Pending, *, front: bool = False) -> None:
+        self._insert(pending, front=front)
+        self.wake()
+
+    def _insert(self, pending: _Pending, *, front: bool) -> None:
         if front:
             self._queue.appendleft(pending)
         else:
             self._queue.append(pending)
+        pending.waits = True
         self._queue_bytes += pending.size
-        self.wake()
 
     def wake(self) -> None:
         """Let the pump look again: a write came, a slot freed, a role or a writer changed."""
@@ -211,9 +227,14 @@ class Coordinator:
         queue = self._queue
         while queue and len(group) < MAX_GROUP_REQUESTS:
             pending = queue[0]
+            if not pending.waits:
+                queue.popleft()
+                self._withdrawn -= 1
+                continue
             if group and size + pending.size > MAX_GROUP_BYTES:
                 break
             queue.popleft()
+            pending.waits = False
             self._queue_bytes -= pending.size
             if pending.future.done():  # cancelled by its caller
                 continue
@@ -224,18 +245,14 @@ class Coordinator:
     def _requeue(self, group: Sequence[_Pending]) -> None:
         """Put back what was not proposed, and try again a little later: until a role change
         nothing says that the next attempt would fare better."""
-        for pending in reversed(group):
-            if not pending.future.done():
-                self._queue.appendleft(pending)
-                self._queue_bytes += pending.size
+        self._put_back(group)
         asyncio.get_running_loop().call_later(REFUSED_RETRY_S, self.wake)
 
     def _put_back(self, group: Sequence[_Pending]) -> None:
         """Requeue without a wake: whatever keeps the group from going wakes the pump itself."""
         for pending in reversed(group):
             if not pending.future.done():
-                self._queue.appendleft(pending)
-                self._queue_bytes += pending.size
+                self._insert(pending, front=True)
 
     # --- the leader's side ----------------------------------------------------------------------
 
@@ -288,7 +305,7 @@ class Coordinator:
     def _wait_for_company(self) -> bool:
         """Whether the queue is to wait; a timer then wakes the pump at the end of that."""
         loop = asyncio.get_running_loop()
-        waiting = len(self._queue)
+        waiting = self._waiting()
         fills_a_group = waiting >= MAX_GROUP_REQUESTS or self._queue_bytes >= MAX_GROUP_BYTES
         wait_s = self._gathering.wait_s(loop.time(), waiting)
         if wait_s > 0.0 and not fills_a_group:
@@ -331,7 +348,7 @@ class Coordinator:
                 self.wake()
             return
         self._gathering.group_ended(asyncio.get_running_loop().time(), len(group),
-                                    len(self._queue))
+                                    self._waiting())
         self.wake()
         outcomes = done.result()
         if not isinstance(outcomes, list):

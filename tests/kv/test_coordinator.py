@@ -328,6 +328,58 @@ async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
     assert (len(node.kv._queue), node.kv._queue_bytes) == (0, 0)
 
 
+async def test_giving_writes_up_costs_no_search_and_keeps_the_others_in_order(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    class Counted(coordinator._Pending):
+        __slots__ = ()
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return self is other
+
+    monkeypatch.setattr(coordinator, "_Pending", Counted)
+    monkeypatch.setattr(node.engine, "is_leader", lambda: False)
+    leaderless = dataclasses.replace(node.engine.status(), leader_id="")
+    monkeypatch.setattr(node.engine, "status", lambda: leaderless)
+    writes = [asyncio.create_task(node.kv.put(b"%03d" % number, b"v", timeout_s=TIMEOUT_S))
+              for number in range(400)]
+    await asyncio.sleep(0)
+    size = node.kv._queue_bytes // len(writes)
+    kept = writes[::10]
+    given_up = [write for write in writes if write not in set(kept)]
+    for write in reversed(given_up):
+        write.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+    assert compared == 0
+    assert node.kv._waiting() == len(kept)
+    assert len(node.kv._queue) <= 2 * len(kept)
+    assert node.kv._queue_bytes == len(kept) * size
+    monkeypatch.undo()
+    node.kv.wake()
+    results = await asyncio.gather(*kept)
+    stamps = [result.commit_ts for result in results]
+    assert stamps == sorted(stamps)
+    assert (len(node.kv._queue), node.kv._waiting(), node.kv._queue_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+async def test_a_queue_of_writes_that_were_given_up_is_empty(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(node.engine, "is_leader", lambda: False)
+        leaderless = dataclasses.replace(node.engine.status(), leader_id="")
+        patched.setattr(node.engine, "status", lambda: leaderless)
+        outcomes = await asyncio.gather(*(node.kv.put(b"k", b"v", timeout_s=0.01)
+                                          for _ in range(count)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NoLeader] * count
+    assert (len(node.kv._queue), node.kv._queue_bytes) == (0, 0)
+    await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
+
+
 # --- scans --------------------------------------------------------------------------------------
 
 SCAN_BYTES = 1 << 20
