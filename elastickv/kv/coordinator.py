@@ -323,13 +323,17 @@ class Coordinator:
 
     def _raise_ceiling(self) -> bool:
         """Keep the HLC's ceiling ahead. The raise precedes in the log whatever depends on it, so
-        nothing waits for it: a write above the ceiling commits only if the raise did."""
+        nothing waits for it: a write above the ceiling commits only if the raise did. False when
+        no group can go now; what refuses the raise at once meets the next group in its place."""
         if not self._hlc.needs_raise(CEILING_WINDOW_MS):
             return True
         ceiling = self._hlc.raised_ceiling(CEILING_WINDOW_MS)
         future = self._proposer.submit(encode_entry(HlcCeiling(ceiling)),
                                        timeout_s=ENTRY_TIMEOUT_S)
         if future is None:
+            return False
+        if future.done() and (error := future.exception()) is not None:
+            self._failed(self._take_group(), error)
             return False
         self._hlc.observe_ceiling(ceiling)
         return True
@@ -341,11 +345,7 @@ class Coordinator:
         else:
             error = done.exception()
         if error is not None:
-            if isinstance(error, NotLeader | NoLeader | Overloaded):
-                self._requeue(group)
-            else:
-                _reject(group, error)
-                self.wake()
+            self._failed(group, error)
             return
         self._gathering.group_ended(asyncio.get_running_loop().time(), len(group),
                                     self._waiting())
@@ -363,6 +363,13 @@ class Coordinator:
                 self._enqueue(pending, front=True)
             else:
                 future.set_exception(outcome)
+
+    def _failed(self, group: Sequence[_Pending], error: BaseException) -> None:
+        if isinstance(error, NotLeader | NoLeader | Overloaded):
+            self._requeue(group)
+        else:
+            _reject(group, error)
+            self.wake()
 
     # --- the follower's side --------------------------------------------------------------------
 

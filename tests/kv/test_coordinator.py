@@ -19,9 +19,11 @@ from elastickv.errors import (
     ConditionFailed,
     DeadlineExceeded,
     DiskFull,
+    ElasticKVError,
     InvalidArgument,
     NoLeader,
     OutcomeUnknown,
+    Overloaded,
     ResultTooLarge,
     Unreachable,
 )
@@ -31,7 +33,7 @@ from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteRe
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
-from elastickv.kv.fsm import KvStateMachine
+from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -240,6 +242,36 @@ async def test_a_full_disk_refuses_writes_and_serves_reads(node: OneNode) -> Non
     assert (await node.kv.get(b"k", timeout_s=TIMEOUT_S)).value == b"v"
     node.disk_problem = None
     await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("busy"), NoLeader("handed over"),
+                                     DiskFull("no space")], ids=lambda error: type(error).__name__)
+async def test_a_ceiling_that_is_refused_at_once_is_not_counted_on(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, refusal: ElasticKVError) -> None:
+    """No timestamp goes out above what the log says that a next leader must skip."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not node.engine.is_leader():
+            await asyncio.sleep(0.01)
+    propose = node.engine.propose
+    refused = False
+
+    def refuse_one(payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
+        nonlocal refused
+        if refused or not isinstance(wire.decode_entry(payload), wire.HlcCeiling):
+            assert refused
+            return propose(payload, timeout_s=timeout_s)
+        refused = True
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(refusal)
+        return future
+
+    monkeypatch.setattr(node.engine, "propose", refuse_one)
+    if isinstance(refusal, DiskFull):
+        with pytest.raises(DiskFull):
+            await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    written = await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
+    assert refused
+    assert 0 < written.commit_ts < mvcc_store.decode_number(node.store.meta(META_HLC_CEILING))
 
 
 async def test_a_storage_cutover_under_load_loses_and_refuses_nothing(node: OneNode) -> None:
