@@ -31,8 +31,8 @@ from elastickv.errors import (
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.epochs import with_epochs_at_least
 from elastickv.keys.provenance import Contradiction, Recorded, contradiction, rewrapped
-from elastickv.keys.registry import own_epochs
-from elastickv.keys.rules import Inputs, KeyState, Plan, ReadRow, plan, plan_rows
+from elastickv.keys.registry import ReadRow, own_epochs
+from elastickv.keys.rules import Inputs, KeyState, Plan, plan, plan_rows
 from elastickv.keys.sidecar import Sidecar
 from elastickv.wire import EncryptionEntry, Registration, RegistryRow
 

@@ -12,7 +12,7 @@ each other's nonces, and the value's full id shows it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from elastickv.crypto.nonce import node_id16
@@ -20,6 +20,9 @@ from elastickv.errors import EntryRejected, EpochRollback, NodeIdCollision, Stor
 from elastickv.wire import RegistryRow
 
 WRITERS_PREFIX: Final = b"!encryption|writers|"
+
+ReadRow = Callable[[bytes], bytes | None]
+"""Reads a row of the store."""
 
 _KEY_TAIL = struct.Struct(">IcH")
 _VALUE = struct.Struct(">QHH")
@@ -37,6 +40,11 @@ class WriterRecord(NamedTuple):
 def row_key(dek_id: int, node_id: int) -> bytes:
     """The store key of a writer; `node_id` is the 16-bit id."""
     return WRITERS_PREFIX + _KEY_TAIL.pack(dek_id, _SEPARATOR, node_id)
+
+
+def writers_prefix(dek_id: int) -> bytes:
+    """What the keys of all rows of one DEK begin with."""
+    return WRITERS_PREFIX + dek_id.to_bytes(4, "big")
 
 
 def decode_row_key(key: bytes) -> tuple[int, int]:
@@ -59,6 +67,13 @@ def decode_row_value(value: bytes) -> WriterRecord:
     if len(value) != _VALUE.size:
         raise StoreCorrupt(f"a writer registry row of {len(value)} bytes, must be {_VALUE.size}")
     return WriterRecord(*_VALUE.unpack(value))
+
+
+def find_writer(read_row: ReadRow, dek_id: int, full_node_id: int) -> WriterRecord | None:
+    """The row that stands where a node's does: its own, or that of another node with the same
+    16-bit id."""
+    value = read_row(row_key(dek_id, node_id16(full_node_id)))
+    return decode_row_value(value) if value is not None else None
 
 
 def own_epochs(rows: Iterable[tuple[bytes, bytes]], full_node_id: int) -> dict[int, int]:

@@ -26,7 +26,7 @@ from elastickv.errors import (
     SidecarCorrupt,
 )
 from elastickv.keys.lifecycle import CutoverAction, step_cutover
-from elastickv.keys.registry import NoChange, decide, encode_row_value, row_key
+from elastickv.keys.registry import NoChange, ReadRow, decide, encode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar, SidecarKey
 from elastickv.wire import (
     Bootstrap,
@@ -38,7 +38,6 @@ from elastickv.wire import (
     RotationTag,
 )
 
-ReadRow = Callable[[bytes], bytes | None]
 Unwrap = Callable[[bytes, int, Purpose], KeyHandle]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
 from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConflict, NotCapable
-from elastickv.keys.registry import decode_row_key, decode_row_value, row_key
+from elastickv.keys.registry import decode_row_key, decode_row_value, find_writer
 from elastickv.kv.api import Capability
 from elastickv.raft.engine import Member
 from elastickv.raft.membership import LOOK_REMEDY
@@ -140,8 +140,8 @@ def unreachable(node_id: str, address: str, reason: str) -> NotCapable:
 
 def unregistered(node_id: str, dek_ids: Iterable[int], rows: Mapping[bytes, bytes]) -> list[int]:
     """Those of `dek_ids` for which the registry has no row of the node."""
-    short_id = node_id16(full_node_id(node_id))
-    return [dek_id for dek_id in dek_ids if row_key(dek_id, short_id) not in rows]
+    return [dek_id for dek_id in dek_ids
+            if find_writer(rows.get, dek_id, full_node_id(node_id)) is None]
 
 
 def transfer_target(members: Sequence[Member], target_id: str, target_address: str) -> str:

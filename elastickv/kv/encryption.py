@@ -31,7 +31,7 @@ from elastickv.errors import (
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import SidecarForeign, foreign_remedy
-from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value
+from elastickv.keys.registry import decode_row_value, writers_prefix
 from elastickv.keys.usage import Limits
 from elastickv.kv import forwarding
 from elastickv.kv.api import (
@@ -238,7 +238,7 @@ class EncryptionController:
             return
         for purpose in Purpose:
             dek_id = sidecar.active(purpose)
-            rows = self._store.rows(WRITERS_PREFIX + dek_id.to_bytes(4, "big"))
+            rows = self._store.rows(writers_prefix(dek_id))
             yield purpose, DekFacts(
                 dek_id, age_s(sidecar.keys[dek_id].created, self._clock.wall_ms()),
                 self.budgets.total(dek_id),

@@ -30,7 +30,7 @@ from elastickv.errors import (
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.epochs import FIRST_EPOCH
-from elastickv.keys.registry import WRITERS_PREFIX, decode_row_value, row_key
+from elastickv.keys.registry import WRITERS_PREFIX, find_writer, writers_prefix
 from elastickv.keys.sidecar import Sidecar
 from elastickv.kv import forwarding
 from elastickv.kv.admission import (
@@ -131,9 +131,8 @@ class LeaderOperations:
         """
         async with self.lock:
             self._begin()
-            value = self._store.row(row_key(message.dek_id, node_id16(message.full_node_id)))
-            if value is not None:
-                row = decode_row_value(value)
+            row = find_writer(self._store.row, message.dek_id, message.full_node_id)
+            if row is not None:
                 if row.full_node_id != message.full_node_id:
                     raise NodeIdCollision(
                         f"node {row.full_node_id:#x} is registered for DEK {message.dek_id} under"
@@ -322,11 +321,8 @@ class LeaderOperations:
         """Whether the registry holds a writer with this epoch or, as it goes on by itself, a later
         one. With the key in place, too, a request has been carried out before: its caller did not
         hear of that and asks again."""
-        value = self._store.row(row_key(row.dek_id, node_id16(row.full_node_id)))
-        if value is None:
-            return False
-        found = decode_row_value(value)
-        return (found.full_node_id == row.full_node_id
+        found = find_writer(self._store.row, row.dek_id, row.full_node_id)
+        return (found is not None and found.full_node_id == row.full_node_id
                 and found.first_seen_epoch <= row.local_epoch <= found.last_seen_epoch)
 
     # --- the rest -------------------------------------------------------------------------------
@@ -347,7 +343,7 @@ class LeaderOperations:
         taken = set(sidecar.keys) if sidecar else set()
         while True:
             dek_id = secrets.randbits(32)
-            rows = self._store.rows(WRITERS_PREFIX + dek_id.to_bytes(4, "big"))
+            rows = self._store.rows(writers_prefix(dek_id))
             if dek_id and dek_id != other_than and dek_id not in taken and not rows:
                 return dek_id
 

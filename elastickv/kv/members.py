@@ -12,10 +12,9 @@ from typing import TypeVar
 
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
-from elastickv.crypto.nonce import node_id16
 from elastickv.errors import ElasticKVError, KekError, NotCapable
 from elastickv.keys.applier import Applier
-from elastickv.keys.registry import decode_row_value, row_key
+from elastickv.keys.registry import find_writer
 from elastickv.kv import forwarding, member_rules
 from elastickv.kv.api import (
     Capability,
@@ -77,8 +76,7 @@ class Members:
 
     def registered_epoch(self, dek_id: int, full_node_id: int) -> int | None:
         """The last epoch that the applied registry holds for a node."""
-        value = self._store.row(row_key(dek_id, node_id16(full_node_id)))
-        record = decode_row_value(value) if value is not None else None
+        record = find_writer(self._store.row, dek_id, full_node_id)
         if record is None or record.full_node_id != full_node_id:
             return None
         return record.last_seen_epoch
