@@ -38,6 +38,7 @@ from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc import visible
 from elastickv.store.mvcc_store import Store, decode_number, encode_number
+from elastickv.store.snapshot import HLC_CEILING, RAFT_CUTOVER_INDEX
 from elastickv.wire import (
     CLEAR_OPCODES,
     Bootstrap,
@@ -54,8 +55,9 @@ from elastickv.wire import Entry as LogEntry
 if TYPE_CHECKING:
     from elastickv.crypto.keystore import Keystore
 
-META_HLC_CEILING = b"hlc_ceiling"
-META_RAFT_CUTOVER_INDEX = b"raft_cutover_index"
+# A snapshot's header repeats these two.
+META_HLC_CEILING = HLC_CEILING
+META_RAFT_CUTOVER_INDEX = RAFT_CUTOVER_INDEX
 META_LAST_ENCRYPTION_INDEX = b"last_encryption_index"
 META_SIDECAR = b"sidecar"
 
