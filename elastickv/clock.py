@@ -11,7 +11,6 @@ import time
 from typing import Protocol
 
 COUNTER_BITS = 16
-COUNTER_MASK = (1 << COUNTER_BITS) - 1
 MAX_TIMESTAMP = (1 << 64) - 1
 
 

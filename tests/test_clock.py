@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from elastickv.clock import (
-    COUNTER_MASK,
+    COUNTER_BITS,
     MAX_TIMESTAMP,
     FakeClock,
     HybridLogicalClock,
@@ -17,6 +17,7 @@ from elastickv.clock import (
     timestamp_ms,
 )
 
+COUNTER_MASK = (1 << COUNTER_BITS) - 1
 START_MS = 1_700_000_000_000
 WINDOW_MS = 3000
 NO_CEILING = MAX_TIMESTAMP

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from typing import Final, NoReturn, Protocol, SupportsIndex
+from typing import Final, NoReturn, SupportsIndex
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -70,11 +70,3 @@ class Kek:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("a KEK cannot be copied or serialized")
-
-
-class KekProvider(Protocol):
-    """Where a KEK comes from."""
-
-    def load(self) -> Kek:
-        """Fetch the KEK. Raises `KekError` naming the source and the remedy; never hangs."""
-        ...

@@ -18,7 +18,7 @@ sum over its earlier epochs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -154,8 +154,3 @@ def reservation_target(limits: Limits, *, used: int, reserved: int, total: int, 
     if least <= most:
         return min(most, max(least, reserved + limits.block))
     return least if own_entry or (used == 0 and elsewhere == 0) else None
-
-
-def writes_left(totals: Mapping[int, int], limits: Limits) -> dict[int, int]:
-    """`limits.left` for each DEK."""
-    return {dek_id: limits.left(total) for dek_id, total in totals.items()}

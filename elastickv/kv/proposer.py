@@ -64,7 +64,6 @@ class Proposer:
     def __init__(self, engine: RaftEngine, seals: Seals) -> None:
         self._engine = engine
         self._seals = seals
-        self._in_flight = 0
         self._open = True
         self._is_closed = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -134,12 +133,10 @@ class Proposer:
 
     def _track(self, payload: bytes, timeout_s: float) -> asyncio.Future[object]:
         future = self._engine.propose(payload, timeout_s=timeout_s)
-        self._in_flight += 1
         future.add_done_callback(self._ended)
         return future
 
     def _ended(self, future: asyncio.Future[object]) -> None:
-        self._in_flight -= 1
         # The exception is retrieved here too: the proposer may have stopped listening.
         error = None if future.cancelled() else future.exception()
         if self.on_outcome is not None and not future.cancelled():
