@@ -36,7 +36,10 @@ from elastickv.raft.compaction import segments_to_drop
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.segment import (
     HEADER_SIZE,
+    INDEX_SUFFIX,
+    LOG_SUFFIX,
     SPARE_SUFFIX,
+    TEMPORARY_SUFFIX,
     Segment,
     SegmentHeader,
     segment_name,
@@ -364,13 +367,13 @@ class Journal:
         """Forget the whole log: it begins anew behind `index`, of `term`. Durable on return.
 
         Segments go newest first; a crash half-way leaves a prefix of the old log or none, which
-        the caller's install marker tells it to reset again. The new segment appears whole: without
-        another one before it nothing would tell that a header was never there. What fails half-way
-        leaves this object with an empty log.
+        the caller's install marker tells it to reset again. What fails half-way leaves this object
+        with an empty log.
         """
         self._generation += 1
         self.last_index, self.last_term = self.anchor_index, self.anchor_term
         self.durable_index = self.anchor_index
+        self._remove_strays()
         while self._segments:
             self._starts.pop()
             self._segments.pop().remove()
@@ -381,10 +384,19 @@ class Journal:
             self._spares.pop().delete_files()
         self._cache.clear()
         self._cached_bytes = 0
-        self._add(Segment.create_whole(self._disk, self._directory, self._header(index + 1, term)))
+        self._add(Segment.create(self._disk, self._directory, self._header(index + 1, term)))
         self.last_index, self.last_term = index, term
         self.durable_index = index
         self._set_anchor()
+
+    def _remove_strays(self) -> None:
+        """Delete, newest first, what is no part of the log: a removal that failed may have left it,
+        and behind the log's new beginning it would look like damage."""
+        known = {segment.path.stem for segment in (*self._segments, *self._dropped, *self._spares)}
+        for name in reversed(self._disk.list(self._directory)):
+            if name.endswith((LOG_SUFFIX, INDEX_SUFFIX, SPARE_SUFFIX, TEMPORARY_SUFFIX)) \
+                    and name.partition(".")[0] not in known:
+                self._disk.remove(self._directory / name)
 
     def close(self) -> None:
         """Close all files. Idempotent."""
@@ -402,9 +414,9 @@ class Journal:
     def _open(self) -> None:
         found = self._disk.list(self._directory)
         for name in found:
-            if name.endswith(SPARE_SUFFIX):
+            if name.endswith((SPARE_SUFFIX, TEMPORARY_SUFFIX)):
                 self._disk.remove(self._directory / name)
-        names = [name for name in found if name.endswith(".log")]
+        names = [name for name in found if name.endswith(LOG_SUFFIX)]
         for position, name in enumerate(names):
             self._open_segment(self._directory / name, last=position == len(names) - 1)
         if not self._segments:
@@ -442,8 +454,8 @@ class Journal:
         self._add(segment)
 
     def _check_headerless(self, path: Path, size: int, last: bool) -> None:
-        """A segment without a header is one that was being created, or it is damaged. Nothing is
-        written behind a header before it is durable."""
+        """A segment without a header is one that an older version was creating, or it is damaged.
+        Nothing is written behind a header before it is durable."""
         expected = self._segments[-1].last_index + 1 if self._segments else FIRST_ANCHOR_INDEX + 1
         if not last or segment_name(expected) != path.name or size > HEADER_SIZE:
             raise JournalCorrupt(f"{path}: the header is damaged", remedy=JOIN_ANEW_REMEDY)

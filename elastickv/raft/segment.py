@@ -43,7 +43,9 @@ _VERSION = struct.Struct(">4xI")
 _CHECKSUM = struct.Struct(">I")
 HEADER_SIZE = _HEADERS[VERSION].size + _CHECKSUM.size
 INDEX_KIND = b"EKJI"
-SPARE_SUFFIX = ".spare"
+LOG_SUFFIX, INDEX_SUFFIX, SPARE_SUFFIX = ".log", ".index", ".spare"
+TEMPORARY_SUFFIX = ".tmp"
+"""What `Disk.replace` leaves when it fails."""
 SCAN_BYTES = 4 << 20
 RESERVE_BYTES = 1 << 20
 """How much room is made at a time; a start finds the rest of it as zeros and cuts them."""
@@ -73,7 +75,7 @@ class Tail(NamedTuple):
 
 def segment_name(first_index: int) -> str:
     """File name of the segment that begins with `first_index`; names sort like indexes."""
-    return f"{first_index:020d}.log"
+    return f"{first_index:020d}{LOG_SUFFIX}"
 
 
 class SegmentHeader(NamedTuple):
@@ -137,18 +139,18 @@ class Segment:
     @property
     def index_path(self) -> Path:
         """The index file beside the segment."""
-        return self.path.with_suffix(".index")
+        return self.path.with_suffix(INDEX_SUFFIX)
 
     @classmethod
     def create(cls, disk: Disk, directory: Path, header: SegmentHeader) -> Segment:
-        """A new, empty segment, durable on return; a crash may leave its file without a header."""
+        """A new, empty segment, durable on return. Neither a crash nor a full disk leaves its name
+        without its header: behind other segments that would look like damage.
+
+        Raises `DiskFull` without effect.
+        """
         path = directory / segment_name(header.first_index)
-        file = disk.open_append(path, create=True)
-        if file.size():
-            file.truncate(0)
-        file.append([header.encode()])
-        file.sync()
-        return cls(disk, path, file, header)
+        disk.replace(path, header.encode())
+        return cls(disk, path, disk.open_append(path, create=False), header)
 
     @classmethod
     def create_over(cls, disk: Disk, spare: Path, header: SegmentHeader) -> Segment:
@@ -160,13 +162,6 @@ class Segment:
         segment = cls(disk, path, disk.reuse(spare, path, header.encode()), header)
         segment._reserved_end = segment.size  # there is room behind it, which sealing must cut
         return segment
-
-    @classmethod
-    def create_whole(cls, disk: Disk, directory: Path, header: SegmentHeader) -> Segment:
-        """A new, empty segment, durable on return, that no crash leaves without its header."""
-        path = directory / segment_name(header.first_index)
-        disk.replace(path, header.encode())
-        return cls(disk, path, disk.open_append(path, create=False), header)
 
     def append(self, record: bytes) -> None:
         """Write one record at the end. Raises `DiskFull` without effect."""

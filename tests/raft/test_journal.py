@@ -335,6 +335,9 @@ def test_a_change_that_fails_half_way_claims_only_what_is_there(tmp_path, monkey
     assert contents(journal) == expected
     assert journal.durable_index == journal.last_index
     assert [journal.term_at(index) for _, index, _ in expected] == [1] * len(expected)
+    monkeypatch.undo()
+    journal.reset(2000, 13)
+    assert [path.name for path in tmp_path.iterdir()] == [segment_name(2001)]
 
 
 def test_marked_entries_are_found_again(tmp_path):
@@ -520,6 +523,45 @@ def test_full_disk_refuses_the_entry_and_the_log_stays_whole(tmp_path, monkeypat
     journal.append(5, 1, b"\x00y")
     journal.close()
     assert open_journal(tmp_path).entry(5)[0] == b"\x00y"
+
+
+def descriptors() -> list[str]:
+    return os.listdir("/proc/self/fd")
+
+
+@pytest.mark.parametrize("change", [
+    pytest.param(lambda journal: None, id="the next segment"),
+    pytest.param(lambda journal: journal.reset(500, 2), id="reset"),
+    pytest.param(lambda journal: journal.truncate_from(journal.last_index - 2), id="truncation"),
+])
+def test_full_disk_at_a_new_segment_leaves_nothing_of_it(tmp_path, monkeypatch, change):
+    journal = filled(tmp_path, 3, segment_bytes=SMALL_SEGMENT)
+    while journal._segments[-1].size < SMALL_SEGMENT:
+        journal.append(journal.last_index + 1, 1, command_of(journal.last_index + 1))
+    before, names = descriptors(), segments(tmp_path)
+
+    def without_room_for_a_header(write: Callable[..., int]) -> Callable[..., int]:
+        def write_or_fail(file: int, data: bytes, *offset: int) -> int:
+            if len(data) == HEADER_SIZE:
+                raise OSError(errno.ENOSPC, "no space left")
+            return write(file, data, *offset)
+        return write_or_fail
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", without_room_for_a_header(os.write))
+        full.setattr(os, "pwrite", without_room_for_a_header(os.pwrite))
+        for _ in range(3):
+            with pytest.raises(DiskFull):
+                journal.append(journal.last_index + 1, 1, b"\x00x")
+    assert len(descriptors()) == len(before)
+    assert segments(tmp_path) == names
+    change(journal)
+    for length in (200, 250, 30, 300, 10):
+        journal.append(journal.last_index + 1, 2, b"\x00" + bytes(length))
+    journal.sync()
+    expected = contents(journal)
+    journal.close()
+    assert contents(open_journal(tmp_path, segment_bytes=SMALL_SEGMENT)) == expected
 
 
 # --- size ----------------------------------------------------------------------------------------

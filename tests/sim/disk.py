@@ -135,11 +135,20 @@ class Medium:
         self.files: dict[str, Inode] = {}
         self.directories: set[str] = set()
         self.is_full = False
+        self.room: int | None = None
         self.failing_syncs = 0
         self.power_cuts = POWER_CUTS
         self.life: Life | None = None
         self._durable_names: dict[str, Inode] = {}
         self._name_changes: dict[str, list[list[NameChange]]] = {}
+
+    def take_room(self, path: str) -> None:
+        """Bytes or a name are about to be written at `path`. Raises `DiskFull` when `is_full`, and
+        once so much as `room` says has been written."""
+        if self.is_full or self.room == 0:
+            raise DiskFull(f"no space left to write {path}", remedy="free space")
+        if self.room is not None:
+            self.room -= 1
 
     def mount(self, life: Life) -> MountedDisk:
         """The disk of a process that starts, until `life` ends."""
@@ -265,8 +274,7 @@ class MountedDisk:
     def prepare_write(self, path: str, data: bytes) -> None:
         """Bytes are about to be written."""
         self.life.require_alive()
-        if self.medium.is_full:
-            raise DiskFull(f"no space left to write {path}", remedy="free space")
+        self.medium.take_room(path)
         self._events.written(self.medium.node, path, data)
 
     def _point(self, kind: str, effect: Callable[[], None]) -> None:
@@ -297,10 +305,7 @@ class MountedDisk:
         if inode is None:
             if not create:
                 raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
-            if self.medium.is_full:
-                raise DiskFull(f"no space left to create {path}", remedy="free space")
-            inode = Inode()
-            self.medium.rename_names(str(path.parent), [(name, inode)])
+            inode = self._create(path)
             self.sync_directory(path.parent)
         return MountedFile(self, name, inode)
 
@@ -339,15 +344,22 @@ class MountedDisk:
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
         name = str(temporary)
-        self.prepare_write(name, data)
+        self.life.require_alive()
         inode = self.medium.files.get(name)
         if inode is None:
-            inode = Inode()
-            self.medium.rename_names(str(path.parent), [(name, inode)])
+            inode = self._create(temporary)
         inode.truncate(0)
+        self.prepare_write(name, data)
         inode.write(0, data)
         self.sync_inode(name, inode)
         self.rename(temporary, path)
+
+    def _create(self, path: Path) -> Inode:
+        """A name for an empty file, as durable as its directory is."""
+        self.medium.take_room(str(path))
+        inode = Inode()
+        self.medium.rename_names(str(path.parent), [(str(path), inode)])
+        return inode
 
     def rename(self, source: Path, target: Path) -> None:
         if source.parent != target.parent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -151,6 +152,17 @@ def test_a_full_disk_takes_nothing() -> None:
     with pytest.raises(DiskFull):
         disk.replace(FILE, b"x")
     assert disk.read(FILE) == b""
+
+
+@pytest.mark.parametrize(("room", "names"), [
+    (0, []), (1, ["file.tmp"]), (2, ["file"])], ids=["no name", "a name alone", "both"])
+def test_a_disk_may_fill_up_half_way(room: int, names: list[str]) -> None:
+    platter = medium()
+    disk, _ = mount(platter)
+    platter.room = room
+    with contextlib.suppress(DiskFull):
+        disk.replace(FILE, b"x")
+    assert disk.list(FILE.parent) == names
 
 
 def test_a_dead_process_writes_nothing() -> None:

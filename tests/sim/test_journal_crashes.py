@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from elastickv.errors import DiskFull
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.segment import SPARE_SUFFIX
 from tests.sim.disk import MountedDisk
@@ -155,6 +156,43 @@ def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:
         assert (journal.anchor_index, journal.anchor_term, journal.last_index) == (40, 3, 40)
     if change is truncate:
         assert journal.last_index == 4
+
+
+def cut(journal: Journal) -> None:
+    journal.truncate_from(journal.last_index - 2)
+
+
+def go_on(journal: Journal) -> None:
+    """Nothing happens before the next entries."""
+
+
+@pytest.mark.parametrize(("change", "follow"), [
+    (change, follow) for change in (roll, cut, compact, reuse) for follow in (go_on, cut, reset)
+] + [(reset, reset)])
+def test_log_opens_after_the_disk_was_full_at_any_step(change: Change, follow: Change) -> None:
+    """What failed half-way leaves nothing that a start takes for a part of the log, whatever comes
+    once there is room again."""
+    for room in itertools.count():
+        platter = medium(room)
+        disk, life = mount(platter)
+        journal = open_journal(disk)
+        fill(journal, COUNT, 1)
+        platter.room = room
+        struck = False
+        try:
+            change(journal)
+        except DiskFull:
+            struck = True
+        platter.room = None
+        follow(journal)
+        for length in (90, 50, 150, 10, 10):
+            journal.append(journal.last_index + 1, 4, bytes(length))
+        journal.sync()
+        expected = entries(journal)
+        life.end()
+        assert entries(open_journal(mount(platter)[0])) == expected
+        if not struck:
+            break
 
 
 class Tale:
