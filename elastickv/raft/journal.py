@@ -422,17 +422,32 @@ class Journal:
         if not self._segments:
             self._add(Segment.create(self._disk, self._directory,
                                      self._header(FIRST_ANCHOR_INDEX + 1, 0)))
-        self._settle()
+        self._settle(self._prove())
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
 
-    def _settle(self) -> None:
-        """Make durable what was read, but for what the last record proves to be so already."""
-        written = [segment for segment in self._segments if segment.offsets]
+    def _prove(self) -> int:
+        """Up to which entry a record proves the log durable. What is above that and known from an
+        index file alone is read, and the log ends where it is damaged.
+
+        Such a segment was sealed beside another fsync of its file, which failed: the kernel reports
+        an error once, and so let the sealing succeed.
+        """
         synced = 0
-        if written:
-            synced = written[-1].read(written[-1].last_index, 1, 0)[0].synced
+        for segment in reversed(tuple(self._segments)):
+            if segment.offsets and segment.last_index <= synced:
+                break
+            if not segment.is_scanned:
+                tail = segment.scan(self._max_command_bytes, self._marked_kind)
+                if tail.damaged:
+                    self._cut_tail(segment, tail.offset, synced)
+            if segment.offsets:
+                synced = max(synced, segment.read(segment.last_index, 1, 0)[0].synced)
+        return synced
+
+    def _settle(self, synced: int) -> None:
+        """Make durable what was read, but for what is proven to be so up to `synced`."""
         for segment in self._segments:
             if segment.last_index > synced or segment is self._segments[-1]:
                 segment.settle(synced)
@@ -450,7 +465,9 @@ class Journal:
         if last or not segment.load_index():
             tail = segment.scan(self._max_command_bytes, self._marked_kind)
             if tail.damaged:
-                self._cut_tail(segment, tail.offset, last)
+                if not last:
+                    raise self._damaged(segment, tail.offset)
+                self._cut_tail(segment, tail.offset)
         self._add(segment)
 
     def _check_headerless(self, path: Path, size: int, last: bool) -> None:
@@ -471,8 +488,9 @@ class Journal:
                 raise JournalCorrupt(f"{segment.path} does not follow {before.path.name}",
                                      remedy=JOIN_ANEW_REMEDY)
 
-    def _cut_tail(self, segment: Segment, offset: int, last: bool) -> None:
-        """Cut a torn tail. Raises `JournalCorrupt` when the damage is not one.
+    def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> None:
+        """Cut a torn tail, with the segments behind it. Raises `JournalCorrupt` when the damage is
+        not one; `synced`: up to where those segments prove the log durable.
 
         Behind a torn record of an unsynced group other records of the group may be whole, since a
         power cut keeps pages in any order. Only a record that was written when the damaged one was
@@ -480,10 +498,16 @@ class Journal:
         """
         expected = segment.last_index + 1
         data = segment.file.pread(segment.file.size() - offset, offset)
-        synced = records.synced_behind(data, expected, self._max_command_bytes, segment.salt)
-        if not last or synced >= expected:
-            raise JournalCorrupt(f"{segment.path}: entry {expected} at byte {offset} is damaged",
-                                 remedy=JOIN_ANEW_REMEDY)
-        segment.file.truncate(offset)
+        if max(synced, records.synced_behind(data, expected, self._max_command_bytes,
+                                             segment.salt)) >= expected:
+            raise self._damaged(segment, offset)
+        while self._segments and self._segments[-1].first_index > segment.first_index:
+            self._starts.pop()
+            self._segments.pop().remove()
+        segment.cut(offset)
 
-
+    @staticmethod
+    def _damaged(segment: Segment, offset: int) -> JournalCorrupt:
+        return JournalCorrupt(
+            f"{segment.path}: entry {segment.last_index + 1} at byte {offset} is damaged",
+            remedy=JOIN_ANEW_REMEDY)

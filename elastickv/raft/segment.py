@@ -17,7 +17,8 @@ records are those of committed entries, all below `first index`, and checksums b
 which whoever chose the bytes of an entry does not know.
 
 A sealed segment (one that is followed by another) has an index file beside it, which spares a
-start from reading the segment. It is only a cache: without it the segment is read.
+start from reading the segment. It is only a cache: without it the segment is read, and so is one
+that no later record proves durable.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Segment:
         self.offsets = array("I")
         self.runs: list[tuple[int, int]] = []
         self.marked: list[int] = []
-        self.size = header.size
+        self.size = self._header_size = header.size
+        self.is_scanned = False
         self._reserved_end = 0
         self._reservable = file if isinstance(file, Reservable) else None
 
@@ -246,7 +248,11 @@ class Segment:
         return True
 
     def scan(self, max_command_bytes: int, marked_kind: bytes) -> Tail:
-        """Read the records and note each; stops at the first that is not the next good one."""
+        """Read the records and note each, whatever an index file told of them; stops at the first
+        that is not the next good one."""
+        self.offsets, self.runs, self.marked = array("I"), [], []
+        self.size = self._header_size
+        self.is_scanned = True
         end = self.file.size()
         while self.size < end:
             base = self.size
@@ -268,6 +274,11 @@ class Segment:
                 return
             self.note(record.index, record.term, len(record.command),
                       record.command[:1] == marked_kind)
+
+    def cut(self, offset: int) -> None:
+        """Drop what is behind `offset`, where a scan ended; durable once it is settled."""
+        self._disk.remove(self.index_path)
+        self.file.truncate(offset)
 
     def settle(self, synced: int) -> None:
         """Make durable what a start has read; up to entry `synced` it is known to be."""

@@ -489,6 +489,20 @@ def test_damage_in_a_sealed_segment_is_found_when_it_is_read(tmp_path):
         contents(again)
 
 
+def test_damage_in_a_sealed_segment_that_nothing_follows_refuses_the_start(tmp_path):
+    """Unlike a torn tail: a later entry of that segment says that the damaged one was durable."""
+    journal = filled(tmp_path, 5)
+    journal._roll()
+    journal.close()
+    sealed, empty = segments(tmp_path)
+    damage(sealed, HEADER_SIZE + HEADER_BYTES + 2)
+    content = sealed.read_bytes()
+    with pytest.raises(JournalCorrupt, match="entry 2 "):
+        open_journal(tmp_path)
+    assert sealed.read_bytes() == content
+    assert empty.exists()
+
+
 def test_missing_segment_refuses_the_start(tmp_path):
     filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT).close()
     segments(tmp_path)[1].unlink()

@@ -128,6 +128,47 @@ def test_a_start_believes_only_what_a_power_cut_leaves(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("synced", [0, 1])
+@pytest.mark.parametrize("behind", [0, 1, COUNT], ids=["nothing", "an entry", "segments"])
+def test_a_start_does_not_believe_the_index_of_what_an_fsync_failed_to_write(
+        behind: int, synced: int, seed: int) -> None:
+    """The kernel tells of the error once, to the fsync that is under way as the segment is sealed:
+    sealing succeeds, and the index file is durable."""
+    platter = medium(seed)
+    disk, life = mount(platter)
+    journal = open_journal(disk)
+    fill(journal, synced, 1)
+
+    def append() -> None:
+        index = journal.last_index + 1
+        journal.append(index, 1, b"\x00entry %d, without a sync" % index)
+
+    append()
+    append()
+    work, _ticket = journal.begin_sync()
+    platter.failing_syncs = 1
+    with pytest.raises(OSError, match="Input/output error"):
+        work()
+    append()
+    journal._roll()
+    for _ in range(behind):
+        append()
+    written = entries(journal)
+    life.end()
+    platter.cut_power()
+    disk, life = mount(platter)
+    believed = open_journal(disk)
+    found = entries(believed)
+    assert found == written[:synced]
+    assert believed.durable_index == believed.last_index
+    fill(believed, COUNT, 2)
+    found = entries(believed)
+    life.end()
+    platter.cut_power()
+    assert entries(open_journal(mount(platter)[0])) == found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("change", [roll, truncate, compact, reset, reuse])
 def test_log_opens_after_a_crash_at_any_step(change: Change, seed: int) -> None:
     """What opens is the old log, a part of it that the change allows, or the new one."""
