@@ -200,18 +200,23 @@ class PySyncObjEngine:
         self._waiters.fail_all(NoLeader(message))
         self._reads.close()
         self._sender.cancel_all()
-        self._receiver.abort()
         self._transfer.end()
+        try:
+            self._receiver.abort()
+        except OSError as error:
+            # It is never opened, and whoever stops must go on stopping.
+            log.warning("a half-received snapshot was not deleted", node=self.node_id,
+                        error=str(error))
 
     def _fail(self, error: BaseException) -> None:
         """Stop taking part and tell the owner, once. Nothing is retried."""
         if self._fatal_error is not None:
             return
         self._fatal_error = error
-        self._drop_links()
-        self._end_waits("this node has halted")
         for callback in self._fatal_callbacks:
             callback(error)
+        self._drop_links()
+        self._end_waits("this node has halted")
         log.error("raft halted", node=self.node_id, error=str(error), kind=type(error).__name__)
 
     def _drop_links(self) -> None:
@@ -499,8 +504,11 @@ class PySyncObjEngine:
         self._calls.lost(peer_id)
         self._reads.lost_link(peer_id)
         self._follower.lost_link(peer_id)
-        self._sender.cancel(peer_id)
-        self._receiver.lost_link(peer_id)
+        try:
+            self._sender.cancel(peer_id)
+            self._receiver.lost_link(peer_id)
+        except Exception as error:
+            self._fail(error)
         self._schedule()
 
     def received(self, peer_id: str, body: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -263,6 +264,40 @@ def test_snapshot_survives_the_leaders_death_half_way():
         assert new is other
         await fill(lab, 5, new, b"after")
         await lab.until(lambda: behind.state.entries == new.state.entries)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("strike", ["another failure", "the link breaks"])
+def test_a_node_that_cannot_delete_a_half_received_snapshot_halts_and_says_why(monkeypatch, strike):
+    """As on a file system that has become read-only."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        lab.hub.rule = lambda source, target, message: int(
+            not isinstance(message, frames.SnapshotChunk) or not message.last)
+        lab.hub.heal()
+        await lab.until(lambda: behind.engine._receiver.received_bytes > 0)
+        target = behind.engine._receiver._target
+        read_only = OSError(errno.EROFS, "Read-only file system")
+
+        def abort() -> None:
+            raise read_only
+
+        monkeypatch.setattr(target, "abort", abort)
+        waiting = asyncio.ensure_future(outcome(behind.engine.wait_applied(
+            10_000, timeout_s=10 * SECOND)))
+        await asyncio.sleep(0)
+        if strike == "another failure":
+            behind.disk.fail["replace"] = OSError(errno.EIO, "Input/output error")
+            lab.hub.inject(leader.node_id, behind.node_id,
+                           frames.StaleTerm(behind.status().term + 1))
+        else:
+            lab.hub.isolate(behind.node_id)
+        await lab.until(lambda: bool(behind.fatal))
+        assert isinstance(await waiting, NoLeader)
+        assert behind.fatal == [behind.disk.fail.get("replace", read_only)]
+        await behind.engine.stop()
+        assert behind.status().role is Role.SHUTDOWN
 
     run(scenario())
 
