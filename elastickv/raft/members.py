@@ -129,8 +129,9 @@ class Members:
                 self._ask(peer_id)
 
     def may_follow(self, leader_id: str, term: int) -> bool:
-        """Whether entries of a leader may be taken now. Not before it has told the configuration:
-        what this node was before, under the same name, is in that log as well, and over."""
+        """Whether entries of a leader may be taken now. Not before it has told the configuration,
+        and that is stored: what this node was before, under the same name, is in that log as well,
+        and over."""
         if not self._joins or self._told_by == (leader_id, term):
             return True
         self._ask(leader_id, term)
@@ -153,12 +154,14 @@ class Members:
         known = self._context.configuration
         # One that joins itself knows none.
         if self._joins and configuration.members \
-                and (not known.members or configuration.index > known.index):
-            self._adopt(configuration)
+                and (not known.members or configuration.index > known.index) \
+                and not self._adopt(configuration):
+            return
         if term:
             self._told_by = peer_id, term
 
-    def _adopt(self, configuration: Configuration) -> None:
+    def _adopt(self, configuration: Configuration) -> bool:
+        """Whether it is in force now, durably."""
         try:
             self._storage.adopt(configuration)
         except DiskFull as error:
@@ -168,6 +171,8 @@ class Members:
             self._halt(error)
         else:
             self.changed()
+            return True
+        return False
 
     async def _tell(self, peer_id: str, method: str, payload: bytes) -> bytes:
         """The committed configuration, for a node that joins. A new leader does not know what is

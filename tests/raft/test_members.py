@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
-from raft_lab import Lab, LabNode, outcome, run
+from raft_lab import Lab, LabNode, MemoryDisk, outcome, run
 
 from elastickv.errors import (
     DeadlineExceeded,
@@ -17,9 +18,10 @@ from elastickv.errors import (
     NotLeader,
     RemovedFromCluster,
 )
-from elastickv.raft import frames, records
+from elastickv.raft import configuration, frames, records
 from elastickv.raft.configuration import unpack_configuration
 from elastickv.raft.engine import Member, Role, Suffrage
+from elastickv.raft.journal import FIRST_ANCHOR_INDEX
 from elastickv.raft.membership import (
     CONFIGURATION_KIND,
     ChangeKind,
@@ -624,6 +626,34 @@ def test_a_node_that_joins_again_under_its_old_name_skips_what_it_was_before():
         await joined.restart()
         await lab.settle()
         assert suffrages(joined)["n9"] is Suffrage.VOTER
+        assert not joined.fatal
+
+    run(scenario())
+
+
+def test_a_newcomer_follows_nobody_before_it_has_stored_the_configuration(monkeypatch):
+    """What it was before, under the same name, is in the log."""
+    async def scenario() -> None:
+        lab = Lab(batch_bytes=100, window_bytes=200)
+        leader = await lab.start()
+        await learner(lab, leader)
+        await removed_and_wiped(lab, leader)
+        replace, refusals = MemoryDisk.replace, []
+
+        def full(disk: MemoryDisk, path: Path, data: bytes) -> None:
+            if path.name == configuration.FILE_NAME:
+                refusals.append(path)
+                raise DiskFull("no space left")
+            replace(disk, path, data)
+
+        with monkeypatch.context() as without_room:
+            without_room.setattr(MemoryDisk, "replace", full)
+            joined = await newcomer(lab)
+            await change(leader, ChangeKind.ADD_LEARNER, "n9")
+            await lab.until(lambda: len(refusals) > 10)
+            assert joined.journal.last_index == FIRST_ANCHOR_INDEX
+        await lab.settle()
+        assert suffrages(joined)["n9"] is Suffrage.LEARNER
         assert not joined.fatal
 
     run(scenario())
