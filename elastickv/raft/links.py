@@ -61,5 +61,6 @@ class Links(Protocol):
         ...
 
     def drop(self, peer_id: str) -> None:
-        """Close the link with `peer_id`, if any; it may be dialled again."""
+        """Hand what is queued for `peer_id` to the operating system, and close the link with it, if
+        any; it may be dialled again."""
         ...

@@ -126,6 +126,12 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and not self.closed:
             self._transport.write(data)
 
+    def write_queue(self) -> None:
+        """Hand what waits in the queue to the socket."""
+        queue, self.queue = self.queue, []
+        if queue:
+            self.write(queue[0] if len(queue) == 1 else b"".join(queue))
+
     def backlog(self) -> int:
         """Bytes that the socket has not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -289,12 +295,13 @@ class TlsLinks:
             return
         dirty, self._dirty = self._dirty, {}
         for connection in dirty:
-            queue, connection.queue = connection.queue, []
-            connection.write(queue[0] if len(queue) == 1 else b"".join(queue))
+            connection.write_queue()
 
     def drop(self, peer_id: str) -> None:
         connection = self._current.get(peer_id)
         if connection is not None:
+            # A member that leaves hands its leadership over just before it halts.
+            connection.write_queue()
             connection.closed = True
             self._loop.call_soon(connection.abort)
 

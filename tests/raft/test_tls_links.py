@@ -94,6 +94,23 @@ async def test_frames_arrive_in_order_both_ways(make, until, certificates, secur
     assert [event[2] for event in heard_one.events[1:]] == bodies
 
 
+@pytest.mark.parametrize("secure", [True, False])
+async def test_what_was_sent_before_a_link_is_dropped_arrives(make, until, certificates, secure):
+    """Whoever leaves says so, and hands over, just before it halts."""
+    one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
+    two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
+    await joined(one, two, heard_one, heard_two, until=until)
+    one.set_peers({})
+    two.set_peers({})
+    assert one.send("n2", b"last words")
+    one.drop("n2")
+    one.flush()
+    await until(lambda: ("disconnected", "n1") in heard_two.events)
+    assert heard_two.events == [("connected", "n1"), ("received", "n1", b"last words"),
+                                ("disconnected", "n1")]
+    assert heard_one.events == [("connected", "n2"), ("disconnected", "n2")]
+
+
 async def test_link_comes_back_after_the_peer_restarts(make, until):
     one, heard_one = await make("n1")
     two, heard_two = await make("n2")
