@@ -7,11 +7,17 @@ closed, and bytes that it still delivers are ignored, before anything of the new
 Under TLS 1.3 a peer is its certificate: the id in its greeting must be one of the certificate's DNS
 or URI names. The common name does not count, because a client's certificate has one too. Anything
 unexpected ends that connection and nothing else.
+
+Whoever has not greeted yet is a stranger, and needs no certificate to be one. There are few at a
+time, so that they do not use up this node's descriptors, and the newest drives out the oldest, so
+that they do not keep a member out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 import socket
 import ssl
@@ -21,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from elastickv.errors import BindFailed, ConfigError, WireError
+from elastickv.listening import Listener
 from elastickv.logs import get_logger
 from elastickv.raft.frames import (
     PROTOCOL_VERSION,
@@ -41,6 +48,10 @@ FALLBACK_DIAL_S = 1.0
 DIAL_TIMEOUT_S = 2.0
 MAX_GREETING_BYTES = 1 << 16
 GREETING_TIMEOUT_S = 5.0
+MAX_STRANGERS = 64
+ACCEPTED_AT_ONCE = 16
+"""Those that are driven out hold their descriptors for a few passes of the loop."""
+WARN_EVERY_S = 60.0
 PING_S = 0.5
 SILENT_PINGS = 6
 """A link on which nothing arrived during this many pings is closed."""
@@ -224,7 +235,10 @@ class TlsLinks:
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._silent_since: dict[str, float] = {}
         self._complained: set[str] = set()
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
+        self._strangers: dict[_Connection, socket.socket] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._warned_at = -math.inf
         self._flush_scheduled = False
         self._stopped = False
         self.port = 0
@@ -236,13 +250,10 @@ class TlsLinks:
         self._loop = asyncio.get_running_loop()
         host, port = split_address(self._listen_address)
         try:
-            self._server = await self._loop.create_server(
-                lambda: _Connection(self, ""), host, port, ssl=self._server_context,
-                ssl_handshake_timeout=GREETING_TIMEOUT_S if self.secure else None)
+            self.port = await self._listener.open(host, port)
         except OSError as error:
             raise BindFailed(f"cannot listen on {self._listen_address} ({error.strerror})",
                              remedy="check --raftAddress and --raft-listen-address") from None
-        self.port = self._server.sockets[0].getsockname()[1]
         self._repeat(REDIAL_S, self._redial)
         self._repeat(PING_S, self._ping)
 
@@ -258,14 +269,15 @@ class TlsLinks:
         if self._stopped:
             return
         self._stopped = True
-        if self._server is not None:
-            self._server.close()
+        self._listener.close()
         for task in list(self._dialling.values()):
             task.cancel()
         self.flush()
+        for connection in list(self._strangers):
+            self._drive_out(connection)
         for connection in list(self._open):
             connection.abort()
-        await asyncio.gather(*self._dialling.values(), return_exceptions=True)
+        await asyncio.gather(*self._dialling.values(), *self._handshakes, return_exceptions=True)
 
     def set_peers(self, addresses: Mapping[str, str]) -> None:
         self._addresses = {peer: address for peer, address in addresses.items()
@@ -307,6 +319,39 @@ class TlsLinks:
 
     # --- connections --------------------------------------------------------------------------
 
+    def _accepted(self, accepted: socket.socket) -> None:
+        if len(self._strangers) >= MAX_STRANGERS:
+            self._drive_out(next(iter(self._strangers)))
+            self._warn()
+        connection = _Connection(self, "")
+        self._strangers[connection] = accepted
+        handshake = self._loop.create_task(self._shake_hands(connection, accepted))
+        self._handshakes.add(handshake)
+        handshake.add_done_callback(self._handshakes.discard)
+
+    def _warn(self) -> None:
+        now = self._loop.time()
+        if now >= self._warned_at + WARN_EVERY_S:
+            self._warned_at = now
+            log.warning("links are closed before they have greeted: there are too many",
+                        strangers=len(self._strangers))
+
+    async def _shake_hands(self, connection: _Connection, accepted: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # ssl.SSLError is one
+            await self._loop.connect_accepted_socket(
+                lambda: connection, accepted, ssl=self._server_context,
+                ssl_handshake_timeout=GREETING_TIMEOUT_S if self.secure else None)
+        if connection not in self._open:
+            self._strangers.pop(connection, None)
+
+    def _drive_out(self, connection: _Connection) -> None:
+        """End a connection that has not greeted, wherever it is: while hands are shaken only the
+        socket can be reached, and whoever shakes them closes it."""
+        accepted = self._strangers.pop(connection)
+        connection.abort()
+        with contextlib.suppress(OSError):
+            accepted.shutdown(socket.SHUT_RDWR)
+
     def opened(self, connection: _Connection) -> None:
         """A TCP (and TLS) connection stands; it has not greeted yet."""
         self._open[connection] = None
@@ -321,6 +366,7 @@ class TlsLinks:
             self._forget(old)
         connection.ready = True
         connection.settled.set()
+        self._strangers.pop(connection, None)
         self._complained.discard(connection.peer_id)
         self._current[connection.peer_id] = connection
         self.events.connected(connection.peer_id, hello)
@@ -335,6 +381,7 @@ class TlsLinks:
     def lost(self, connection: _Connection) -> None:
         """The connection is gone."""
         self._open.pop(connection, None)
+        self._strangers.pop(connection, None)
         self._dirty.pop(connection, None)
         if self._current.get(connection.peer_id) is connection:
             self._forget(connection)

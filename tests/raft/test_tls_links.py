@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -228,6 +230,61 @@ def test_names_of_a_certificate():
         "subjectAltName": (("DNS", "n1"), ("DNS", "localhost"), ("URI", "node:n1"),
                            ("IP Address", "127.0.0.1"))}) == {"n1", "node:n1"}
     assert certificate_names({}) == set()
+
+
+# --- who has not greeted --------------------------------------------------------------------------
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "handshakes", "after the handshake"])
+async def test_strangers_hold_few_descriptors_and_keep_no_member_out(make, until, certificates,
+                                                                     monkeypatch, kind):
+    monkeypatch.setattr(tls_links, "MAX_STRANGERS", 4)
+    secure = kind != "plain"
+    context = files_of(certificates, "n3").context(server=False) \
+        if kind == "after the handshake" else None
+    one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
+    two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
+    await joined(one, two, heard_one, heard_two, until=until)
+    before, ended = descriptors(), []
+    strangers = []
+
+    async def wait_for_end(number: int, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(4096):
+                pass
+        ended.append(number)
+
+    for number in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
+        strangers.append((writer, asyncio.ensure_future(wait_for_end(number, reader))))
+    await until(lambda: sorted(ended) == list(range(16)))
+    assert descriptors() <= before + 2 * 4 + 16
+    three, heard_three = await make("n3", files_of(certificates, "n3") if secure else None)
+    await joined(one, three, heard_one, heard_three, until=until)
+    assert two.send("n1", b"still here")
+    await until(lambda: ("received", "n2", b"still here") in heard_one.events)
+    await one.stop()
+    for _, waiting in strangers:
+        await waiting
+    for writer, _ in strangers:
+        writer.close()
+    await until(lambda: descriptors() <= before)
+
+
+async def test_a_stop_ends_handshakes(make, until, certificates):
+    one, _ = await make("n1", files_of(certificates, "n1"))
+    before = descriptors()
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    await until(lambda: bool(one._strangers))
+    await one.stop()
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
+    await until(lambda: descriptors() <= before)
 
 
 # --- what ends a connection -----------------------------------------------------------------------
