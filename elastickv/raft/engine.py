@@ -6,8 +6,9 @@ machine needs no locks. Time comes from `loop.time()`, so a simulated loop simul
 Contract, which `pysyncobj_engine.py` keeps and every user may rely on:
 
 * `propose` ends in exactly one of: a result (applied here), a typed rejection raised by the state
-  machine as an *outcome*, `NotLeader` / `NoLeader` / `Overloaded` (certainly not proposed), or
-  `OutcomeUnknown`. It never hangs past its deadline.
+  machine as an *outcome*, `NotLeader` / `NoLeader` / `Overloaded` / `InvalidArgument` (too large) /
+  `DiskFull` (all of them: certainly not proposed), or `OutcomeUnknown`. It never hangs past its
+  deadline.
 * An entry is passed to `StateMachine.apply` in index order, once per process, only when it is
   committed; nothing at or below `StateMachine.applied_index` is passed after a restart.
 * A full disk is waited out: what does not fit is passed to `apply` again, in the same order, until
@@ -130,7 +131,8 @@ class SnapshotSource(Protocol):
         ...
 
     def open_import(self) -> SnapshotImport:
-        """Receives a stream into a place where a half-received one is never opened."""
+        """Receives a stream into a place where a half-received one is never opened. Raises
+        `DiskFull`."""
         ...
 
 
@@ -140,7 +142,8 @@ class SnapshotExport(Protocol):
     applied_index: int
 
     def read(self, max_bytes: int) -> bytes:
-        """The next chunk, b"" at the end."""
+        """The next chunk, b"" at the end. Raises `StoreCorrupt`, and `Overloaded` when it has to
+        be begun anew."""
         ...
 
     def close(self) -> None:
@@ -152,11 +155,16 @@ class SnapshotImport(Protocol):
     """One snapshot being received."""
 
     def write(self, chunk: bytes) -> None:
-        """Append a chunk; raises a `CorruptionError` when the stream is malformed."""
+        """Append a chunk. Raises a `CorruptionError` when the stream is malformed, and `DiskFull`.
+        """
         ...
 
     def finish(self) -> int:
-        """Verify the whole stream, make it the state atomically and durably; the applied index."""
+        """Verify the whole stream, make it the state atomically and durably; the applied index.
+
+        Raises a `CorruptionError` (`WireError` for a stream that is not whole, among others) or
+        `DiskFull`, with the state as it was.
+        """
         ...
 
     def abort(self) -> None:
@@ -174,7 +182,11 @@ class RaftEngine(Protocol):
     node_id: str
 
     async def start(self) -> None:
-        """Open the journal, listen, and take part. Raises `CorruptionError` / `StartupRefused`."""
+        """Open the journal, listen, and take part.
+
+        Raises a `CorruptionError`, `StartupRefused`, `RemovedFromCluster`, `BindFailed`, or
+        `DiskFull`.
+        """
         ...
 
     async def stop(self) -> None:
@@ -182,7 +194,8 @@ class RaftEngine(Protocol):
         ...
 
     def propose(self, payload: bytes, *, timeout_s: float) -> asyncio.Future[object]:
-        """Append `payload` on this leader; resolves to what `apply` returned for it."""
+        """Append `payload` on this leader; resolves to what `apply` returned for it, or to an error
+        (see above). Itself it raises nothing."""
         ...
 
     async def read_index(self, *, timeout_s: float) -> int:
@@ -193,7 +206,8 @@ class RaftEngine(Protocol):
         ...
 
     async def wait_applied(self, index: int, *, timeout_s: float) -> None:
-        """Return once `index` is applied here."""
+        """Return once `index` is applied here. Raises `NoLeader` when this node takes no part, or
+        `DeadlineExceeded`."""
         ...
 
     async def call(self, node_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
@@ -237,13 +251,19 @@ class RaftEngine(Protocol):
         """Commit one change; the configuration's index. The entry is appended before this first
         yields to the loop.
 
-        Raises `NotLeader`, what `raft.membership.plan_change` and `require_majority_up` raise, or
-        `OutcomeUnknown`.
+        Raises what `propose` ends in, or what `raft.membership.plan_change` and
+        `require_majority_up` raise.
         """
         ...
 
     async def transfer_leadership(self, target_id: str, *, timeout_s: float) -> None:
-        """Hand leadership to `target_id` ("" = the most complete voter); returns when it leads."""
+        """Hand leadership to `target_id` ("" = the most complete voter); returns when this node
+        leads no more. New proposals are refused meanwhile.
+
+        Raises `NotLeader` or `NoLeader`, `InvalidArgument` when the target cannot lead,
+        `MembershipConflict` when it does not answer, or `DeadlineExceeded` when this node goes on
+        leading.
+        """
         ...
 
     def forbid_log_reuse(self, index: int) -> None:

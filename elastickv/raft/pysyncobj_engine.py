@@ -388,9 +388,6 @@ class PySyncObjEngine:
     # --- leadership and membership ------------------------------------------------------------
 
     async def transfer_leadership(self, target_id: str, *, timeout_s: float) -> None:
-        """Hand over to `target_id` ("": the most complete voter). New proposals are refused until
-        it is done. Raises `NotLeader`, `InvalidArgument`, or `DeadlineExceeded` when this node goes
-        on leading."""
         self._require_leader()
         await self._transfer.run(target_id, timeout_s)
 
@@ -410,10 +407,6 @@ class PySyncObjEngine:
         return members
 
     async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
-        """Propose a change and wait until it is applied; the index of its entry.
-
-        Raises `NotLeader`, what `plan_change` and `require_majority_up` raise, or `OutcomeUnknown`.
-        """
         command = CONFIGURATION_KIND + encode_members(self._plan_change(change))
         future: asyncio.Future[object] = self._loop.create_future()
         index = self._append(command, future, timeout_s)

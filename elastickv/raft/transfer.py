@@ -35,7 +35,7 @@ class Transfer:
                    key=context.core.match_index, default="")
 
     async def run(self, target_id: str, timeout_s: float) -> None:
-        """See `PySyncObjEngine.transfer_leadership`."""
+        """See `RaftEngine.transfer_leadership`."""
         context = self._context
         if target_id == context.node_id:
             return
