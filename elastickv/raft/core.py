@@ -137,8 +137,8 @@ class Core(Protocol):
 @dataclass(slots=True)
 class Context:
     """What the parts of one engine share. `trusted` is False while this node must neither vote nor
-    be counted; `floor` is (term, index) that a candidate's log must reach; `drop` closes the link
-    with a peer."""
+    be counted; `current_floor` is (term, index) that a candidate's log must reach, and may raise
+    `DiskFull`; `drop` closes the link with a peer."""
 
     settings: EngineSettings
     journal: Journal
@@ -150,7 +150,7 @@ class Context:
     drop: Callable[[str], None]
     schedule: Callable[[], None]
     trusted: Callable[[], bool]
-    floor: Callable[[], tuple[int, int]]
+    current_floor: Callable[[], tuple[int, int]]
     connected: set[str] = field(default_factory=set)
 
     @property

@@ -41,7 +41,7 @@ class Elections:
         core.postpone_election()
         journal = self._context.journal
         if self._context.trusted() \
-                and (journal.last_term, journal.last_index) >= self._context.floor():
+                and (journal.last_term, journal.last_index) >= self._context.current_floor():
             self._begin_round()
 
     def after_tick(self) -> None:
@@ -90,7 +90,7 @@ class Elections:
         leading = core.is_leading()
         # With a floor, this node judges candidates as if it still had what it lost.
         last_term, last_index = max((context.journal.last_term, context.journal.last_index),
-                                    context.floor())
+                                    context.current_floor())
         return rules.Standing(
             term=core.term(), last_index=last_index, last_term=last_term,
             leads_with_quorum=leading and rules.has_majority(answering, len(core.voters())),
@@ -120,7 +120,7 @@ class Elections:
 
     def on_request_vote(self, peer_id: str, message: frames.RequestVote) -> None:
         if self._context.trusted() \
-                and (message.last_term, message.last_index) >= self._context.floor() \
+                and (message.last_term, message.last_index) >= self._context.current_floor() \
                 and not rules.ignores_vote_request(message.transfer, self.standing()):
             self._context.core.receive_vote_request(peer_id, message.term, message.last_index,
                                                     message.last_term)

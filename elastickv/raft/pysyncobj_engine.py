@@ -152,7 +152,7 @@ class PySyncObjEngine:
         self._context = Context(settings, self._journal, self._core, storage.membership,
                                 self._loop.time, self._send_message, self._send,
                                 self._links.drop, self._schedule, self._is_trusted,
-                                self._trust.floor, self._connected)
+                                self._trust.current_floor, self._connected)
         self._elections = Elections(self._context)
         self._transfer = Transfer(self._context)
         self._members = Members(self._context, storage, self._calls, self._transfer,
@@ -458,7 +458,7 @@ class PySyncObjEngine:
         return self._send(peer_id, encode_message(message))
 
     def _is_trusted(self) -> bool:
-        return self._trust.holds(self._loop.time())
+        return self._trust.may_vote(self._loop.time())
 
     def make_hello(self, peer_id: str) -> frames.Hello:
         return self._trust.hello(peer_id)

@@ -32,15 +32,16 @@ class Trust:
     def started(self, now: float) -> None:
         """The node has begun to listen."""
         self._grace_ends = None
-        self.holds(now)
+        self.may_vote(now)
 
     @property
     def suspect(self) -> bool:
         """Whether this node has lost data and not yet caught up."""
         return self._storage.hard_state.state.suspect
 
-    def holds(self, now: float) -> bool:
-        """Whether this node may vote and be counted."""
+    def may_vote(self, now: float) -> bool:
+        """Whether this node may vote and be counted. The first call with known voters starts the
+        time for which their greetings are waited for."""
         if self._waiting and (voters := self._core.voters()):
             if self._grace_ends is None:
                 self._grace_ends = now + self._settings.greeting_grace_s
@@ -97,8 +98,9 @@ class Trust:
         state = self._storage.hard_state.state
         return state.floor_term, state.floor_index
 
-    def floor(self) -> tuple[int, int]:
-        """(term, index) that a log must reach to be elected with this node's help."""
+    def current_floor(self) -> tuple[int, int]:
+        """(term, index) that a log must reach to be elected with this node's help. One that this
+        node's own log has reached is forgotten, durably: may raise `DiskFull`."""
         floor = self._floor()
         if floor != (0, 0):
             position = self._storage.position()

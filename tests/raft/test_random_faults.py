@@ -129,7 +129,7 @@ class Chaos:
         """An old copy of one node's whole disk is put back while the others are up and none of
         them has yet to recover from the same: more than one such loss at a time is too many."""
         if not self.backups or self.down or self.lab.hub.cut_pairs \
-                or any(node.engine._trust.suspect or node.engine._trust.floor() != (0, 0)
+                or any(node.engine._trust.suspect or node.engine._trust.current_floor() != (0, 0)
                        for node in self.lab.nodes.values()):
             return
         node_id = self.random.choice(sorted(self.backups))

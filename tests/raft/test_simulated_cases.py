@@ -325,7 +325,7 @@ def test_what_only_a_learner_received_keeps_nobody_from_an_election() -> None:
         await _leader_loses_what_it_sent(lab, leader, learner)
         await leader.start()
         await lab.until(lambda: learner.node_id in leader.engine._connected)
-        assert leader.engine._trust.floor() == (0, 0)
+        assert leader.engine._trust.current_floor() == (0, 0)
         lab.hub.rule = lambda source, target, message: 1
         await lab.leader()
 
