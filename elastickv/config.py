@@ -15,7 +15,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,8 +200,8 @@ class TlsFiles:
     """Paths of a certificate, its private key, and the authority that signs its peers."""
 
     cert: Path
-    key: Path
-    ca: Path
+    key: Path = field(repr=False)
+    ca: Path = field()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +316,8 @@ def parse_members(text: str, where: str) -> tuple[BootstrapMember, ...]:
                               remedy="give for example n1=10.0.0.1:50151,n2=10.0.0.2:50151")
         members.append(BootstrapMember(parse_node_id(node_id, where),
                                        parse_address(address, where)))
-    for field in ("node_id", "address"):
-        values = [getattr(member, field) for member in members]
+    for attribute in ("node_id", "address"):
+        values = [getattr(member, attribute) for member in members]
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
             raise ConfigError(f"{where}: {repeated} is listed twice",

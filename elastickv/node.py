@@ -51,9 +51,8 @@ from elastickv.raft.engine import Member, Role, SnapshotSource
 from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.tls_links import TlsFiles as LinkTls
 from elastickv.raft.tls_links import TlsLinks
-from elastickv.server.grpc_server import GrpcServer, ServerTls
+from elastickv.server.grpc_server import GrpcServer
 from elastickv.store.flusher import Flusher
 from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
@@ -247,13 +246,12 @@ class Node:
         settings = self._settings
         members = settings.raft_join or settings.founding_members
         startup.require_cluster(settings, disk, applied_index)
-        tls = settings.tls
         # --max-value-bytes limits what is proposed (`Coordinator`), not what is read: the log may
         # hold larger entries, written when it was higher, and so may other members send.
         links = TlsLinks(
             settings.raft_id, str(settings.raft_listen), max_entry_bytes=MAX_ENTRY_BYTES,
             dial_from=settings.raft_dial_from,
-            tls=LinkTls(tls.cert, tls.key, tls.ca) if tls is not None else None)
+            tls=settings.tls)
         offload, cleanup = ThreadOffload(), ThreadOffload("raft-cleanup")
         self._stops.push("log's thread", offload.close)
         self._stops.push("cleanup thread", cleanup.close)
@@ -277,7 +275,7 @@ class Node:
         server = GrpcServer(
             settings.address.host, settings.address.port, kv=self._coordinator,
             encryption=self._encryption, membership=self._membership, engine=self._engine,
-            tls=self._server_tls(), accept_loops=settings.accept_loops,
+            tls=settings.tls, accept_loops=settings.accept_loops,
             max_connections=descriptors.for_clients(descriptors.limit()),
             front=settings.grpc_front, reflection=settings.grpc_reflection,
             max_value_bytes=settings.max_value_bytes, recorder=self._metrics, audit=audit,
@@ -313,10 +311,6 @@ class Node:
         if self._stop_requested.is_set():
             return "the node is stopping"
         return str(self._flusher.error) if self._flusher.error is not None else ""
-
-    def _server_tls(self) -> ServerTls | None:
-        tls = self._settings.tls
-        return ServerTls(tls.cert, tls.key, tls.ca) if tls is not None else None
 
     def _log_role(self, role: Role, term: int) -> None:
         log.info("role changed", role=role.name, term=term,

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from elastickv import audit, certs, logs
 from elastickv.audit import AuditLog
+from elastickv.config import TlsFiles
 from elastickv.errors import ConfigError, InvalidArgument, NotLeader
 from elastickv.pb import encryption_admin_pb2 as keys_pb
 from elastickv.pb import service_pb2 as pb
@@ -26,7 +27,6 @@ from elastickv.server.audited import AUDITED, READS, audited, first_of, key_ids_
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2, make_front
 from elastickv.server.h2.front import H2Front
 from elastickv.server.methods import Unary, parse_request, unary
-from elastickv.server.tls import ServerTls
 
 NOW = "2026-03-01T09:30:00.125Z"
 
@@ -235,7 +235,7 @@ async def add_voter(request: pb.RaftAdminAddVoterRequest,
     return pb.RaftAdminConfigurationChangeResponse(index=5)
 
 
-async def call_add_voter(front: AioFront | H2Front, tls: ServerTls | None,
+async def call_add_voter(front: AioFront | H2Front, tls: TlsFiles | None,
                          credentials: grpc.ChannelCredentials | None) -> None:
     port = await front.start("127.0.0.1", 0, tls)
     address = f"127.0.0.1:{port}"
@@ -260,7 +260,7 @@ async def test_both_fronts_say_who_called(log: AuditLog, path: Path, tmp_path: P
         certs.create_client(tmp_path / "ca", "alice")
         node, alice = (certs.pair_paths(tmp_path / "ca", who) for who in ("n1", "alice"))
         authority = tmp_path / "ca" / "ca.crt"
-        tls = ServerTls(node.cert, node.key, authority)
+        tls = TlsFiles(node.cert, node.key, authority)
         credentials = grpc.ssl_channel_credentials(
             authority.read_bytes(), alice.key.read_bytes(), alice.cert.read_bytes())
     services = audited({"RaftAdmin": {"AddVoter": unary(

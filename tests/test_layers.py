@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "elastickv"
 
 LAYERS: dict[str, int] = {
     "errors": 0, "clock": 0, "config": 0, "durable": 0, "metrics": 0, "logs": 0, "certs": 0,
-    "audit": 0, "hygiene": 0, "descriptors": 0, "listening": 0,
+    "audit": 0, "hygiene": 0, "tls": 0, "descriptors": 0, "listening": 0,
     "wire": 1, "crypto": 1,
     "keys": 2, "store": 2, "raft": 2,
     "kv": 3,

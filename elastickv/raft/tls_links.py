@@ -22,10 +22,9 @@ import random
 import socket
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
+from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError, WireError
 from elastickv.listening import Listener
 from elastickv.logs import get_logger
@@ -40,6 +39,7 @@ from elastickv.raft.frames import (
     frame,
 )
 from elastickv.raft.links import LinkEvents
+from elastickv.tls import link_context
 
 log = get_logger("elastickv.raft.links")
 
@@ -60,31 +60,6 @@ QUEUE_BYTES = 64 << 20
 not read."""
 _PING = frame(encode_message(Ping(reply=True)))
 _PONG = frame(encode_message(Ping(reply=False)))
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """PEM files: this node's certificate and key, and the CA that every peer's chain ends in."""
-
-    certificate: Path
-    key: Path = field(repr=False)
-    ca: Path = field()
-
-    def context(self, *, server: bool) -> ssl.SSLContext:
-        """A TLS 1.3 context that requires a certificate of the CA. Raises `ConfigError`."""
-        protocol = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
-        context = ssl.SSLContext(protocol)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # A peer is known by the node id in its certificate, whatever address it answers at.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-            context.load_verify_locations(self.ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"the TLS files cannot be used ({error})",
-                              remedy="check --tls-cert, --tls-key and --tls-ca") from None
-        return context
 
 
 def certificate_names(certificate: Mapping[str, Any]) -> set[str]:
@@ -224,8 +199,8 @@ class TlsLinks:
         self._max_backlog_bytes = QUEUE_BYTES + self.max_frame_bytes
         self._listen_address = listen_address
         self._dial_from = (dial_from, 0) if dial_from else None
-        self._server_context = tls.context(server=True) if tls else None
-        self._client_context = tls.context(server=False) if tls else None
+        self._server_context = link_context(tls, server=True) if tls else None
+        self._client_context = link_context(tls, server=False) if tls else None
         self._generator = generator or random.Random()
         self._addresses: dict[str, str] = {}
         self._current: dict[str, _Connection] = {}

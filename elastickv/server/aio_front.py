@@ -17,10 +17,11 @@ from urllib.parse import unquote
 import grpc
 
 from elastickv import audit
+from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed
 from elastickv.server.errors import CANCELLED, refusal_of, time_for_call
 from elastickv.server.methods import Services, Stream, Unary, parse_request
-from elastickv.server.tls import ServerTls
+from elastickv.tls import listener_context
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -103,9 +104,9 @@ class AioFront:
                           max(1, max_connections // accept_loops))]
         self._servers: list[grpc.aio.Server] = []
 
-    async def start(self, host: str, port: int, tls: ServerTls | None) -> int:
+    async def start(self, host: str, port: int, tls: TlsFiles | None) -> int:
         """Serve on `host`; the port. Raises `BindFailed`, `ConfigError`."""
-        credentials = tls.grpc_credentials() if tls is not None else None
+        credentials = _credentials(tls) if tls is not None else None
         for _ in range(self._accept_loops):
             server = grpc.aio.server(options=self._options)
             server.add_generic_rpc_handlers(generic_handlers(self._services))
@@ -120,6 +121,14 @@ class AioFront:
         """Refuse new calls, let running ones end within `grace_s` seconds."""
         servers, self._servers = self._servers, []
         await asyncio.gather(*(server.stop(grace_s) for server in servers))
+
+
+def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """grpc.aio accepts any bytes and fails later without a reason, so the files are checked first.
+    Raises `ConfigError`."""
+    listener_context(files)
+    return grpc.ssl_server_credentials([(files.key.read_bytes(), files.cert.read_bytes())],
+                                       files.ca.read_bytes(), require_client_auth=True)
 
 
 def _bind(server: grpc.aio.Server, address: str,

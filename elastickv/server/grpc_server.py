@@ -8,6 +8,7 @@ import socket
 from collections.abc import Collection
 
 from elastickv.audit import AuditLog
+from elastickv.config import TlsFiles
 from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
@@ -24,9 +25,6 @@ from elastickv.server.kv_service import RawKv, TransactionalKv
 from elastickv.server.measure import measured
 from elastickv.server.methods import Methods, Services, Stream
 from elastickv.server.raft_admin import RaftAdmin
-from elastickv.server.tls import ServerTls
-
-__all__ = ["GrpcServer", "ServerTls"]
 
 MESSAGE_SLACK_BYTES = 2 << 20
 HEALTH_INTERVAL_S = 0.1
@@ -98,7 +96,7 @@ class GrpcServer:
     """The servers of one node."""
 
     def __init__(self, host: str, port: int, *, kv: KvApi, encryption: EncryptionApi,
-                 membership: MembershipApi, engine: RaftEngine, tls: ServerTls | None,
+                 membership: MembershipApi, engine: RaftEngine, tls: TlsFiles | None,
                  accept_loops: int, reflection: bool, max_value_bytes: int,
                  max_connections: int = MAX_CONNECTIONS, front: str = FRONT_H2,
                  recorder: Recorder | None = None, audit: AuditLog | None = None,

@@ -34,7 +34,6 @@ from elastickv.errors import (
     Unreachable,
     WireError,
 )
-from elastickv.server.tls import ServerTls
 
 
 @pytest.fixture
@@ -273,7 +272,7 @@ def files(directory: Path, authority: str, ca: str) -> TlsFiles:
 
 async def test_tls(directory: Path) -> None:
     pair = certs.pair_paths(directory / "ours", "n1")
-    node = MemoryNode(tls=ServerTls(pair.cert, pair.key, directory / "ours" / "ca.crt"))
+    node = MemoryNode(tls=TlsFiles(pair.cert, pair.key, directory / "ours" / "ca.crt"))
     async with running(node):
         async with Client([node.address], tls=files(directory, "ours", "ours")) as client:
             await client.put(b"k", b"v")

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from elastickv.certs import create_ca, create_node, pair_paths
+from elastickv.config import TlsFiles
 from elastickv.durable import Disk, OsDisk
 from elastickv.raft.engine import Entry, Member, Role
 from elastickv.raft.offload import ThreadOffload
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.tls_links import TlsFiles, TlsLinks
+from elastickv.raft.tls_links import TlsLinks
 from jepsen.network.ports import free_address
 
 sys.path.insert(0, str(Path(__file__).parent))

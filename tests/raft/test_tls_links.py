@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from elastickv.certs import create_ca, create_client, create_node, pair_paths
+from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.raft import tls_links
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, Vote, encode_message, frame
 from elastickv.raft.tls_links import (
     MAX_GREETING_BYTES,
-    TlsFiles,
     TlsLinks,
     certificate_names,
     split_address,
 )
+from elastickv.tls import link_context
 
 
 def files_of(directory: Path, name: str) -> TlsFiles:
@@ -419,7 +420,7 @@ def test_addresses(address, expected):
 def test_unusable_tls_files_are_a_configuration_error(tmp_path, certificates):
     with pytest.raises(ConfigError, match="tls-cert"):
         TlsLinks("n1", "127.0.0.1:0", tls=files_of(tmp_path, "n1"), max_entry_bytes=1)
-    context = files_of(certificates, "n1").context(server=True)
+    context = link_context(files_of(certificates, "n1"), server=True)
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.minimum_version is ssl.TLSVersion.TLSv1_3
 
@@ -427,7 +428,7 @@ def test_unusable_tls_files_are_a_configuration_error(tmp_path, certificates):
 async def test_nobody_makes_a_node_keep_more_than_a_greeting_before_it_has_greeted(
         make, until, certificates, refusals):
     one, _ = await make("n1", files_of(certificates, "n1"))
-    context = files_of(certificates, "n2").context(server=False)
+    context = link_context(files_of(certificates, "n2"), server=False)
     _, writer = await asyncio.open_connection("127.0.0.1", one.port, ssl=context)
     writer.write((MAX_GREETING_BYTES + 1).to_bytes(4, "big"))
     await until(lambda: any("is outside 1 to" in line for line in refusals))
@@ -442,7 +443,7 @@ async def test_a_certificate_of_no_node_ends_the_connection_at_once(make, until,
     create_client(tmp_path, "somebody")
     one, _ = await make("n1", files_of(tmp_path, "n1"))
     _, writer = await asyncio.open_connection(
-        "127.0.0.1", one.port, ssl=files_of(tmp_path, "somebody").context(server=False))
+        "127.0.0.1", one.port, ssl=link_context(files_of(tmp_path, "somebody"), server=False))
     await until(lambda: any("none of a node" in line for line in refusals))
     await until(lambda: not one._open)
     writer.close()

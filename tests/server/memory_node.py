@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from elastickv.audit import AuditLog
 from elastickv.clock import HybridLogicalClock, SystemClock, pack_timestamp
+from elastickv.config import TlsFiles
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id
 from elastickv.descriptors import MAX_CONNECTIONS
@@ -47,7 +48,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.txn import check_key, check_ops
 from elastickv.raft.engine import EngineStatus, Member, Role, Suffrage
-from elastickv.server.grpc_server import FRONT_H2, GrpcServer, ServerTls
+from elastickv.server.grpc_server import FRONT_H2, GrpcServer
 
 MAX_VALUE_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 256 * 1024
@@ -306,7 +307,7 @@ class MemoryNode:
     """One node in memory with its real gRPC server on a real port."""
 
     def __init__(self, raft_id: str = "n1", *, gate: bool = True, port: int = 0,
-                 tls: ServerTls | None = None, accept_loops: int = 2,
+                 tls: TlsFiles | None = None, accept_loops: int = 2,
                  reflection: bool = False, front: str = FRONT_H2,
                  max_connections: int = MAX_CONNECTIONS, audit: AuditLog | None = None,
                  admin_names: Sequence[str] = ()) -> None:

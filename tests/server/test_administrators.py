@@ -20,7 +20,6 @@ from elastickv.server.audited import AUDITED
 from elastickv.server.authorized import authorized
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2, services_of
 from elastickv.server.health import Health
-from elastickv.server.tls import ServerTls
 
 CHANGES = {
     "EncryptionAdmin": {"BootstrapEncryption", "RotateDEK", "RegisterEncryptionWriter",
@@ -49,7 +48,7 @@ async def node(request: pytest.FixtureRequest, directory: Path,
                tmp_path: Path) -> AsyncIterator[MemoryNode]:
     pair = certs.pair_paths(directory, "n1")
     audit = AuditLog(tmp_path / "audit.log")
-    node = MemoryNode(tls=ServerTls(pair.cert, pair.key, directory / "ca.crt"),
+    node = MemoryNode(tls=TlsFiles(pair.cert, pair.key, directory / "ca.crt"),
                       front=request.param, audit=audit, admin_names=["alice", "carol"])
     async with running(node):
         yield node

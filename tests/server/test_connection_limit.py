@@ -15,13 +15,13 @@ import pytest
 from memory_node import MemoryNode, eventually, running
 
 from elastickv import certs
+from elastickv.config import TlsFiles
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 from elastickv.server.h2 import front as h2_front
 from elastickv.server.h2 import listening
 from elastickv.server.h2.listening import Listener
-from elastickv.server.tls import ServerTls
 
 LIMIT = 8
 
@@ -32,19 +32,19 @@ def front(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["plain", "tls"])
-def tls(request: pytest.FixtureRequest, tmp_path: Path) -> ServerTls | None:
+def tls(request: pytest.FixtureRequest, tmp_path: Path) -> TlsFiles | None:
     return make_tls(tmp_path) if request.param == "tls" else None
 
 
-def make_tls(tmp_path: Path) -> ServerTls:
+def make_tls(tmp_path: Path) -> TlsFiles:
     certs.create_ca(tmp_path)
     certs.create_node(tmp_path, "n1")
     certs.create_client(tmp_path, "alice")
     pair = certs.pair_paths(tmp_path, "n1")
-    return ServerTls(pair.cert, pair.key, tmp_path / "ca.crt")
+    return TlsFiles(pair.cert, pair.key, tmp_path / "ca.crt")
 
 
-async def get(address: str, tls: ServerTls | None) -> None:
+async def get(address: str, tls: TlsFiles | None) -> None:
     if tls is None:
         opened = grpc.aio.insecure_channel(address)
     else:
@@ -80,7 +80,7 @@ class Silent:
 
 
 async def test_those_beyond_the_limit_are_closed_and_the_others_served(
-        front: str, tls: ServerTls | None) -> None:
+        front: str, tls: TlsFiles | None) -> None:
     node = MemoryNode(front=front, tls=tls, accept_loops=1, max_connections=LIMIT)
     async with running(node):
         silent = [Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
@@ -95,7 +95,7 @@ async def test_those_beyond_the_limit_are_closed_and_the_others_served(
             await eventually_served(node, tls)
 
 
-async def eventually_served(node: MemoryNode, tls: ServerTls | None) -> None:
+async def eventually_served(node: MemoryNode, tls: TlsFiles | None) -> None:
     """Until the server has noticed that earlier connections are gone."""
     async with asyncio.timeout(20):
         while True:

@@ -1,4 +1,4 @@
-"""elastickv.server.tls: mutual TLS on the client port."""
+"""elastickv.tls: mutual TLS on the client port."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from memory_node import MemoryNode, running
 
 from elastickv import certs
+from elastickv.config import TlsFiles
 from elastickv.errors import ConfigError
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
-from elastickv.server.tls import ServerTls
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def server_tls(directory: Path) -> ServerTls:
+def server_tls(directory: Path) -> TlsFiles:
     pair = certs.pair_paths(directory / "ours", "n1")
-    return ServerTls(pair.cert, pair.key, directory / "ours" / "ca.crt")
+    return TlsFiles(pair.cert, pair.key, directory / "ours" / "ca.crt")
 
 
 @pytest.fixture(params=[FRONT_GRPC, FRONT_H2])
@@ -89,5 +89,5 @@ async def test_files_that_do_not_fit_refuse_to_start(directory: Path, tmp_path: 
            "other key": certs.pair_paths(directory / "theirs", "n1").key}[damage]
     (tmp_path / "bad.key").write_text("not a key")
     with pytest.raises(ConfigError, match=str(key)) as caught:
-        await MemoryNode(tls=ServerTls(whole.cert, key, whole.ca), front=front).start()
+        await MemoryNode(tls=TlsFiles(whole.cert, key, whole.ca), front=front).start()
     assert "--tls-key" in caught.value.remedy

@@ -8,13 +8,14 @@ import socket
 import ssl
 
 from elastickv import logs
+from elastickv.config import TlsFiles
 from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed
 from elastickv.server.h2.connection import H2Connection, Limits
 from elastickv.server.h2.head import table_of
 from elastickv.server.h2.listening import Listener
 from elastickv.server.methods import Services
-from elastickv.server.tls import ServerTls
+from elastickv.tls import listener_context
 
 MIN_BUFFERED_BYTES = 64 << 20
 MIN_WAITING_BYTES = 256 << 20
@@ -43,9 +44,9 @@ class H2Front:
         self._all_gone = asyncio.Event()
         self._all_gone.set()
 
-    async def start(self, host: str, port: int, tls: ServerTls | None) -> int:
+    async def start(self, host: str, port: int, tls: TlsFiles | None) -> int:
         """Serve on `host`; the port. Raises `BindFailed`, `ConfigError`."""
-        self._context = tls.ssl_context() if tls is not None else None
+        self._context = listener_context(tls) if tls is not None else None
         try:
             return await self._listener.open(host, port)
         except OSError as error:
