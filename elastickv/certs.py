@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from elastickv.config import MAX_COMMON_NAME_CHARACTERS, TlsFiles, parse_node_id
 from elastickv.errors import ConfigError
+from elastickv.tls import refusal_of
 
 CA_NAME = "ca"
 CA_DAYS = 3650
@@ -229,15 +230,24 @@ def _forget(path: Path) -> None:
 # --- checking what a node was given ----------------------------------------------------------
 
 
-def check_node_files(files: TlsFiles, node_id: str, *,
-                     now: datetime.datetime | None = None) -> None:
+_OUT_OF_TIME = (9, 10)
+_REMEDIES = {
+    **dict.fromkeys((2, 18, 19, 20, 21),
+                    "let --tls-ca hold the root authority, and --tls-cert the node's certificate "
+                    "followed by every one between the two"),
+    26: "make one for both extended key usages, server and client authentication",
+}
+"""By OpenSSL's X509_V_ERR codes."""
+
+
+def check_node_files(files: TlsFiles, node_id: str) -> None:
     """Refuse TLS files that cannot work, before anything is started with them.
 
     --tls-cert may go on with the chain that leads to --tls-ca, and --tls-ca may hold several
-    authorities, as while one takes the place of another: one that signed must be valid, the others
-    need not be. Raises `ConfigError` that names the flag and the file: unreadable or no PEM, a key
-    of another certificate, a certificate that is not (or no longer) valid, that no authority in
-    --tls-ca stands behind, or that other members would not accept for `node_id`.
+    authorities, as while one takes the place of another: those that signed must be valid, the
+    others need not be. Raises `ConfigError` that names the flag and the file: unreadable or no PEM,
+    a key of another certificate, a certificate that is not (or no longer) valid, that is not one of
+    `node_id`, or that members which trust the same --tls-ca would refuse for any other reason.
     """
     certificate, *chain = _parse_certificates("--tls-cert", files.cert)
     authorities = _parse_certificates("--tls-ca", files.ca)
@@ -245,17 +255,23 @@ def check_node_files(files: TlsFiles, node_id: str, *,
     if key.public_key() != certificate.public_key():
         raise ConfigError(f"--tls-key {files.key} is not the private key of {files.cert}",
                           remedy="give the pair that was made together")
-    moment = now or datetime.datetime.now(datetime.UTC)
-    _require_valid("--tls-cert", files.cert, certificate, moment)
-    found = _issuers(certificate, chain, authorities)
-    if not found:
-        raise ConfigError(f"--tls-cert {files.cert} was not signed by --tls-ca {files.ca}",
-                          remedy="give the authority that signed it")
-    if not any(_is_valid(issuer, moment) for issuer in found):
-        _require_valid("--tls-ca", files.ca, found[0], moment)
+    _require_valid(f"--tls-cert {files.cert}", certificate)
     if node_id not in _dns_names(certificate):
         raise ConfigError(f"--tls-cert {files.cert} is not a certificate of node {node_id}",
                           remedy=f"make one with `elastickv certs node {node_id}`")
+    refusal = refusal_of(files)
+    if refusal is None:
+        return
+    if refusal.code in _OUT_OF_TIME:
+        # OpenSSL does not say which one.
+        for what, issuers in ((f"--tls-cert {files.cert}", chain),
+                              (f"--tls-ca {files.ca}", authorities)):
+            for issuer in issuers:
+                _require_valid(f"{issuer.subject.rfc4514_string()} in {what}", issuer)
+    raise ConfigError(
+        f"members would refuse --tls-cert {files.cert} as a {refusal.role}'s, with --tls-ca "
+        f"{files.ca}: {refusal.reason}",
+        remedy=_REMEDIES.get(refusal.code, f"make one with `elastickv certs node {node_id}`"))
 
 
 def uncovered_host(files: TlsFiles, host: str) -> str:
@@ -279,37 +295,11 @@ def _matches(name: str, host: str) -> bool:
     return name == host or (name.startswith("*.") and name[1:] == host[host.find("."):])
 
 
-def _issuers(certificate: x509.Certificate, chain: Sequence[x509.Certificate],
-             authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """The authorities at the end of the chain that `certificate` begins; empty if there is none."""
-    found = [authority for authority in authorities if _signed(certificate, authority)]
-    if found:
-        return found
-    for number, link in enumerate(chain):
-        if _signed(certificate, link):
-            return _issuers(link, [*chain[:number], *chain[number + 1:]], authorities)
-    return []
-
-
-def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _is_valid(certificate: x509.Certificate, moment: datetime.datetime) -> bool:
-    return certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
-
-
-def _require_valid(flag: str, path: Path, certificate: x509.Certificate,
-                   moment: datetime.datetime) -> None:
-    if not _is_valid(certificate, moment):
-        raise ConfigError(
-            f"{flag} {path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d} only",
-            remedy="make a new certificate, or set this machine's clock")
+def _require_valid(what: str, certificate: x509.Certificate) -> None:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begin <= datetime.datetime.now(datetime.UTC) <= end:
+        raise ConfigError(f"{what} is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d} only",
+                          remedy="make a new certificate, or set this machine's clock")
 
 
 def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:

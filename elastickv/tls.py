@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from typing import NamedTuple
 
 from elastickv.config import TlsFiles
 from elastickv.errors import ConfigError
+
+_TURNS = 3
+"""Of each side, one more than a handshake of TLS 1.3 takes."""
 
 
 def link_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
@@ -37,3 +42,42 @@ def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
             remedy="check --tls-cert, --tls-key and --tls-ca; `elastickv certs node` makes them"
         ) from None
     return context
+
+
+class Refusal(NamedTuple):
+    """Why a handshake failed: the role of the certificate that was refused, OpenSSL's reason, and
+    its X509_V_ERR code (0 where it is no certificate that is wrong)."""
+
+    role: str
+    reason: str
+    code: int
+
+
+def refusal_of(files: TlsFiles) -> Refusal | None:
+    """What others that were given the same --tls-ca would object to; None = nothing.
+
+    `files` shake hands with themselves, in memory: as two members, and as a client of a member.
+    Raises `ConfigError` as `link_context` does.
+    """
+    client = link_context(files, server=False)
+    for server in (link_context(files, server=True), listener_context(files)):
+        refusal = _shake_hands(client, server)
+        if refusal is not None:
+            return refusal
+    return None
+
+
+def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> Refusal | None:
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    # Each side judges the other's certificate.
+    turns = (("server", client.wrap_bio(to_client, to_server)),
+             ("client", server.wrap_bio(to_server, to_client, server_side=True)))
+    for role, side in turns * _TURNS:
+        try:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            return Refusal(role, error.verify_message, error.verify_code)
+        except ssl.SSLError as error:
+            return Refusal(role, error.reason or str(error), 0)
+    return None

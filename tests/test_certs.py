@@ -12,9 +12,12 @@ import signal
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from cryptography import x509
@@ -25,9 +28,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from elastickv import certs
 from elastickv.certs import CertificatePair
 from elastickv.config import TlsFiles
-from elastickv.errors import ConfigError
+from elastickv.errors import ConfigError, ExitCode
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+CODE_SIGNING = ExtendedKeyUsageOID.CODE_SIGNING
 
 
 @pytest.fixture
@@ -259,36 +263,110 @@ def test_an_authority_that_has_expired_beside_the_one_that_signed(authority: Pat
         certs.check_node_files(dataclasses.replace(files_of(old, "n1"), ca=both), "n1")
 
 
-def test_a_chain_leads_to_the_authority(tmp_path: Path) -> None:
-    """As a company's authority makes them: node, one that issues, the root."""
-    now = datetime.datetime.now(datetime.UTC)
+NOW = datetime.datetime.now(datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+class Company(NamedTuple):
+    """A node's certificate as a company's authority makes it: a root, one that issues, the node."""
+
+    root: Path
+    issuing: Path
+    node: Path
+    key: Path
+
+
+def company(directory: Path, usages: Sequence[x509.ObjectIdentifier] = (), *,
+            root_ends: datetime.datetime = NOW + DAY,
+            issuing_begins: datetime.datetime = NOW - 2 * DAY,
+            issuing_ends: datetime.datetime = NOW + DAY) -> Company:
+    """Files for node n1; no `usages` is a certificate for any purpose."""
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
     names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
              for name in ("root", "issuing", "n1")]
+    times = [(NOW - 2 * DAY, root_ends), (issuing_begins, issuing_ends), (NOW - DAY, NOW + DAY)]
     paths = []
-    for level, (key, name) in enumerate(zip(keys, names, strict=True)):
+    for level, (key, name, (begins, ends)) in enumerate(zip(keys, names, times, strict=True)):
         signer = max(0, level - 1)
-        certificate = (
+        builder = (
             x509.CertificateBuilder().subject_name(name).issuer_name(names[signer])
             .public_key(key.public_key()).serial_number(level + 1)
-            .not_valid_before(now - certs.BACKDATE)
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(begins).not_valid_after(ends)
             .add_extension(x509.BasicConstraints(level < 2, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"n{level - 1}")]), False)
-            .sign(keys[signer], hashes.SHA256()))
-        paths.append(tmp_path / f"{level}.crt")
-        paths[-1].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_path = tmp_path / "n1.key"
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(f"n{level - 1}")]), False))
+        if level == 2 and usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        paths.append(directory / f"{level}.crt")
+        paths[-1].write_bytes(builder.sign(keys[signer], hashes.SHA256())
+                              .public_bytes(serialization.Encoding.PEM))
+    key_path = directory / "company.key"
     key_path.write_bytes(keys[2].private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption()))
-    root, issuing, node = paths
-    chain = joined(tmp_path / "chain.crt", node, issuing)
-    certs.check_node_files(TlsFiles(chain, key_path, root), "n1")
-    certs.check_node_files(TlsFiles(node, key_path, joined(tmp_path / "ca.crt", issuing, root)),
-                           "n1")
-    with pytest.raises(ConfigError, match="not signed by"):
-        certs.check_node_files(TlsFiles(node, key_path, root), "n1")
+    return Company(*paths, key_path)
+
+
+def chain_of(directory: Path, made: Company) -> TlsFiles:
+    """As --tls-cert and --tls-ca should be: the node and what leads to the root; the root."""
+    return TlsFiles(joined(directory / "chain.crt", made.node, made.issuing), made.key, made.root)
+
+
+@pytest.mark.parametrize("usages", [(), (SERVER, CLIENT), (SERVER, CLIENT, CODE_SIGNING)],
+                         ids=["any", "both", "more than both"])
+def test_a_chain_leads_to_the_authority(tmp_path: Path,
+                                        usages: Sequence[x509.ObjectIdentifier]) -> None:
+    made = company(tmp_path, usages)
+    certs.check_node_files(chain_of(tmp_path, made), "n1")
+    both = joined(tmp_path / "ca.crt", made.issuing, made.root)
+    certs.check_node_files(TlsFiles(made.node, made.key, both), "n1")
+
+
+@pytest.mark.parametrize(("usages", "role"), [
+    ((SERVER,), "client"), ((CLIENT,), "server"), ((CODE_SIGNING,), "server")],
+    ids=["server", "client", "code signing"])
+def test_a_node_needs_a_certificate_for_both_roles(
+        tmp_path: Path, usages: Sequence[x509.ObjectIdentifier], role: str) -> None:
+    files = chain_of(tmp_path, company(tmp_path, usages))
+    with pytest.raises(ConfigError, match=rf"as a {role}'s.*unsuitable certificate purpose.*"
+                                          r"Remedy: .*server and client authentication"):
+        certs.check_node_files(files, "n1")
+
+
+def test_doctor_names_the_certificate_that_members_would_refuse(tmp_path: Path) -> None:
+    files = chain_of(tmp_path, company(tmp_path, (SERVER,)))
+    done = subprocess.run(
+        [sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1", "--raftBootstrap",
+         "--raftDataDir", str(tmp_path / "data"), "--tls-cert", str(files.cert),
+         "--tls-key", str(files.key), "--tls-ca", str(files.ca)],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "tls-files\tfail" in done.stdout) == (ExitCode.ERROR, True)
+    assert "unsuitable certificate purpose" in done.stdout
+    assert "server and client authentication" in done.stdout
+
+
+@pytest.mark.parametrize(("chain", "trusted"), [
+    (["node"], ["root"]), (["node"], ["issuing"]), (["node", "issuing"], ["issuing"])],
+    ids=["no link to the root", "no root", "no root after the link"])
+def test_a_chain_that_does_not_end_in_a_root_is_refused(tmp_path: Path, chain: list[str],
+                                                        trusted: list[str]) -> None:
+    made = company(tmp_path)
+    cert, ca = (joined(tmp_path / name, *(getattr(made, part) for part in parts))
+                for name, parts in (("chain.crt", chain), ("trusted.crt", trusted)))
+    with pytest.raises(ConfigError, match=r"unable to get .*issuer certificate.*"
+                                          r"Remedy: .*--tls-ca .*root"):
+        certs.check_node_files(TlsFiles(cert, made.key, ca), "n1")
+
+
+@pytest.mark.parametrize(("times", "words"), [
+    ({"issuing_ends": NOW - DAY}, r"CN=issuing in --tls-cert .*chain\.crt is valid from"),
+    ({"issuing_begins": NOW + DAY / 2}, r"CN=issuing in --tls-cert .*chain\.crt is valid from"),
+    ({"root_ends": NOW - DAY}, r"CN=root in --tls-ca .*0\.crt is valid from"),
+], ids=["expired", "not yet valid", "root expired"])
+def test_every_link_of_the_chain_must_be_valid(
+        tmp_path: Path, times: dict[str, datetime.datetime], words: str) -> None:
+    files = chain_of(tmp_path, company(tmp_path, **times))
+    with pytest.raises(ConfigError, match=words):
+        certs.check_node_files(files, "n1")
 
 
 @pytest.mark.parametrize(("host", "covered"), [
@@ -311,7 +389,7 @@ def test_files_that_do_not_belong_together(authority: Path, tmp_path: Path) -> N
     n1, n2 = files_of(authority, "n1"), files_of(authority, "n2")
     with pytest.raises(ConfigError, match="not the private key"):
         certs.check_node_files(dataclasses.replace(n1, key=n2.key), "n1")
-    with pytest.raises(ConfigError, match="not signed by"):
+    with pytest.raises(ConfigError, match=r"self-signed certificate|unable to get .*issuer"):
         certs.check_node_files(dataclasses.replace(n1, ca=tmp_path / "other" / "ca.crt"), "n1")
     with pytest.raises(ConfigError, match="not a certificate of node n2"):
         certs.check_node_files(n1, "n2")
@@ -319,12 +397,13 @@ def test_files_that_do_not_belong_together(authority: Path, tmp_path: Path) -> N
         certs.check_node_files(files_of(authority, "n3"), "n3")
 
 
-@pytest.mark.parametrize("days_from_now", [-1, 826, 4000])
-def test_a_certificate_out_of_its_time_is_refused(authority: Path, days_from_now: int) -> None:
-    certs.create_node(authority, "n1")
-    now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days_from_now)
-    with pytest.raises(ConfigError, match="is valid from"):
-        certs.check_node_files(files_of(authority, "n1"), "n1", now=now)
+@pytest.mark.parametrize("begins_in_days", [1, -826, -4000])
+def test_a_certificate_out_of_its_time_is_refused(tmp_path: Path, begins_in_days: int) -> None:
+    begins = NOW + datetime.timedelta(days=begins_in_days)
+    certs.create_ca(tmp_path, now=begins)
+    certs.create_node(tmp_path, "n1", now=begins)
+    with pytest.raises(ConfigError, match=r"^--tls-cert .*n1\.crt is valid from"):
+        certs.check_node_files(files_of(tmp_path, "n1"), "n1")
 
 
 def handshake(server_pair: CertificatePair, client_pair: CertificatePair, ca: Path,
