@@ -2,7 +2,8 @@
 
 `SETTINGS` declares every setting once. The command line, the `ELASTICKV_*` variables, the TOML file
 of `--config` and `docs/reference/flags.md` are all derived from it. A flag wins over a variable, a
-variable over the file, the file over the default.
+variable over the file, the file over the default. An empty variable counts as not set, so that it
+takes nothing away that the file sets.
 
 The rules are pure functions: text in, `NodeSettings` or `ConfigError` out. Only `read_file` and
 `load` touch the disk; files that a setting names are checked by whoever opens them.
@@ -126,7 +127,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "
             "clients. Refused unless every address is loopback.", default="false"),
     Setting("admin_names", Kind.NAMES, "Common names of the client certificates that may change "
-            "keys and membership, the same on every member. Empty = every client."),
+            "keys and membership, the same on every member. Empty = every client; an empty "
+            "variable leaves what the file says."),
     Setting("grpc_front", Kind.CHOICE, "What serves gRPC: `h2` is this project's own HTTP/2 front, "
             "several times cheaper per call than `grpc`, which is grpc.aio.", default="h2",
             choices=("h2", "grpc")),
@@ -426,11 +428,22 @@ def _file_text(setting: Setting, value: object, where: str) -> str:
     wanted = accepted.get(setting.kind, str)
     if setting.kind in (Kind.MEMBERS, Kind.NAMES) and isinstance(value, list) and all(
             isinstance(item, str) for item in value):
+        if setting.kind is Kind.NAMES:
+            for name in value:
+                _require_one_name(name, where)
         return ",".join(value)
     if type(value) is not wanted:
         raise ConfigError(f"{where}: a {type(value).__name__} where {setting.kind.value} belongs",
                           remedy=f"give a TOML {wanted.__name__}")
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _require_one_name(text: str, where: str) -> None:
+    if "," in text:
+        raise ConfigError(f"{where}: {text!r} is a common name with a comma",
+                          remedy="give each name an item of its own; whose common name has a comma "
+                                 "needs another certificate to be an administrator")
+    parse_names(text, where)
 
 
 def read_file(path: Path) -> dict[str, str]:
@@ -456,7 +469,7 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str],
     for setting in SETTINGS:
         if setting.name in flags:
             text, where = flags[setting.name], setting.flags[0]
-        elif setting.variable in environment:
+        elif environment.get(setting.variable):
             text, where = environment[setting.variable], setting.variable
         elif setting.name in file:
             text, where = file[setting.name], f"{setting.key} in {file_path}"

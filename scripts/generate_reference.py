@@ -52,9 +52,9 @@ def flags_page() -> str:
         f"{NOTE}\n# Settings of a node\n\n"
         "`elastickv node` takes every setting as a flag, as an environment variable, or from the "
         f"TOML file that `{config.CONFIG_FLAG} <path>` or `{config.CONFIG_VARIABLE}` names. A flag "
-        "wins over a variable, a variable over the file, the file over the default. Unknown keys "
-        "in the file are refused. A boolean flag may be given a value: "
-        "`--encryption-enabled=false`.\n\n"
+        "wins over a variable, a variable over the file, the file over the default. An "
+        "empty variable counts as not set. Unknown keys in the file are refused. A boolean flag "
+        "may be given a value: `--encryption-enabled=false`.\n\n"
         + table(["flag", "variable", "key in the file", "value", "default", "meaning"], rows)
         + "\n```toml\n# node.toml\nraft-id = \"n1\"\naddress = \"10.0.0.1:50051\"\n"
           "raft-address = \"10.0.0.1:50151\"\nraft-data-dir = \"/var/lib/elastickv\"\n"

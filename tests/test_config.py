@@ -77,20 +77,25 @@ def test_a_flag_can_switch_off_what_the_file_switches_on() -> None:
     assert settings.encryption_enabled is False
 
 
-@pytest.mark.parametrize("setting", config.SETTINGS, ids=lambda setting: setting.name)
-def test_every_setting_can_come_from_the_environment_and_the_file(
-        setting: config.Setting) -> None:
+def sample_of(setting: config.Setting) -> tuple[dict[str, str], str]:
+    """A value of `setting` that is not its default, and what else a node needs with it."""
     base = {name: text for name, text in TLS.items() if name != setting.name}
-    sample = {
+    if setting.name == "insecure":
+        base = {"raft_id": "n1"}
+    if setting.name == "raft_join":
+        base |= {"raft_id": "n9", "raft_address": "127.0.0.1:9"}
+    return base, {
         Kind.NODE_ID: "node-7", Kind.ADDRESS: "10.0.0.7:7000", Kind.PATH: "/somewhere",
         Kind.MEMBERS: "n1=127.0.0.1:50151", Kind.BOOL: "true", Kind.INT: str(setting.maximum),
         Kind.CHOICE: setting.choices[-1] if setting.choices else "", Kind.DURATION: "90d",
         Kind.NAMES: "alice,bob",
     }[setting.kind]
-    if setting.name == "insecure":
-        base = {"raft_id": "n1"}
-    if setting.name == "raft_join":
-        base |= {"raft_id": "n9", "raft_address": "127.0.0.1:9"}
+
+
+@pytest.mark.parametrize("setting", config.SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_can_come_from_the_environment_and_the_file(
+        setting: config.Setting) -> None:
+    base, sample = sample_of(setting)
     by_variable = config.resolve(base, {setting.variable: sample})
     toml_value = {Kind.BOOL: "true", Kind.INT: sample}.get(setting.kind, f'"{sample}"')
     file = config.parse_file(f"{setting.key} = {toml_value}", Path("f.toml"))
@@ -98,6 +103,14 @@ def test_every_setting_can_come_from_the_environment_and_the_file(
     value = getattr(by_variable, setting.name)
     assert value == config.parse_value(setting, sample, "here")
     assert setting.required or value != config.parse_value(setting, setting.default, "here")
+
+
+@pytest.mark.parametrize("setting", config.SETTINGS, ids=lambda setting: setting.name)
+def test_an_empty_variable_counts_as_not_set(setting: config.Setting) -> None:
+    """Above all it takes nothing away that the file sets: administrators, a KEK, an audit log."""
+    base, sample = sample_of(setting)
+    file = {setting.name: sample}
+    assert config.resolve(base, {setting.variable: ""}, file) == config.resolve(base, {}, file)
 
 
 @pytest.mark.parametrize(("text", "names"), [
@@ -114,6 +127,14 @@ def test_administrators_are_named_by_their_certificates(text: str, names: tuple[
 def test_what_is_no_name_of_an_administrator(text: str) -> None:
     with pytest.raises(ConfigError, match="--admin-names"):
         config.resolve({**TLS, "admin_names": text}, {})
+
+
+@pytest.mark.parametrize(("items", "words"), [
+    ('["Doe, John"]', "name with a comma"), ('["alice,bob"]', "name with a comma"),
+    ('[""]', "'' is not a"), ('["alice", " "]', "'' is not a")])
+def test_an_item_of_the_file_s_list_is_one_administrator(items: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"admin-names in f\.toml.*{words}"):
+        config.parse_file(f"admin-names = {items}", Path("f.toml"))
 
 
 def test_administrators_need_tls() -> None:
