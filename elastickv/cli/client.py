@@ -211,16 +211,20 @@ def batch_operations(words: Sequence[str], path: Path | None) -> list[Put | Dele
 
 async def apply_chunks(api: Client, ops: Sequence[Put | Delete], conditions: Sequence[Condition],
                        size: int) -> WriteResult:
-    """Apply `ops`, `size` at a time; the last result. A failure says how far it came."""
+    """Apply `ops`, `size` at a time; the last result. A failure or an interruption
+    says how far it came."""
     result = WriteResult(0, 0)
     with progress_bar(len(ops), "written", shown=len(ops) > size) as advance:
         for first in range(0, max(1, len(ops)), size):
             part = ops[first:first + size]
             try:
                 result = await api.batch(part, conditions=conditions)
-            except Exception:
+            except BaseException as error:
                 if first:
-                    progress(f"the first {first} operations were applied")
+                    # Whoever interrupts does not learn what became of the chunk under way.
+                    open_end = "" if isinstance(error, Exception) else (
+                        f", the next {len(part)} may have been")
+                    progress(f"the first {first} operations were applied{open_end}")
                 raise
             advance(len(part))
     return result

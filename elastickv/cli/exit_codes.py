@@ -34,7 +34,9 @@ MEANINGS: dict[int, tuple[str, str]] = {
     ExitCode.DISK_FAILED: ("the disk failed a read, a write or an fsync",
                            "Check the disk. Do not restart the node on it automatically; replace "
                            "it and let the member join anew."),
-    INTERRUPTED: ("interrupted (Ctrl-C)", "Nothing."),
+    INTERRUPTED: ("interrupted (Ctrl-C)",
+                  "A write or an administrative change that was under way may or may not have "
+                  "happened: read before you decide to do it again."),
 }
 
 

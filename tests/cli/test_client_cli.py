@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shlex
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from cli_shell import Done, Shell
-from memory_node import MemoryNode
+from memory_node import MemoryNode, eventually, running
 
+from elastickv.cli.client import apply_chunks
 from elastickv.cli.main import run
+from elastickv.client import Client, Put
 from elastickv.errors import ConditionFailed, ExitCode, IntegrityError, NoLeader, OutcomeUnknown
 
 BINARY = bytes(range(256))
@@ -193,6 +196,25 @@ def test_a_chunk_that_fails_says_how_far_it_came(shell: Shell, memory_node: Memo
     assert done.code == 1
     assert "the first 2 operations were applied" in done.err
     assert memory_node.kv.index == 1
+
+
+async def test_an_interrupted_chunk_says_how_far_it_came(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C cancels the command; here the server has the second chunk by then."""
+    ops = [Put(b"%d" % number, b"") for number in range(5)]
+    node = MemoryNode()
+    async with running(node), Client([node.address]) as api:
+        first_chunk = node.faults.hold = asyncio.Event()
+        command = asyncio.create_task(apply_chunks(api, ops, (), 2))
+        await eventually(lambda: len(node.faults.before) == 1)
+        node.faults.hold = asyncio.Event()
+        first_chunk.set()
+        await eventually(lambda: len(node.faults.before) == 2)
+        command.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await command
+    assert capsys.readouterr().err == (
+        "the first 2 operations were applied, the next 2 may have been\n")
 
 
 @pytest.mark.parametrize(("error", "code"), [
