@@ -190,8 +190,8 @@ class Address(NamedTuple):
             return False
 
 
-class BootstrapMember(NamedTuple):
-    """One `id=host:port` of --raftBootstrapMembers."""
+class MemberAddress(NamedTuple):
+    """One `id=host:port` of --raftBootstrapMembers or --raftJoin."""
 
     node_id: str
     address: Address
@@ -216,8 +216,8 @@ class NodeSettings:
     raft_listen_address: Address | None
     raft_data_dir: Path
     raft_bootstrap: bool
-    raft_bootstrap_members: tuple[BootstrapMember, ...]
-    raft_join: tuple[BootstrapMember, ...]
+    raft_bootstrap_members: tuple[MemberAddress, ...]
+    raft_join: tuple[MemberAddress, ...]
     kek_file: Path | None
     encryption_enabled: bool
     encryption_rotate_on_startup: bool
@@ -264,12 +264,12 @@ class NodeSettings:
         return "" if listen is None or listen.is_wildcard else listen.host
 
     @property
-    def founding_members(self) -> tuple[BootstrapMember, ...]:
+    def founding_members(self) -> tuple[MemberAddress, ...]:
         """Members of the cluster to found on the first start; empty when this node founds none."""
         if self.raft_bootstrap_members:
             return self.raft_bootstrap_members
         if self.raft_bootstrap:
-            return (BootstrapMember(self.raft_id, self.raft_address),)
+            return (MemberAddress(self.raft_id, self.raft_address),)
         return ()
 
 
@@ -308,16 +308,16 @@ def parse_node_id(text: str, where: str) -> str:
     return text
 
 
-def parse_members(text: str, where: str) -> tuple[BootstrapMember, ...]:
+def parse_members(text: str, where: str) -> tuple[MemberAddress, ...]:
     """`n1=host:port,n2=host:port`; neither an id nor an address may appear twice."""
-    members: list[BootstrapMember] = []
+    members: list[MemberAddress] = []
     for part in text.split(","):
         node_id, equals, address = part.strip().partition("=")
         if not equals:
             raise ConfigError(f"{where}: {part.strip()!r} is not id=host:port",
                               remedy="give for example n1=10.0.0.1:50151,n2=10.0.0.2:50151")
-        members.append(BootstrapMember(parse_node_id(node_id, where),
-                                       parse_address(address, where)))
+        members.append(MemberAddress(parse_node_id(node_id, where),
+                                     parse_address(address, where)))
     for attribute in ("node_id", "address"):
         values = [getattr(member, attribute) for member in members]
         repeated = next((value for value in values if values.count(value) > 1), None)

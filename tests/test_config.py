@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastickv import config
-from elastickv.config import Address, BootstrapMember, Kind, NodeSettings
+from elastickv.config import Address, Kind, MemberAddress, NodeSettings
 from elastickv.errors import ConfigError, ExitCode
 from elastickv.node import REQUEST_SLACK_BYTES
 from elastickv.wire import MAX_ENTRY_BYTES
@@ -279,7 +279,7 @@ def test_file_refused(text: str, word: str) -> None:
 def test_members_in_the_file_may_be_a_list() -> None:
     listed = config.parse_file("raft-bootstrap-members = ['n1=[::1]:1', 'n2=h:2']", Path("f"))
     assert config.parse_members(listed["raft_bootstrap_members"], "f") == (
-        BootstrapMember("n1", Address("::1", 1)), BootstrapMember("n2", Address("h", 2)))
+        MemberAddress("n1", Address("::1", 1)), MemberAddress("n2", Address("h", 2)))
 
 
 def test_load_reads_the_named_file(tmp_path: Path) -> None:
@@ -315,8 +315,8 @@ def test_founding_members(values: dict[str, str], expected: list[str]) -> None:
 def test_a_joining_node_founds_nothing() -> None:
     settings = config.resolve({**LOCAL, "raft_join": "n2=127.0.0.1:2,n3=127.0.0.1:3"}, {})
     assert settings.founding_members == ()
-    assert settings.raft_join == (BootstrapMember("n2", Address("127.0.0.1", 2)),
-                                  BootstrapMember("n3", Address("127.0.0.1", 3)))
+    assert settings.raft_join == (MemberAddress("n2", Address("127.0.0.1", 2)),
+                                  MemberAddress("n3", Address("127.0.0.1", 3)))
 
 
 @pytest.mark.parametrize(("host", "loopback"), [
