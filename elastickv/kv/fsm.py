@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from elastickv.clock import HybridLogicalClock, timestamp_ms
 from elastickv.crypto.cipher import open_raft
 from elastickv.errors import (
+    JOIN_ANEW_REMEDY,
     ApplyHalted,
     ConditionFailed,
     CorruptionError,
@@ -182,8 +183,7 @@ class KvStateMachine:
             raise
         except CorruptionError as error:
             raise ApplyHalted(f"entry {index} cannot be applied: {error.message}",
-                              remedy=error.remedy or "restore this node from a healthy member"
-                              ) from None
+                              remedy=error.remedy or JOIN_ANEW_REMEDY) from None
 
     def _foreign(self, index: int, sidecar: Sidecar) -> ApplyHalted:
         return ApplyHalted(

@@ -26,6 +26,7 @@ import msgspec
 
 from elastickv.durable import Disk
 from elastickv.errors import (
+    JOIN_ANEW_REMEDY,
     CorruptionError,
     DiskFull,
     ElasticKVError,
@@ -303,7 +304,7 @@ class SnapshotReceiver:
         if applied_index != pending.index:
             raise StoreCorrupt(f"a snapshot of entry {pending.index} holds the state of entry "
                                f"{applied_index}",
-                               remedy="remove this node and join it anew")
+                               remedy=JOIN_ANEW_REMEDY)
         self._cut_short = pending
         self.resume()
         self._acknowledge(done=True)

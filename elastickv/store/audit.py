@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
 from elastickv.store import lmdb_format as fmt
 from elastickv.store.lmdb_format import Meta, Tree
 from elastickv.store.records import Totals, checksum_fits
@@ -49,7 +49,7 @@ Leaf = tuple[bytes, int, bytes, int]
 
 def _fail(reason: str) -> NoReturn:
     raise StoreCorrupt(f"the store's file is damaged: {reason}",
-                       remedy="restore this node from a healthy member")
+                       remedy=JOIN_ANEW_REMEDY)
 
 
 class _Walk:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import lmdb
 
-from elastickv.errors import ExitCode, StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, ExitCode, StoreCorrupt
 from elastickv.logs import get_logger
 from elastickv.store.audit import audit_file
 from elastickv.store.lmdb_environment import CORRUPT_ERRORS
@@ -75,7 +75,7 @@ class BackgroundAudit:
             self.stop()
             raise StoreCorrupt(
                 f"the audit of {self._path} found damage: {output or f'status {status}'}",
-                remedy="restore this node from a healthy member")
+                remedy=JOIN_ANEW_REMEDY)
 
     def _read(self) -> str:
         stdout = self._process.stdout

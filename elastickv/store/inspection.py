@@ -10,10 +10,10 @@ from pathlib import Path
 import lmdb
 
 from elastickv.durable import OsDisk
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
 from elastickv.store.audit import audit_file
 from elastickv.store.lmdb_backend import generation_file, named_generation
-from elastickv.store.lmdb_environment import RESTORE, raise_typed
+from elastickv.store.lmdb_environment import raise_typed
 from elastickv.store.mvcc_store import APPLIED_INDEX, decode_number
 from elastickv.store.records import reveal_all
 from elastickv.store.tables import Item, Table
@@ -62,7 +62,7 @@ def _inspect(directory: Path, in_use: bool) -> StoredFacts:
         return StoredFacts({}, {})
     path = generation_file(directory, generation)
     if not path.exists() and not in_use:
-        raise StoreCorrupt(f"the store's file {path} is missing", remedy=RESTORE)
+        raise StoreCorrupt(f"the store's file {path} is missing", remedy=JOIN_ANEW_REMEDY)
     if not in_use:
         audit_file(path)
     return _read(path, in_use)

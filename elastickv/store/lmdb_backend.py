@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elastickv.durable import Disk, OsDisk
-from elastickv.errors import DiskFull, StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, StoreCorrupt
 from elastickv.store.audit import audit_file
 from elastickv.store.audit_process import BackgroundAudit
-from elastickv.store.lmdb_environment import RESTORE, Environment, LmdbView
+from elastickv.store.lmdb_environment import Environment, LmdbView
 from elastickv.store.records import crc32c
 from elastickv.store.tables import BackendStats, Item, MapFull, Table, WriteBatch
 
@@ -53,7 +53,7 @@ def decode_current(data: bytes) -> int:
     """The generation that CURRENT names. Raises `StoreCorrupt` unless it is exactly as written."""
     match = re.fullmatch(rb"gen-(\d{8}) [0-9a-f]{8}\n", data)
     if match is None or encode_current(int(match[1])) != data:
-        raise StoreCorrupt("the store's CURRENT file is damaged", remedy=RESTORE)
+        raise StoreCorrupt("the store's CURRENT file is damaged", remedy=JOIN_ANEW_REMEDY)
     return int(match[1])
 
 
@@ -73,7 +73,7 @@ def named_generation(disk: Disk, directory: Path) -> int | None:
     first = generation_file(directory, 1)
     # A crash may have come between the making of the first generation and of CURRENT.
     if not disk.exists(first) or audit_file(first).entries:
-        raise StoreCorrupt("the store's CURRENT file is missing", remedy=RESTORE)
+        raise StoreCorrupt("the store's CURRENT file is missing", remedy=JOIN_ANEW_REMEDY)
     return None
 
 
@@ -175,7 +175,7 @@ class LmdbBackend:
         if generation is not None:
             if not self._disk.exists(self._path_of(generation)):
                 raise StoreCorrupt(f"the store's file {self._path_of(generation)} is missing",
-                                   remedy=RESTORE)
+                                   remedy=JOIN_ANEW_REMEDY)
             return generation
         if not self._disk.exists(self._path_of(1)):
             self._create_first()

@@ -11,14 +11,13 @@ from typing import Any, NoReturn
 
 import lmdb
 
-from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrupt
 from elastickv.store import records
 from elastickv.store.audit import TOTALS
 from elastickv.store.records import Totals
 from elastickv.store.tables import Item, MapFull, Table, WriteBatch
 
 PAGE_BYTES = 4096
-RESTORE = "restore this node from a healthy member: remove its data directory and let it rejoin"
 
 PROBE_BYTES = 4 << 20
 
@@ -39,7 +38,8 @@ def raise_typed(error: lmdb.Error) -> NoReturn:
     if code in _FULL_ERRNOS:
         raise_full()
     if isinstance(error, CORRUPT_ERRORS):
-        raise StoreCorrupt(f"the store's file is damaged ({error})", remedy=RESTORE) from None
+        raise StoreCorrupt(f"the store's file is damaged ({error})",
+                           remedy=JOIN_ANEW_REMEDY) from None
     raise OSError(code, f"the store failed: {error}") from None
 
 
@@ -102,7 +102,7 @@ class Environment:
                     records.reveal(Table.META, name, stored))
                 if found.count != entries:
                     raise StoreCorrupt(f"table {table} has {entries} entries instead of "
-                                       f"{found.count}", remedy=RESTORE)
+                                       f"{found.count}", remedy=JOIN_ANEW_REMEDY)
                 totals[table] = found
         return totals
 

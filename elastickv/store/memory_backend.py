@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elastickv.durable import Disk
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
 from elastickv.store.records import crc32c
 from elastickv.store.tables import (
     TABLE_NUMBERS,
@@ -69,7 +69,7 @@ def decode_image(image: bytes) -> Tables:
     body = image[:-4]
     if not body.startswith(_MAGIC) or crc32c(body).to_bytes(4, "big") != image[-4:]:
         raise StoreCorrupt("the store's image is damaged",
-                           remedy="restore this node from a healthy member")
+                           remedy=JOIN_ANEW_REMEDY)
     content: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table}
     offset = len(_MAGIC)
     while offset < len(body):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import google_crc32c
 
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
 from elastickv.store.tables import Item, Table
 
 CRC_BYTES = 4
@@ -101,7 +101,7 @@ def reveal(table: Table, key: bytes, stored: bytes) -> bytes:
     """The value in its stored form. Raises `StoreCorrupt` when the checksum does not fit."""
     if _extend(_extend(_SEEDS[table], key), stored) != _RESIDUE or len(stored) < CRC_BYTES:
         raise StoreCorrupt(f"an entry of table {table} fails its checksum",
-                           remedy="restore this node from a healthy member")
+                           remedy=JOIN_ANEW_REMEDY)
     return stored[:-CRC_BYTES]
 
 
