@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from elastickv import certs
@@ -42,14 +39,8 @@ class TlsCluster(Cluster):
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[TlsCluster]:
-    cluster = TlsCluster(tmp_path / "cluster")
-    try:
-        await cluster.start()
-        await cluster.encrypt()
-        yield cluster
-    finally:
-        cluster.stop()
+def cluster_type() -> type[TlsCluster]:
+    return TlsCluster
 
 
 async def test_administrators_reach_the_leader_through_any_member(cluster: TlsCluster) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -152,15 +151,6 @@ async def test_a_step_of_the_stop_that_fails_skips_no_other(
     assert await again.run_until_stopped() == ExitCode.OK
 
 
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", size=1)
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-
-
 def start_with_faults(node: NodeProcess, files: PreloadFiles) -> subprocess.Popen[bytes]:
     with (node.directory.parent / f"{node.node_id}.log").open("ab") as log:
         node.process = subprocess.Popen(
@@ -174,18 +164,18 @@ def start_with_faults(node: NodeProcess, files: PreloadFiles) -> subprocess.Pope
 @pytest.mark.skipif(not fiu_is_installed(), reason="libfiu is not installed")
 @pytest.mark.parametrize("call", ["posix/io/sync/fdatasync", "posix/io/rw/pwrite"])
 async def test_a_disk_that_fails_ends_the_node_with_an_exit_code_of_its_own(
-        cluster: Cluster, tmp_path: Path, call: str) -> None:
-    node = cluster.nodes["n1"]
+        one_member: Cluster, tmp_path: Path, call: str) -> None:
+    node = one_member.nodes["n1"]
     files = PreloadFiles(tmp_path / "preload")
     files.prepare()
     process = start_with_faults(node, files)
-    await cluster.ready("n1")
+    await one_member.ready("n1")
     preload.control_fiu(files, process.pid,
                         f"enable_random name={call},probability=1,failinfo={errno.EIO}")
-    async with cluster.client(timeout_s=2.0) as client:
+    async with one_member.client(timeout_s=2.0) as client:
         with pytest.raises(ElasticKVError):
             await client.put(b"k", b"v")
-    assert await cluster.exit_code("n1") == ExitCode.DISK_FAILED
+    assert await one_member.exit_code("n1") == ExitCode.DISK_FAILED
     assert "Traceback" not in node.log
     last = node.log.splitlines()[-1]
     assert last.startswith("elastickv: the disk of the data directory failed: Input/output error")

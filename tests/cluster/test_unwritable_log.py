@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -30,15 +29,6 @@ LAUNCHERS = pytest.mark.parametrize("launcher", [FULL, CLOSED, NO_READER],
                                     ids=["full disk", "closed", "no reader"])
 
 
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", size=1)
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-
-
 def command(launcher: Sequence[str], arguments: Sequence[str]) -> list[str]:
     return [*launcher, sys.executable, "-m", "elastickv", "node", *arguments]
 
@@ -50,20 +40,20 @@ def start(node: NodeProcess, launcher: Sequence[str]) -> None:
 
 @LAUNCHERS
 async def test_a_node_that_cannot_log_serves_and_stops_in_order(
-        cluster: Cluster, launcher: list[str]) -> None:
-    node = cluster.nodes["n1"]
+        one_member: Cluster, launcher: list[str]) -> None:
+    node = one_member.nodes["n1"]
     start(node, launcher)
-    await cluster.ready("n1")
-    await cluster.encrypt()
-    async with cluster.client() as client:
+    await one_member.ready("n1")
+    await one_member.encrypt()
+    async with one_member.client() as client:
         await client.put(b"k", b"v")
         assert (await client.get(b"k")).value == b"v"
     assert node.kill(signal.SIGTERM) == ExitCode.OK
 
 
 @LAUNCHERS
-def test_the_exit_code_says_what_stderr_cannot(cluster: Cluster, launcher: list[str]) -> None:
-    arguments = [*cluster.nodes["n1"].arguments]
+def test_the_exit_code_says_what_stderr_cannot(one_member: Cluster, launcher: list[str]) -> None:
+    arguments = [*one_member.nodes["n1"].arguments]
     arguments[arguments.index("--kekFile") + 1] = os.devnull
     done = subprocess.run(command(launcher, arguments), stdout=subprocess.PIPE, timeout=60,
                           check=False)

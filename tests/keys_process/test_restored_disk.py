@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WRITES = 60
 RESTORED = "n1"
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster")
-    try:
-        await cluster.start()
-        await cluster.encrypt()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 async def lead_and_write(cluster: Cluster, client: Client, round_name: str) -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,17 +25,6 @@ from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 VICTIM = "n3"
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster")
-    try:
-        await cluster.start()
-        await cluster.encrypt()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 def sidecar_of(node: NodeProcess) -> Sidecar:
