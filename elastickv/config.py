@@ -122,8 +122,8 @@ SETTINGS: tuple[Setting, ...] = (
             "to --tls-ca. --raftId is one of its DNS names; the host of --address should be "
             "another, or one of its IP addresses."),
     Setting("tls_key", Kind.PATH, "The certificate's private key (PEM). Keep it from other users."),
-    Setting("tls_ca", Kind.PATH, "Certificate authority that members and clients must be signed by "
-            "(PEM). May hold several: the old and the new one while one replaces the other."),
+    Setting("tls_ca", Kind.PATH, "Root authority of the certificates of members and clients (PEM). "
+            "May hold several: the old and the new one while one replaces the other."),
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "
             "clients. Refused unless every address is loopback.", default="false"),
     Setting("admin_names", Kind.NAMES, "Common names of the client certificates that may change "
