@@ -10,6 +10,10 @@ from elastickv.server.h2.wire import Code, ConnectionFailed
 
 NUISANCES_PER_S: Final = 2000
 MAX_NUISANCES: Final = 4000
+UPDATE_BYTES: Final = 16_384
+"""A usual client opens a stream's window again for a quarter of the default window, or a frame."""
+MAX_UPDATES: Final = 65_536
+"""For 1 GiB of responses that a client has received and not read yet."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 PING_AFTER_S: Final = 60.0
@@ -19,21 +23,36 @@ PING_TIMEOUT_S: Final = 20.0
 class Budget:
     """Counts control frames, resets and empty frames; time forgives them. Pure but for `now`.
 
-    `answers` counts responses: each is worth a PING, by which a busy client measures the link.
+    A response pays for a PING, by which a busy client measures the link, and for the stream's
+    WINDOW_UPDATEs: they follow what the client has read, which may be after the call is over.
     """
 
-    __slots__ = ("_at", "_now", "_spent", "answers")
+    __slots__ = ("_at", "_now", "_pings", "_spent", "_updates")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._at = now()
         self._spent = 0.0
-        self.answers = 0
+        self._pings = 0
+        self._updates = 0
+
+    def answered(self, size: int) -> None:
+        """A response of `size` bytes went out."""
+        self._pings += 1
+        self._updates += size // UPDATE_BYTES + 1
 
     def spend_on_ping(self) -> None:
         """A PING, which a response may have paid for. Raises as `spend` does."""
-        if self.answers:
-            self.answers = min(self.answers, MAX_NUISANCES) - 1
+        if self._pings:
+            self._pings = min(self._pings, MAX_NUISANCES) - 1
+        else:
+            self.spend()
+
+    def spend_on_update(self) -> None:
+        """A WINDOW_UPDATE for a call that is over, which a response may have paid for. Raises as
+        `spend` does."""
+        if self._updates:
+            self._updates = min(self._updates, MAX_UPDATES) - 1
         else:
             self.spend()
 

@@ -5,7 +5,7 @@ gets GOAWAY and the connection ends; everything that a peer can make this side k
 
     header block 32 KiB, decoded fields 16 KiB      one frame 64 KiB
     calls at a time MAX_CALLS                       request bytes kept, over all calls
-    RST_STREAM, PING, SETTINGS, empty DATA          by a budget that time refills
+    RST_STREAM, PING, SETTINGS, empty DATA          by a budget that time and responses refill
     bytes of responses that wait for the peer
 
 While the peer does not read, nothing more is read from it. One that reads and grants no window is
@@ -415,7 +415,7 @@ class H2Connection(asyncio.Protocol):
             windows.connection -= size
             send = self._send_head if self._no_head_sent else self._send
             send(wire.whole_response(stream_id, message))
-            self._finish(call)
+            self._finish(call, size)
             if not self._calls or size > LARGE_RESPONSE_BYTES:
                 # There is no other response that could share the write, or no need to: a write
                 # tells whether the peer reads.
@@ -431,7 +431,7 @@ class H2Connection(asyncio.Protocol):
         call.began = True
         tail = _trailers(stream_id, Status(grpc.StatusCode.OK, "", ()), began=True)
         self._windows.add(Outgoing(stream_id, wire.prefixed(message), tail,
-                                   lambda: self._finish(call)))
+                                   lambda: self._finish(call, size)))
         self._pump()
         if size > LARGE_RESPONSE_BYTES:
             self._flush()
@@ -445,11 +445,12 @@ class H2Connection(asyncio.Protocol):
         if call.task is not None and call.task is not asyncio.current_task():
             call.task.cancel()
 
-    def _finish(self, call: Call) -> None:
-        """The response is out; a peer that is still sending is told to stop."""
+    def _finish(self, call: Call, size: int = 0) -> None:
+        """The response, a message of `size` bytes, is out; a peer that is still sending is told to
+        stop."""
         if not call.ended:
             self._send(wire.rst_stream(call.stream_id, Code.NO_ERROR))
-        self._budget.answers += 1
+        self._budget.answered(size)
         self._drop(call)
         self._windows.forget(call.stream_id)
         self._close_if_done()
@@ -533,7 +534,7 @@ class H2Connection(asyncio.Protocol):
         if increment == 0:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
         if stream_id and stream_id not in self._calls:
-            self._budget.spend()
+            self._budget.spend_on_update()
             return  # of a call that is over
         if self._windows.grow(stream_id, increment):
             self._pump_due = True

@@ -11,9 +11,11 @@ import pytest
 from elastickv.server.h2.budget import (
     HANDSHAKE_TIMEOUT_S,
     MAX_NUISANCES,
+    MAX_UPDATES,
     NUISANCES_PER_S,
     PING_AFTER_S,
     PING_TIMEOUT_S,
+    UPDATE_BYTES,
     Budget,
     Watchdog,
 )
@@ -74,13 +76,39 @@ def test_time_forgives() -> None:
 def test_every_response_is_worth_a_ping() -> None:
     budget = Budget(lambda: 0.0)
     for _ in range(3 * MAX_NUISANCES):
-        budget.answers += 1
+        budget.answered(0)
         budget.spend_on_ping()
-    budget.answers += 10 * MAX_NUISANCES
+    for _ in range(10 * MAX_NUISANCES):
+        budget.answered(0)
     for _ in range(2 * MAX_NUISANCES):
         budget.spend_on_ping()
     with pytest.raises(ConnectionFailed):
         budget.spend_on_ping()
+
+
+@pytest.mark.parametrize("size", [5, UPDATE_BYTES - 1, UPDATE_BYTES, 34_005, 8 << 20],
+                         ids=lambda size: f"{size} bytes")
+def test_a_response_pays_for_the_window_updates_of_one_who_reads_it(size: int) -> None:
+    budget = Budget(lambda: 0.0)
+    for _ in range(10_000):
+        budget.answered(size)
+        for _ in range(size // UPDATE_BYTES + 1):
+            budget.spend_on_update()
+    for _ in range(MAX_NUISANCES):
+        budget.spend_on_update()
+    with pytest.raises(ConnectionFailed) as caught:
+        budget.spend_on_update()
+    assert caught.value.code is Code.ENHANCE_YOUR_CALM
+
+
+def test_responses_pay_for_no_flood_of_window_updates() -> None:
+    budget = Budget(lambda: 0.0)
+    for _ in range(10):
+        budget.answered(MAX_UPDATES * UPDATE_BYTES)
+    for _ in range(MAX_UPDATES + MAX_NUISANCES):
+        budget.spend_on_update()
+    with pytest.raises(ConnectionFailed):
+        budget.spend_on_update()
 
 
 class Peer:

@@ -443,6 +443,38 @@ async def test_a_peer_that_does_not_read_is_not_read_from(node: MemoryNode) -> N
     peer.close()
 
 
+@pytest.mark.parametrize(("size", "window"), [
+    (100, wire.DEFAULT_WINDOW), (16_384, wire.DEFAULT_WINDOW), (MAX_VALUE_BYTES, 1 << 20),
+    (MAX_VALUE_BYTES, 40_000)])
+async def test_a_peer_that_reads_what_it_asked_for_is_kept(
+        node: MemoryNode, monkeypatch: pytest.MonkeyPatch, size: int, window: int) -> None:
+    """It grants a window for what it has read; by then the call may be over."""
+    monkeypatch.setattr(budget, "MAX_NUISANCES", 20)
+    monkeypatch.setattr(budget, "NUISANCES_PER_S", 0)
+    await put_value(node, size)
+    peer = await H2Peer.connect(node.server.port,
+                                settings=[(wire.SETTINGS_INITIAL_WINDOW_SIZE, window)])
+    peer.send(wire.window_update(0, 1 << 30))
+    for stream_id in range(1, 201, 2):
+        peer.call(stream_id, "/RawKV/RawGet", GET)
+        if window < size:
+            peer.send(wire.window_update(stream_id, size))
+        answer = await peer.answer(stream_id)
+        assert answer.grpc_status == 0
+        for _ in range(len(answer.data) // 16_383):
+            peer.send(wire.window_update(stream_id, 16_383))
+    peer.close()
+
+
+async def test_a_flood_of_window_updates_for_a_call_that_is_over(node: MemoryNode,
+                                                                 peer: H2Peer) -> None:
+    peer.call(1, "/RawKV/RawGet", GET)
+    await peer.answer(1)
+    peer.send(wire.window_update(1, 1) * (2 * MAX_NUISANCES))
+    assert await peer.end() == Code.ENHANCE_YOUR_CALM
+    await still_serves(node)
+
+
 # --- connections that are ended ----------------------------------------------------------------
 
 
