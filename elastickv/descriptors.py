@@ -1,7 +1,7 @@
 """How many descriptors this process may have open, and how many of them its clients may hold.
 
-A node that has none left can neither write its log nor talk to its members, so clients never get
-the last ones.
+A node that has none left can neither write its log nor talk to its members, so the client port
+never gets the last ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import resource
 from typing import Final
 
 RESERVED: Final = 256
-"""For the log, the store, the members, monitoring, and whatever comes and goes."""
+"""For the log, the store, the members, monitoring (`server.http.MAX_CONNECTIONS`), and whatever
+comes and goes."""
 MAX_CONNECTIONS: Final = 10_000
 """Where the process may have more, memory is the limit: a connection takes some 50 KiB."""
 

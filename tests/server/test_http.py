@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+from memory_node import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from elastickv.errors import BindFailed, NoLeader
 from elastickv.metrics import Metrics, Sample
-from elastickv.server.http import HttpServer
+from elastickv.server import http
+from elastickv.server.http import MAX_CONNECTIONS, HttpServer
 from jepsen.network.ports import free_ports
 
 
@@ -95,8 +99,14 @@ async def test_metrics_are_prometheus_text(served: Served) -> None:
     assert values["elastickv_raft_term"] == 4
 
 
+async def test_a_head_is_answered_without_a_body(served: Served) -> None:
+    status, content_type, body = await served.get("/metrics", "HEAD")
+    assert (status, body) == (200, "")
+    assert content_type.startswith("text/plain; version=0.0.4")
+
+
 @pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/", 404), ("GET", "/metrics/x", 404), ("POST", "/readyz", 405),
+    ("GET", "/", 404), ("GET", "/metrics/x", 404), ("POST", "/readyz", 405), ("POST", "/", 404),
 ])
 async def test_nothing_else_is_served(served: Served, method: str, path: str,
                                       status: int) -> None:
@@ -115,3 +125,63 @@ async def test_stop_twice_frees_the_port(served: Served) -> None:
     again = served.another()
     await again.start()
     await again.stop()
+
+
+async def test_the_oldest_connection_makes_room_for_a_new_one(served: Served) -> None:
+    """Whoever holds the others, a probe is answered."""
+    silent = [await asyncio.open_connection("127.0.0.1", served.port)
+              for _ in range(MAX_CONNECTIONS + 8)]
+    async with asyncio.timeout(10):
+        for reader, _ in silent[:8]:
+            assert await reader.read() == b""
+        assert (await served.get("/livez"))[0] == 200
+        assert await silent[8][0].read() == b""
+    assert not any(reader.at_eof() for reader, _ in silent[9:])
+    for _, writer in silent:
+        writer.close()
+
+
+async def test_a_crowd_that_comes_at_once_is_cut_down(served: Served) -> None:
+    crowd = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", served.port)
+                                   for _ in range(3 * MAX_CONNECTIONS)))
+
+    def left() -> int:
+        return sum(not reader.at_eof() for reader, _ in crowd)
+
+    await eventually(lambda: left() == MAX_CONNECTIONS)
+    assert (await served.get("/livez"))[0] == 200
+    await eventually(lambda: left() == MAX_CONNECTIONS - 1)
+    for _, writer in crowd:
+        writer.close()
+
+
+@pytest.mark.parametrize("said", [
+    b"", b"GET /livez HTTP/1.1\r\n", b"GET /livez HTTP/1.1\r\nHost: h\r\n\r\n"],
+    ids=["nothing", "half a request", "a request"])
+async def test_an_idle_connection_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch,
+                                            said: bytes) -> None:
+    await served.server.stop()
+    monkeypatch.setattr(http, "IDLE_TIMEOUT_S", 0.1)
+    hasty = served.another()
+    await hasty.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(said)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    assert answer.endswith(b"ok\n") == said.endswith(b"\r\n\r\n")
+    writer.close()
+    await hasty.stop()
+
+
+async def test_a_peer_that_does_not_read_holds_up_no_stop(
+        served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    await served.server.stop()
+    monkeypatch.setattr(http, "STOP_TIMEOUT_S", 0.1)
+    served.problem = "x" * (1 << 20)
+    hasty = served.another()
+    await hasty.start()
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n" * 100)
+        assert (await served.get("/readyz"))[0] == 503
+        async with asyncio.timeout(20):
+            await hasty.stop()
