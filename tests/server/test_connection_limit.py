@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 import socket
+import ssl
 from pathlib import Path
 
 import grpc
@@ -26,16 +27,6 @@ from elastickv.server.h2.listening import Listener
 LIMIT = 8
 
 
-@pytest.fixture(params=[FRONT_GRPC, FRONT_H2])
-def front(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=["plain", "tls"])
-def tls(request: pytest.FixtureRequest, tmp_path: Path) -> TlsFiles | None:
-    return make_tls(tmp_path) if request.param == "tls" else None
-
-
 def make_tls(tmp_path: Path) -> TlsFiles:
     certs.create_ca(tmp_path)
     certs.create_node(tmp_path, "n1")
@@ -44,11 +35,15 @@ def make_tls(tmp_path: Path) -> TlsFiles:
     return TlsFiles(pair.cert, pair.key, tmp_path / "ca.crt")
 
 
+def alice(tls: TlsFiles) -> certs.CertificatePair:
+    return certs.pair_paths(tls.ca.parent, "alice")
+
+
 async def get(address: str, tls: TlsFiles | None) -> None:
     if tls is None:
         opened = grpc.aio.insecure_channel(address)
     else:
-        pair = certs.pair_paths(tls.ca.parent, "alice")
+        pair = alice(tls)
         opened = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(
             tls.ca.read_bytes(), pair.key.read_bytes(), pair.cert.read_bytes()))
     async with opened as channel:
@@ -79,8 +74,14 @@ class Silent:
         self.writer.transport.abort()
 
 
+@pytest.mark.parametrize(("front", "with_tls"), [
+    pytest.param(FRONT_GRPC, False, id="grpc, plain"),
+    pytest.param(FRONT_GRPC, True, id="grpc, handshakes"),
+    pytest.param(FRONT_H2, False, id="h2, plain"),
+])
 async def test_those_beyond_the_limit_are_closed_and_the_others_served(
-        front: str, tls: TlsFiles | None) -> None:
+        tmp_path: Path, front: str, with_tls: bool) -> None:
+    tls = make_tls(tmp_path) if with_tls else None
     node = MemoryNode(front=front, tls=tls, accept_loops=1, max_connections=LIMIT)
     async with running(node):
         silent = [Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
@@ -93,6 +94,64 @@ async def test_those_beyond_the_limit_are_closed_and_the_others_served(
             each.close()
         for _ in range(3 * LIMIT):  # one after the other: what is over does not count
             await eventually_served(node, tls)
+
+
+async def test_a_handshake_makes_room_and_a_client_that_is_served_does_not(
+        tmp_path: Path) -> None:
+    tls = make_tls(tmp_path)
+    context = ssl.create_default_context(cafile=str(tls.ca))
+    context.load_cert_chain(alice(tls).cert, alice(tls).key)
+    context.set_alpn_protocols(["h2"])
+    node = MemoryNode(front=FRONT_H2, tls=tls, max_connections=LIMIT)
+    async with running(node):
+        shaking = [Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+                   for _ in range(LIMIT)]
+        clients = []
+        for oldest in shaking:
+            clients.append(Silent(*await asyncio.open_connection(
+                "127.0.0.1", node.server.port, ssl=context)))
+            await eventually(lambda oldest=oldest: oldest.ended)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await get(node.address, tls)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not any(each.ended for each in clients)
+        for each in (*shaking, *clients):
+            each.close()
+        for _ in range(3 * LIMIT):
+            await eventually_served(node, tls)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.parametrize(("at_once", "kept"), [
+    pytest.param(64, range(2 * LIMIT, 3 * LIMIT), id="the newest are kept"),
+    pytest.param(2, range(2, 2 + LIMIT), id="few descriptors are given up at once"),
+    pytest.param(0, range(LIMIT), id="none is"),
+])
+async def test_handshakes_that_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            at_once: int, kept: range) -> None:
+    """They are accepted in one pass of the loop: no handshake has begun when the next comes."""
+    monkeypatch.setattr(h2_front, "MAX_ENDING", at_once)
+    node = MemoryNode(front=FRONT_H2, tls=make_tls(tmp_path), max_connections=LIMIT)
+    async with running(node):
+        crowd = [socket.create_connection(("127.0.0.1", node.server.port))
+                 for _ in range(3 * LIMIT)]
+        front = node.server._front
+        assert isinstance(front, h2_front.H2Front)
+        await eventually(lambda: len(front._handshakes) == LIMIT and not front._ending)
+        assert [number for number, each in enumerate(crowd) if is_open(each)] == [*kept]
+        for each in crowd:
+            each.close()
+        await eventually(lambda: not front._handshakes)
+
+
+def is_open(sock: socket.socket) -> bool:
+    """The other side has not closed it."""
+    try:
+        return bool(sock.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 async def eventually_served(node: MemoryNode, tls: TlsFiles | None) -> None:
@@ -121,12 +180,12 @@ async def test_a_handshake_that_never_ends_is_given_up(
 async def test_a_stop_ends_handshakes(tmp_path: Path) -> None:
     node = MemoryNode(front=FRONT_H2, tls=make_tls(tmp_path), max_connections=1)
     await node.start()
-    silent = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
-    refused = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
-    await eventually(lambda: refused.ended)
-    assert not silent.ended
+    first = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+    second = Silent(*await asyncio.open_connection("127.0.0.1", node.server.port))
+    await eventually(lambda: first.ended)
+    assert not second.ended
     await node.stop()
-    await eventually(lambda: silent.ended)
+    await eventually(lambda: second.ended)
 
 
 async def test_a_process_without_descriptors_accepts_later(

@@ -6,6 +6,9 @@ import asyncio
 import math
 import socket
 import ssl
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 from elastickv import logs
 from elastickv.config import TlsFiles
@@ -19,15 +22,36 @@ from elastickv.tls import listener_context
 
 MIN_BUFFERED_BYTES = 64 << 20
 MIN_WAITING_BYTES = 256 << 20
+MAX_ENDING = 64
+"""Of handshakes in one pass of the loop: their descriptors are free in the next."""
 TLS_TIMEOUT_S = 10.0
 WARN_EVERY_S = 60.0
 
 log = logs.get_logger(__name__)
 
 
+class _Handshake:
+    """A connection that is not up yet."""
+
+    __slots__ = ("begun", "socket", "task")
+
+    def __init__(self, accepted: socket.socket,
+                 shake_hands: Callable[[_Handshake], Coroutine[Any, Any, None]]) -> None:
+        self.socket = accepted
+        self.begun = False  # the loop owns the socket
+        self.task = asyncio.get_running_loop().create_task(shake_hands(self))
+
+    def end(self) -> None:
+        """Close it."""
+        self.task.cancel()
+        if not self.begun:
+            self.socket.close()
+
+
 class H2Front:
     """Serves a table of methods on one port, at most `max_connections` at a time. Handshakes count:
-    they hold descriptors like any other connection, and anybody can begin one."""
+    they hold descriptors like any other connection, and anybody can begin one. So the oldest one,
+    which had the most time, makes room for a newcomer; a client that is served never does."""
 
     def __init__(self, services: Services, *, max_message_bytes: int,
                  max_connections: int = MAX_CONNECTIONS) -> None:
@@ -39,7 +63,8 @@ class H2Front:
         self._context: ssl.SSLContext | None = None
         self._warned_at = -math.inf
         self._stopping = False
-        self._handshakes: dict[H2Connection, asyncio.Task[None]] = {}
+        self._handshakes: dict[H2Connection, _Handshake] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._connections: set[H2Connection] = set()
         self._all_gone = asyncio.Event()
         self._all_gone.set()
@@ -55,24 +80,36 @@ class H2Front:
 
     def _accepted(self, accepted: socket.socket) -> None:
         if len(self._handshakes) + len(self._connections) >= self._max_connections:
-            accepted.close()
             self._warn()
-            return
+            if not self._make_room():
+                accepted.close()
+                return
         connection = H2Connection(self._table, self._limits, self._opened, self._closed)
-        self._handshakes[connection] = asyncio.get_running_loop().create_task(
-            self._shake_hands(connection, accepted))
+        self._handshakes[connection] = _Handshake(
+            accepted, partial(self._shake_hands, connection))
+
+    def _make_room(self) -> bool:
+        """Give up the oldest handshake, if there is one. Without TLS a connection is up at once."""
+        if self._context is None or not self._handshakes or len(self._ending) >= MAX_ENDING:
+            return False
+        handshake = self._handshakes.pop(next(iter(self._handshakes)))
+        handshake.end()
+        self._ending.add(handshake.task)
+        handshake.task.add_done_callback(self._ending.discard)
+        return True
 
     def _warn(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._warned_at + WARN_EVERY_S:
             self._warned_at = now
-            log.warning("client connections are refused: there are too many",
+            log.warning("client connections are closed: there are too many",
                         handshakes=len(self._handshakes), connections=len(self._connections))
 
-    async def _shake_hands(self, connection: H2Connection, accepted: socket.socket) -> None:
+    async def _shake_hands(self, connection: H2Connection, handshake: _Handshake) -> None:
+        handshake.begun = True
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection, accepted, ssl=self._context,
+                lambda: connection, handshake.socket, ssl=self._context,
                 ssl_handshake_timeout=None if self._context is None else TLS_TIMEOUT_S)
         except OSError as error:  # ssl.SSLError is one
             log.debug("handshake failed", error=type(error).__name__, reason=str(error))
@@ -96,7 +133,7 @@ class H2Front:
         self._stopping = True
         self._listener.close()
         for handshake in list(self._handshakes.values()):
-            handshake.cancel()
+            handshake.end()
         for connection in list(self._connections):
             connection.go_away()
         try:
