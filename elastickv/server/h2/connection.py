@@ -25,7 +25,7 @@ import grpc
 
 from elastickv import audit, logs
 from elastickv.errors import Overloaded
-from elastickv.server.errors import CANCELLED, Status, refusal_of, time_for_call
+from elastickv.server.errors import CANCELLED, Status, refusal_of, status_of, time_for_call
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
 from elastickv.server.h2.head import Head, HeadReader, Table
@@ -325,8 +325,7 @@ class H2Connection(asyncio.Protocol):
                 queue.put_nowait(message)
                 self._count_queued(call, len(message))
         if self._buffered > self._limits.max_buffered_bytes:
-            raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                             "the connection's unfinished requests are too large")
+            raise _too_much_unfinished(call)
         if queue is None:
             if messages:
                 self._take_unary(call, messages)
@@ -569,6 +568,16 @@ class H2Connection(asyncio.Protocol):
             if self._out:
                 self._flush()
             self._transport.close()
+
+
+def _too_much_unfinished(call: Call) -> BadMessage:
+    """The refusal of a call whose request is not whole, or goes on after the one that is served:
+    what became of that is not said."""
+    problem = "the connection's unfinished requests are too large"
+    if call.task is not None:
+        return BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+    return BadMessage(*status_of(Overloaded(
+        problem, remedy="send fewer large requests at a time, or over more connections")))
 
 
 def _caller_of(transport: asyncio.Transport | None) -> str:

@@ -583,9 +583,30 @@ async def test_unfinished_requests_are_bounded(node: MemoryNode, peer: H2Peer) -
         for part in range(parts):
             peer.data(2 * number + 1, message if part == 0 else bytes(MAX_FRAME_BYTES), end=False)
         await peer.settle()
-    statuses = [answer.grpc_status for answer in peer.answers.values() if answer.ended]
-    assert grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] in statuses
+    refused = [answer.fields for answer in peer.answers.values() if answer.ended]
+    assert refused
+    for fields in refused:
+        assert fields["grpc-status"] == str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+        assert (fields["elastickv-error"], fields["elastickv-outcome"]) == (
+            "Overloaded", "not-applied")
     await still_serves(node)
+
+
+async def test_what_follows_a_request_that_is_served_tells_nothing_of_its_outcome(
+        node: MemoryNode, peer: H2Peer) -> None:
+    front = node.server._front
+    front._limits = replace(front._limits, max_buffered_bytes=100)  # type: ignore[union-attr]
+    peer.close()
+    peer = await H2Peer.connect(node.server.port)
+    node.faults.hold = asyncio.Event()
+    peer.headers(1)
+    peer.data(1, wire.prefixed(PUT), end=False)
+    await eventually(lambda: node.faults.before == ["write"])
+    peer.data(1, wire.prefixed(bytes(200))[:150], end=False)
+    answer = await peer.answer(1)
+    assert answer.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert not any(name.startswith("elastickv-") for name in answer.fields)
+    peer.close()
 
 
 def watch_message(size: int) -> bytes:
