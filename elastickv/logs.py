@@ -5,17 +5,20 @@ of its type. User keys, values, wrapped DEKs and log payloads are all `bytes` in
 base, so none of them can reach a log line through a field, at any level. Exceptions are logged by
 type, message and source lines, without locals.
 
-Logging never fails: a line that cannot be written (a full disk, a pipe without a reader) is
-dropped, and how many were is said once lines can be written again.
+Logging never fails and never waits: a line that cannot be written (a full disk, a pipe that nobody
+reads) is dropped, and how many were is said once lines can be written again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import io
 import logging
 import os
+import select
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import PurePath
@@ -99,6 +102,10 @@ class LineOutput:
 
     Past the stream's own buffer where it has a descriptor: what such a buffer cannot get rid of
     makes every later write fail, and the process's exit as well.
+
+    Nor is a slow reader waited for: a line of up to `select.PIPE_BUF` bytes is written whole or
+    dropped. What has no room of a longer one that was begun is kept, and written before any other
+    line; those that come meanwhile are dropped. It is lost at the process's exit.
     """
 
     def __init__(self, stream: TextIO | None, notice: Callable[[int], str]) -> None:
@@ -107,20 +114,27 @@ class LineOutput:
         self._notice = notice
         self._dropped = 0
         self._torn = False
+        self._rest = b""
+        # Lines come from every thread. A signal's handler may log in the middle of one.
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Write one line. Raises nothing."""
-        try:
-            if self._dropped:
-                self._put(self._notice(self._dropped))
-                self._dropped = 0
-            self._put(text)
-        except (OSError, ValueError):
-            self._dropped += 1
+        with self._lock:
+            try:
+                if self._dropped:
+                    self._put(self._notice(self._dropped))
+                    self._dropped = 0
+                self._put(text)
+            except BlockingIOError:
+                self._dropped += 1
+            except (OSError, ValueError):
+                self._dropped += 2 if self._rest else 1
+                self._rest = b""
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is kept back that could be written."""
 
     def _put(self, text: str) -> None:
         stream = self._stream
@@ -132,12 +146,28 @@ class LineOutput:
             stream.write(text)
             stream.flush()
             return
+        if self._rest:
+            self._rest = self._send(descriptor, self._rest)
+            if self._rest:
+                raise BlockingIOError
         # A line that was cut off must not swallow the next one.
-        view = memoryview((("\n" if self._torn else "") + text).encode(errors="backslashreplace"))
-        while view:
-            view = view[os.write(descriptor, view):]
-            self._torn = True
-        self._torn = False
+        line = (("\n" if self._torn else "") + text).encode(errors="backslashreplace")
+        rest = self._send(descriptor, line)
+        if len(rest) == len(line):
+            raise BlockingIOError
+        self._rest = rest
+
+    def _send(self, descriptor: int, content: bytes) -> bytes:
+        """Write what has room; the rest. O_NONBLOCK would do, but it would hold for every process
+        that shares the pipe."""
+        room = select.poll()
+        room.register(descriptor, select.POLLOUT)
+        view = memoryview(content)
+        with contextlib.suppress(BlockingIOError):  # another process took the room
+            while view and room.poll(0):  # an error counts as room: the write tells it
+                view = view[os.write(descriptor, view[:select.PIPE_BUF]):]
+                self._torn = bool(view)
+        return bytes(view)
 
 
 def configure(level: str = "info", log_format: str = "json", *,

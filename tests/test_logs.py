@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import fcntl
 import io
 import json
 import logging
@@ -225,3 +226,64 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next(tmp_path: Path, resto
     cut, *rest = path.read_text().splitlines()
     assert len(cut) == 20
     assert [json.loads(line)["event"] for line in rest] == ["log lines were dropped", "whole"]
+
+
+@pytest.fixture
+def pipe(restored: None) -> Iterator[tuple[int, TextIO]]:
+    """A pipe of two pages with both ends open: what reads, and what logs go to."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 8192)
+    with os.fdopen(writer, "w") as stream:
+        logs.configure("info", "json", stream=stream)
+        yield reader, stream
+        with contextlib.suppress(OSError):
+            os.close(reader)
+
+
+def events_in(content: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody(pipe: tuple[int, TextIO]) -> None:
+    reader, _ = pipe
+    log = logs.get_logger("x")
+    for number in range(200):
+        log.info("event", number=number, text="x" * 1000)
+    read = events_in(os.read(reader, 1 << 20))
+    assert [event["number"] for event in read] == [*range(len(read))]
+    assert 0 < len(read) < 10
+    log.info("first")
+    dropped, first = events_in(os.read(reader, 1 << 20))
+    assert (dropped["event"], dropped["lines"]) == ("log lines were dropped", 200 - len(read))
+    assert first["event"] == "first"
+
+
+def test_a_long_line_goes_on_where_the_reader_goes_on(pipe: tuple[int, TextIO]) -> None:
+    reader, _ = pipe
+    log = logs.get_logger("x")
+    log.info("long", text="x" * 20_000)
+    read = b""
+    for number in range(2):
+        log.info("while it waits", number=number)
+        read += os.read(reader, 1 << 20)
+    log.info("last")
+    long, dropped, last = events_in(read + os.read(reader, 1 << 20))
+    assert (long["event"], long["text"]) == ("long", "x" * 20_000)
+    assert (dropped["event"], dropped["lines"]) == ("log lines were dropped", 2)
+    assert last["event"] == "last"
+
+
+def test_a_long_line_whose_reader_leaves_is_nobodys_failure(pipe: tuple[int, TextIO],
+                                                            tmp_path: Path) -> None:
+    reader, stream = pipe
+    log = logs.get_logger("x")
+    log.info("long", text="x" * 20_000)
+    os.close(reader)
+    log.info("unread")
+    path = tmp_path / "log"
+    with path.open("w") as other:  # the stream's descriptor leads elsewhere, as after a rotation
+        os.dup2(other.fileno(), stream.fileno())
+    log.info("last")
+    dropped, last = events_in(path.read_bytes().strip())
+    assert (dropped["event"], dropped["lines"]) == ("log lines were dropped", 2)
+    assert last["event"] == "last"
