@@ -20,6 +20,7 @@ from elastickv.server.aio_front import AioFront
 from elastickv.server.audited import audited
 from elastickv.server.authorized import authorized
 from elastickv.server.h2.front import H2Front
+from elastickv.server.h2.listening import bind_each
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
 from elastickv.server.measure import measured
@@ -41,14 +42,14 @@ def probe_port(host: str, port: int) -> int:
     first tried without it.
     """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
+        probes = bind_each(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except OSError as error:
         raise BindFailed(f"cannot listen on {host}:{port}: {error.strerror}",
                          remedy="stop what uses it, or choose another --address") from None
+    port = int(probes[0].getsockname()[1])
+    for probe in probes:
+        probe.close()
+    return port
 
 
 def services_of(kv: KvApi, encryption: EncryptionApi, membership: MembershipApi,

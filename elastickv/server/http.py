@@ -13,6 +13,7 @@ from an answer.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -21,6 +22,7 @@ from aiohttp import web
 from elastickv.errors import BindFailed, ElasticKVError
 from elastickv.metrics import Metrics
 from elastickv.raft.engine import RaftEngine
+from elastickv.server.h2.listening import bind_each
 
 MAX_CONNECTIONS: Final = 64
 IDLE_TIMEOUT_S = 10.0
@@ -64,7 +66,10 @@ class HttpServer:
         self._runner = web.ServerRunner(server, shutdown_timeout=STOP_TIMEOUT_S)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
+            addresses = await asyncio.get_running_loop().getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM)
+            for bound in bind_each(addresses):
+                await web.SockSite(self._runner, bound).start()
         except OSError as error:
             raise BindFailed(f"cannot listen on {self._host}:{self._port}: {error.strerror}",
                              remedy="choose another --metrics-address") from None

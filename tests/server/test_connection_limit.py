@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import resource
 import socket
@@ -219,27 +218,4 @@ async def test_a_process_without_descriptors_accepts_later(
                 os.close(descriptor)
         await eventually(lambda: bool(accepted))
     accepted[0].close()
-    listener.close()
-
-
-async def test_a_host_is_listened_on_where_the_machine_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name may have an IPv6 address although the kernel has no IPv6."""
-    class WithoutIpv6(socket.socket):
-        def __init__(self, family: int, kind: int) -> None:
-            if family == socket.AF_INET6:
-                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-            super().__init__(family, kind)
-
-    async def both(*arguments: object, **options: object) -> list[tuple[object, ...]]:
-        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
-                (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))][:count]
-
-    monkeypatch.setattr(listening.socket, "socket", WithoutIpv6)
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
-    count = 1
-    with pytest.raises(OSError, match=os.strerror(errno.EAFNOSUPPORT)):
-        await Listener(lambda accepted: accepted.close()).open("localhost", 0)
-    count = 2
-    listener = Listener(lambda accepted: accepted.close())
-    assert await listener.open("localhost", 0) > 0
     listener.close()

@@ -10,13 +10,51 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 BACKLOG: Final = 1024
 PAUSE_S: Final = 1.0
 
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# As on a machine without IPv6, and on one where it is switched off.
+_NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def bind_each(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
+    """A socket for every address of `getaddrinfo` that this machine has. Raises `OSError`, also
+    where it has none of them."""
+    sockets: list[socket.socket] = []
+    problem = errno.EADDRNOTAVAIL
+    try:
+        for family, _, _, _, address in dict.fromkeys(addresses):
+            try:
+                sockets.append(_bind(family, address))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                problem = error.errno
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    if not sockets:
+        raise OSError(problem, os.strerror(problem))
+    return sockets
+
+
+def _bind(family: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 class Listener:
@@ -30,26 +68,13 @@ class Listener:
         """Listen; the port. Raises `OSError`."""
         addresses = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        problem = errno.EADDRNOTAVAIL
+        self._sockets = bind_each(addresses)
         try:
-            for family, _, _, _, address in dict.fromkeys(addresses):
-                try:
-                    listening = socket.socket(family, socket.SOCK_STREAM)
-                except OSError as error:  # such as on a machine without IPv6
-                    problem = error.errno or problem
-                    continue
-                self._sockets.append(listening)
-                listening.setblocking(False)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listening.bind(address)
+            for listening in self._sockets:
                 listening.listen(BACKLOG)
         except OSError:
             self.close()
             raise
-        if not self._sockets:
-            raise OSError(problem, os.strerror(problem))
         for listening in self._sockets:
             self._resume(listening)
         return int(self._sockets[0].getsockname()[1])
