@@ -25,7 +25,7 @@ import lmdb
 from elastickv.errors import JOIN_ANEW_REMEDY, ExitCode, StoreCorrupt
 from elastickv.logs import get_logger
 from elastickv.store.audit import audit_file
-from elastickv.store.lmdb_environment import CORRUPT_ERRORS
+from elastickv.store.lmdb_environment import CORRUPT_ERRORS, prepare_lock_file
 
 _PINNED = b"pinned\n"
 
@@ -43,8 +43,10 @@ class BackgroundAudit:
     """A child process that audits `path`. The constructor returns when the state is pinned."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `StoreCorrupt` when the child finds damage before it has pinned anything."""
+        """Raises `StoreCorrupt` when the child finds damage before it has pinned anything, and
+        `DiskFull`. This process must not have the file open."""
         self._path = path
+        prepare_lock_file(path)
         # S603: a fixed argument list of this interpreter and this package.
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(path)], stdin=subprocess.DEVNULL,

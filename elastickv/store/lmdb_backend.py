@@ -28,7 +28,7 @@ from elastickv.durable import Disk, OsDisk
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, StoreCorrupt
 from elastickv.store.audit import audit_file
 from elastickv.store.audit_process import BackgroundAudit
-from elastickv.store.lmdb_environment import Environment, LmdbView
+from elastickv.store.lmdb_environment import Environment, LmdbView, lock_file_of
 from elastickv.store.records import crc32c
 from elastickv.store.tables import BackendStats, Item, MapFull, Table, WriteBatch
 
@@ -38,7 +38,6 @@ INLINE_AUDIT_BYTES = 256 << 20
 """Audited in about half a second."""
 
 _CURRENT = "CURRENT"
-_LOCK = "-lock"
 _NEW = ".new"
 _GENERATION = re.compile(r"gen-(\d{8})\.mdb(-lock)?")
 
@@ -186,10 +185,10 @@ class LmdbBackend:
         """Make an empty first generation; under its name only when it is complete."""
         path = self._path_of(1)
         new = path.with_name(path.name + _NEW)
-        for leftover in (new, new.with_name(new.name + _LOCK)):
+        for leftover in (new, lock_file_of(new)):
             self._disk.remove(leftover)
         Environment(new, self._initial_map_bytes).close()
-        self._disk.remove(new.with_name(new.name + _LOCK))
+        self._disk.remove(lock_file_of(new))
         self._disk.rename(new, path)
 
     def _open(self, generation: int) -> Environment:
@@ -263,7 +262,11 @@ class LmdbBackend:
     def begin_import(self) -> LmdbImport:
         self._remove_leftovers()
         generation = self._generation + 1
-        return LmdbImport(self, generation, self._path_of(generation))
+        try:
+            return LmdbImport(self, generation, self._path_of(generation))
+        except DiskFull:
+            self.remove_generation(generation)
+            raise
 
     def switch(self, generation: int) -> None:
         """Make `generation` current, durably, and drop the one before. Raises `DiskFull` without
@@ -283,7 +286,7 @@ class LmdbBackend:
             raise ValueError("the current generation cannot be removed")
         path = self._path_of(generation)
         self._disk.remove(path)
-        self._disk.remove(path.with_name(path.name + _LOCK))
+        self._disk.remove(lock_file_of(path))
 
     def close(self) -> None:
         self._stop_audit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,10 @@ PAGE_BYTES = 4096
 
 PROBE_BYTES = 4 << 20
 
-_MAX_READERS = 64
+_MAX_READERS = 126
+LOCK_FILE_BYTES = 8192
+"""What LMDB's lock file takes for that many readers, which are also its default."""
+
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CORRUPT_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError,
                   lmdb.VersionMismatchError, lmdb.IncompatibleError, lmdb.BadTxnError,
@@ -62,6 +66,36 @@ def has_room(path: Path) -> bool:
         return error.errno not in _FULL_ERRNOS
 
 
+def lock_file_of(path: Path) -> Path:
+    """Where LMDB keeps the locks and readers of the file at `path`."""
+    return path.with_name(path.name + "-lock")
+
+
+def prepare_lock_file(path: Path) -> None:
+    """See to it that the lock file of `path` has its blocks. Raises `DiskFull`.
+
+    LMDB makes one as a hole and fills it through a map, where a full disk is a signal (SIGBUS) and
+    no error. One that is long enough it takes as it is. Only the missing end is written, since
+    another process may be using the rest; and this one must not have `path` open, because closing
+    any descriptor of the lock file drops its locks.
+    """
+    lock_file = lock_file_of(path)
+    try:
+        if lock_file.exists() and lock_file.stat().st_size >= LOCK_FILE_BYTES:
+            return
+        descriptor = os.open(lock_file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            while size < LOCK_FILE_BYTES:
+                size += os.pwrite(descriptor, bytes(LOCK_FILE_BYTES - size), size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _FULL_ERRNOS:
+            raise_full()
+        raise
+
+
 class Environment:
     """One open LMDB file with its databases and totals."""
 
@@ -71,6 +105,7 @@ class Environment:
 
     def _open(self, map_bytes: int) -> None:
         self.env: Any = None
+        prepare_lock_file(self.path)
         try:
             self.env = lmdb.open(
                 str(self.path), subdir=False, mode=0o600, map_size=map_bytes,
@@ -86,10 +121,18 @@ class Environment:
             self.totals = self._read_totals()
         except lmdb.Error as error:
             self.close()
-            raise_typed(error)
+            self._raise_typed(error)
         except BaseException:
             self.close()
             raise
+
+    def _raise_typed(self, error: lmdb.Error) -> NoReturn:
+        """`raise_typed` after a write."""
+        # LMDB calls a short write, which is how a disk fills up, an I/O error. Nothing was
+        # committed then, and a repetition writes every page of the batch again.
+        if getattr(error, "code", 0) == errno.EIO and not has_room(self.path):
+            raise_full()
+        raise_typed(error)
 
     def _read_totals(self) -> dict[Table, Totals]:
         totals = {}
@@ -117,11 +160,7 @@ class Environment:
                         txn.put(name, records.protect(Table.META, name, totals[table].encode()),
                                 db=self.totals_database)
         except lmdb.Error as error:
-            # LMDB calls a short write, which is how a disk fills up, an I/O error. Nothing was
-            # committed then, and a repetition writes every page of the batch again.
-            if error.code == errno.EIO and not has_room(self.path):
-                raise_full()
-            raise_typed(error)
+            self._raise_typed(error)
         self.totals = totals
 
     def _apply(self, txn: Any, table: Table, batch: WriteBatch, totals: Totals) -> None:

@@ -22,6 +22,7 @@ from elastickv.store.audit import audit_file, audit_image, newest_meta
 from elastickv.store.audit_process import BackgroundAudit, main
 from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
+from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import Table, WriteBatch
 from elastickv.store.values import plain_record
@@ -401,6 +402,20 @@ def test_an_audit_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.Mo
     backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
     assert not backend.poll_audit()
     backend.close()
+
+
+def test_an_audit_process_finds_a_lock_file_with_blocks(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk LMDB would die of a signal where it makes one, which looks like damage."""
+    path = build(tmp_path)
+    lock_file_of(path).unlink()
+    said = tmp_path / "said"
+    watching = tmp_path / "watching"
+    watching.write_text(f"#!/bin/sh\nwc -c < {lock_file_of(path)} > {said}\nexit 1\n")
+    watching.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(watching))
+    BackgroundAudit(path).stop()
+    assert int(said.read_text()) == LOCK_FILE_BYTES
 
 
 def test_closing_ends_the_audit(tmp_path: Path) -> None:

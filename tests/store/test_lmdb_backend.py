@@ -12,11 +12,14 @@ import textwrap
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 
 from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
 from elastickv.store.lmdb_backend import LmdbBackend, decode_current, encode_current
+from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
 from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.tables import MapFull, Table, WriteBatch
@@ -300,6 +303,94 @@ def test_an_import_on_a_full_file_system(small_disk: Path, tmp_path: Path) -> No
     target.flush_now()
     source.close()
     target.close()
+
+
+EVERY_AMOUNT_OF_ROOM = """
+    import os, sys
+    from pathlib import Path
+    from elastickv.errors import DiskFull
+    from elastickv.store.lmdb_backend import LmdbBackend
+
+    directory = Path(sys.argv[1])
+    backend = LmdbBackend(directory / "store")
+    ballast = os.open(directory / "ballast", os.O_CREAT | os.O_WRONLY)
+    size = 0
+    for piece in (1 << 20, 4096, 1):
+        try:
+            while True:
+                size += os.write(ballast, bytes(piece))
+        except OSError:
+            pass
+    refused = 0
+    while True:
+        try:
+            backend.begin_import().discard()
+            break
+        except DiskFull:
+            refused += 1
+            assert not list(directory.glob("store/gen-00000002*"))
+        size -= 4096
+        os.ftruncate(ballast, size)
+    print(refused > 2, refused < 30)
+"""
+
+
+def test_an_import_begins_or_is_refused_on_every_amount_of_room(small_disk: Path) -> None:
+    """In a process of its own: LMDB makes its lock file through a map, where a full disk kills."""
+    done = run_child(EVERY_AMOUNT_OF_ROOM, str(small_disk))
+    assert (done.returncode, done.stdout) == (0, "True True\n"), done.stderr
+
+
+def test_lmdb_never_finds_a_lock_file_without_blocks(tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated: list[int] = []
+    real_open = lmdb.open
+
+    def watched(path: str, **options: Any) -> Any:
+        allocated.append(lock_file_of(Path(path)).stat().st_blocks * 512)
+        return real_open(path, **options)
+
+    monkeypatch.setattr(lmdb, "open", watched)
+    backend = LmdbBackend(tmp_path)
+    backend.begin_import().install()
+    backend.close()
+    lock_file_of(tmp_path / "gen-00000002.mdb").unlink()
+    LmdbBackend(tmp_path).close()
+    assert len(allocated) == 5
+    assert min(allocated) >= LOCK_FILE_BYTES
+
+
+@pytest.mark.parametrize("content", [
+    None, b"", b"in use" * 700, b"in use" * 1_365 + b"..", b"in use" * 2_000,
+], ids=["absent", "empty", "shorter", "whole", "longer"])
+def test_what_a_lock_file_holds_stays(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        lock_file_of(path).write_bytes(content)
+    prepare_lock_file(path)
+    content = content or b""
+    assert lock_file_of(path).read_bytes() == content.ljust(LOCK_FILE_BYTES, b"\0")
+
+
+def test_lmdb_takes_a_prepared_lock_file_as_it_is(tmp_path: Path) -> None:
+    """Neither cut nor grown, by the node or a second process; the node's readers stay in it."""
+    backend = LmdbBackend(tmp_path)
+    view = backend.view()
+    path = tmp_path / "gen-00000001.mdb"
+    other = run_child("""
+        import pathlib, sys
+        import lmdb
+        from elastickv.store.lmdb_environment import prepare_lock_file
+        path = pathlib.Path(sys.argv[1])
+        prepare_lock_file(path)
+        with lmdb.open(str(path), subdir=False, readonly=True) as environment:
+            with environment.begin():
+                print(environment.readers().count("\\n"), environment.info()["max_readers"])
+        """, str(path))
+    assert other.stdout == f"3 {backend._environment.env.info()['max_readers']}\n", other.stderr
+    assert lock_file_of(path).stat().st_size == LOCK_FILE_BYTES
+    view.close()
+    backend.close()
 
 
 WRITER = """
