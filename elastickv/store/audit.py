@@ -213,7 +213,8 @@ class _Walk:
         lists = [(leaf[0], self.data_of(leaf, "free"))
                  for leaf in self.leaves(self._meta.free, "free")]
         for key, data in lists:
-            if len(key) != 8 or _number(key) > self._meta.transaction or len(data) % 8:
+            if len(key) != 8 or _number(key) > self._meta.transaction or not data or (
+                    len(data) % 8):
                 _fail("a free-list entry does not parse")
             count, *numbers = struct.unpack(f"={len(data) // 8}Q", data)
             if count > len(numbers):

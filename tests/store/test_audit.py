@@ -217,6 +217,26 @@ def test_a_live_page_in_the_free_list_is_refused(image: mmap.mmap) -> None:
     assert not passes(image)
 
 
+def test_a_free_list_entry_of_no_bytes_is_refused(image: mmap.mmap) -> None:
+    """On a page that is packed as it should be."""
+    number = newest_meta(image).free.root
+    page = bytes(image[number * PAGE:(number + 1) * PAGE])
+    content, slots = b"", []
+    for offset in offsets_of(image, number):
+        low, high, flags, key_bytes = fmt.NODE_HEADER.unpack_from(page, offset)
+        assert (flags, key_bytes) == (0, 8)
+        size = low | high << 16 if slots else 0
+        node = fmt.NODE_HEADER.pack(size & 0xFFFF, size >> 16, 0, 8) + page[
+            offset + fmt.NODE_HEADER_BYTES:offset + fmt.NODE_HEADER_BYTES + 8 + size]
+        content = node + content
+        slots.append(PAGE - len(content))
+    assert slots
+    head = page[:14] + struct.pack("=H", slots[-1]) + struct.pack(f"={len(slots)}H", *slots)
+    image[number * PAGE:(number + 1) * PAGE] = head.ljust(slots[-1], b"\0") + content
+    assert newest_meta(image).free.root == number
+    assert not passes(image)
+
+
 def test_a_stale_page_is_refused(tmp_path: Path) -> None:
     """An older copy of a page has checksums that fit; only the totals tell."""
     backend = LmdbBackend(tmp_path)
