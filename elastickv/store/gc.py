@@ -8,6 +8,9 @@ by its own clock what an older entry that it has still to apply will compare wit
 A pass walks the whole table in bounded steps, each one job between two flushes; walking checks
 every record's checksum as well, so that damage at rest is found before a client asks for it. A key
 with more versions than a step takes is compacted in several steps: see `removable`.
+
+Each step has the horizon of its own moment, and none waits while there is much to remove: else a
+pass that takes long would leave behind what came meanwhile, and the next one would take longer yet.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ DEFAULT_RETENTION_MS = 3_600_000
 STEP_ENTRIES = 2_000
 STEP_BYTES = 8 << 20
 STEP_DELAY_S = 0.1
+BUSY_SHARE = 4
+"""While more than one in so many of the versions that were walked was removed, steps follow each
+other at once: the table then holds about a third more than the retention window fills. The share is
+that of a whole pass, because a step alone may see nothing but the new versions of one key."""
 PASS_DELAY_S = 300.0
 
 
@@ -53,7 +60,8 @@ def removable(versions: Sequence[StoredVersion], horizon_ts: int, *,
     horizon finds: it stays unless it is a tombstone or had expired by then. All older ones go.
 
     Without the key's oldest versions (not `complete`) that newest one stays in any case: it hides
-    them until they are gone. Without its newest ones, above the horizon, nothing changes.
+    them until they are gone. Without its newest ones, whether above the horizon or not, what goes
+    may go: at most one version more than needed stays.
     """
     position = witness(versions, horizon_ts)
     if position is None:
@@ -86,12 +94,13 @@ class CompactionStep(Job):
         self._start = start
         self._horizon_ts = horizon_ts
         self.next_start = b""
+        self.walked = 0
         self.removed = 0
 
     def _work(self) -> None:
         doomed: list[StoredVersion] = []
         group: list[StoredVersion] = []
-        byte_count = 0
+        byte_count = seen = 0
         for seen, (store_key, record) in enumerate(self._view.iterate(Table.MVCC, self._start)):
             full = seen >= STEP_ENTRIES or byte_count >= STEP_BYTES
             if group and store_key[:-TIMESTAMP_BYTES] != group[0].store_key[:-TIMESTAMP_BYTES]:
@@ -111,6 +120,7 @@ class CompactionStep(Job):
                                        dek_id_of(record)))
         else:
             doomed += removable(group, self._horizon_ts)
+        self.walked = seen
         if doomed:
             counts = without(self._counts, (version.dek_id for version in doomed))
             self._backend.write(WriteBatch(
@@ -134,26 +144,31 @@ class Compactor:
         self._wall_ms = wall_ms
         self._retention_ms = retention_ms
         self._position: bytes | None = None
+        # Of this pass, and half of what was before it.
+        self._recently_walked = self._recently_removed = 0
+        self._busy = False
         self.removed = 0
         self.passes = 0
 
     def delay_s(self) -> float:
         """Seconds until the next step is due."""
-        return PASS_DELAY_S if self._position is None else STEP_DELAY_S
+        if self._position is None:
+            return PASS_DELAY_S
+        return 0.0 if self._busy else STEP_DELAY_S
 
     def begin(self) -> CompactionStep | None:
         """The next step, or None when there is nothing to compact or another job is under way."""
         store = self._store
         if store.busy:
             return None
+        horizon_ts = horizon(self._wall_ms(), store.durable_commit_ts, self._retention_ms)
         if self._position is None:
-            horizon_ts = horizon(self._wall_ms(), store.durable_commit_ts, self._retention_ms)
             if horizon_ts == 0:
                 return None
             self._position = b""
-            store.raise_horizon(horizon_ts)
-        # The store's, not the pass's: the clock may have stepped back, and a snapshot installed
-        # between two steps brings a horizon of its own, higher or lower.
+        # The store's counts: the clock may have stepped back, and a snapshot installed between two
+        # steps brings a horizon of its own, higher or lower.
+        store.raise_horizon(horizon_ts)
         step = CompactionStep(store.backend, store.backend.view(), self._position, store.horizon_ts,
                               store.dek_counts)
         store.begin_job(step)
@@ -163,12 +178,18 @@ class Compactor:
         """Take note that the step's `run` returned or raised."""
         step.release()
         self._store.finish_job(step)
+        self._busy = False
         if not step.done:
             return
+        self._recently_walked += step.walked
+        self._recently_removed += step.removed
+        self._busy = self._recently_removed * BUSY_SHARE > self._recently_walked
         self.removed += step.removed
         self._position = step.next_start or None
         if self._position is None:
             self.passes += 1
+            self._recently_walked //= 2
+            self._recently_removed //= 2
 
     def run_pass(self) -> int:
         """A whole pass at once, inline; the number of versions removed. For tests and tools."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastickv.clock import pack_timestamp
-from elastickv.errors import InvalidArgument
+from elastickv.clock import FakeClock, pack_timestamp
+from elastickv.durable import OsDisk
+from elastickv.errors import DiskFull, InvalidArgument
 from elastickv.store import gc
 from elastickv.store.gc import Compactor, StoredVersion, horizon, removable
 from elastickv.store.header import encode_header
-from elastickv.store.mvcc import Version, encode_store_key, select, visible
+from elastickv.store.memory_backend import MemoryBackend, Tables
+from elastickv.store.mvcc import Version, commit_ts_of, encode_store_key, select, visible
 from elastickv.store.mvcc_store import Store
 from elastickv.store.snapshot import StoreSnapshots
-from elastickv.store.tables import Table
+from elastickv.store.tables import Table, WriteBatch
 from elastickv.store.values import plain_record, tombstone_record
 from tests.store.conftest import LATEST, CountingView, OpenStore, open_backend
 
@@ -218,6 +222,40 @@ def test_steps_of_any_size_leave_what_one_step_leaves(
             store.close()
 
 
+@settings(deadline=None)
+@given(runs, st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 5))
+def test_no_permitted_read_changes_while_the_horizon_moves(
+        history: list[tuple[bytes, int, bytes]], clock_ms: list[int], step_entries: int) -> None:
+    """Steps begin in the middle of a key, which has got a newer witness meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="store-gc-") as directory, \
+            pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "STEP_ENTRIES", step_entries)
+        store = Store.open(open_backend("memory", Path(directory)))
+        written: list[Version] = []
+        for key, count, record in history:
+            for _ in range(count):
+                commit_ts = pack_timestamp(len(written) + 1)
+                written.append(Version(commit_ts, key, record))
+                store.apply_group(len(written), [(key, commit_ts, record)])
+        store.apply_group(99, [(b"z", pack_timestamp(100), VALUE)])
+        store.flush_now()
+        compactor = Compactor(store, lambda: clock_ms[0], retention_ms=0)
+        for _ in range(len(clock_ms)):
+            step = compactor.begin()
+            if step is not None:
+                step.run()
+                compactor.finish(step)
+            clock_ms = clock_ms[1:] + clock_ms[:1]
+            horizon_ms = store.horizon_ts >> 16
+            for key in (b"a", b"a\x00", b"b"):
+                for at_ms in range(horizon_ms, len(written) + 2):
+                    past = [v for v in written[:at_ms] if v.store_key == key]
+                    newest = past[-1] if past and visible(past[-1].record, at_ms) else None
+                    found = store.get(key, pack_timestamp(at_ms), at_ms)
+                    assert (found and found.commit_ts) == (newest and newest.commit_ts)
+        store.close()
+
+
 def test_versions_in_the_overlay_do_not_confuse_it(store: Store) -> None:
     fill(store, keys=4, versions=3)
     store.apply_group(9, [(b"key-001", pack_timestamp(9), plain_record(b"again"))])
@@ -242,10 +280,17 @@ def test_what_is_not_durable_does_not_move_the_horizon(store: Store) -> None:
     assert store.latest_version(b"k", LATEST) is None
 
 
-def test_steps_are_spaced_and_passes_far_apart(store: Store,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "STEP_ENTRIES", 5)
-    fill(store, keys=4, versions=3)
+@pytest.mark.parametrize(("old_versions", "step_delay_s"), [
+    (0, gc.STEP_DELAY_S), (2, gc.STEP_DELAY_S), (3, 0.0), (9, 0.0)])
+def test_steps_are_spaced_while_they_remove_little_and_passes_far_apart(
+        store: Store, monkeypatch: pytest.MonkeyPatch, old_versions: int,
+        step_delay_s: float) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 10)
+    store.apply_group(1, [(b"a", pack_timestamp(ms), VALUE) for ms in range(old_versions + 1)
+                          if ms] + [(b"b%02d" % number, pack_timestamp(9), VALUE)
+                                    for number in range(20)])
+    store.apply_group(2, [(b"a", pack_timestamp(10), VALUE)])
+    store.flush_now()
     compactor = Compactor(store, lambda: 1 << 40, retention_ms=0)
     assert compactor.delay_s() == gc.PASS_DELAY_S
     step = compactor.begin()
@@ -253,7 +298,99 @@ def test_steps_are_spaced_and_passes_far_apart(store: Store,
     assert compactor.begin() is None
     step.run()
     compactor.finish(step)
-    assert compactor.delay_s() == gc.STEP_DELAY_S
+    assert (step.removed, compactor.delay_s()) == (old_versions, step_delay_s)
+    compactor.run_pass()
+    assert compactor.delay_s() == gc.PASS_DELAY_S
+
+
+class Full(MemoryBackend):
+    """Takes no more writes once it is told to."""
+
+    full = False
+
+    def write(self, batch: WriteBatch) -> None:
+        if self.full:
+            raise DiskFull("full")
+        super().write(batch)
+
+
+def test_steps_that_fail_are_spaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 5)
+    backend = Full(OsDisk(), tmp_path)
+    store = Store.open(backend)
+    fill(store, keys=4, versions=3)
+    compactor = Compactor(store, lambda: 1 << 40, retention_ms=0)
+    for full, delay_s in [(False, 0.0), (True, gc.STEP_DELAY_S), (True, gc.STEP_DELAY_S)]:
+        backend.full = full
+        step = compactor.begin()
+        assert step is not None
+        with contextlib.suppress(DiskFull):
+            step.run()
+        compactor.finish(step)
+        assert compactor.delay_s() == delay_s
+
+
+def test_what_comes_of_age_during_a_pass_goes_in_it(store: Store,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 3)
+    for index, second in enumerate((1, 2, 3, 60), 1):
+        store.apply_group(index, [(b"%d" % number, pack_timestamp(second * 1_000), VALUE)
+                                  for number in range(4)])
+    store.flush_now()
+    seconds = iter((11, 12, 13, 14, 9, 9))
+    compactor = Compactor(store, lambda: next(seconds) * 1_000, retention_ms=10_000)
+    horizons = []
+    for _ in steps_of(compactor):
+        horizons.append(store.horizon_ts)
+    # Key by key one version more; the clock that steps back at the end changes nothing.
+    assert horizons == [pack_timestamp(second * 1_000) for second in (1, 2, 3, 4, 4, 4)]
+    assert [commit_ts_of(key) >> 16 for key, _ in store.backend.view().iterate(Table.MVCC)] == [
+        60_000, 3_000, 2_000, 1_000, 60_000, 3_000, 2_000, 60_000, 3_000, 60_000, 3_000]
+    with pytest.raises(InvalidArgument):
+        store.get(b"0", pack_timestamp(3_999), 0)
+
+
+class Unsaved(MemoryBackend):
+    """Keeps nothing on the disk."""
+
+    def replace_all(self, tables: Tables) -> None:
+        self._tables = tables
+
+
+@pytest.mark.parametrize("keys", [1, 50])
+@pytest.mark.parametrize("puts_per_s", [20, 75, 150])
+def test_versions_stay_bounded_however_long_they_are_put(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts_per_s: int, keys: int) -> None:
+    """A step takes 25 ms for 10 entries: 80 a second with pauses, 400 without."""
+    monkeypatch.setattr(gc, "STEP_ENTRIES", 10)
+    monkeypatch.setattr(gc, "PASS_DELAY_S", 1.0)
+    retention_s = 10
+    clock, generator = FakeClock(), random.Random(5)
+    store = Store.open(Unsaved(OsDisk(), tmp_path))
+    compactor = Compactor(store, clock.wall_ms, retention_ms=retention_s * 1_000)
+    puts = peak = 0
+
+    def work_for(seconds: float) -> None:
+        nonlocal puts
+        clock.advance(seconds)
+        writes = []
+        while puts < clock.monotonic() * puts_per_s:
+            puts += 1
+            writes.append((b"%02d" % generator.randrange(keys),
+                           pack_timestamp(clock.wall_ms(), puts & 0xFFFF), VALUE))
+        store.apply_group(store.applied_index + 1, writes)
+        store.flush_now()
+
+    while clock.monotonic() < 10 * retention_s:
+        work_for(compactor.delay_s())
+        step = compactor.begin()
+        if step is not None:
+            step.run()
+            work_for(0.025)
+            compactor.finish(step)
+        if clock.monotonic() > 5 * retention_s:
+            peak = max(peak, store.stats().entries[Table.MVCC])
+    assert puts_per_s * retention_s < peak < 2 * puts_per_s * retention_s
 
 
 def with_history(store: Store) -> Store:
