@@ -13,18 +13,18 @@ without an error. The audit walks every reachable page and refuses the file unle
 * every stored value passes its checksum, and each table's entries add up to its totals;
 * no page in the free list is in use, and each tree has the depth and counts that it claims.
 
-A flipped bit in a page that nothing reaches is harmless and not looked for. The file is read, never
-mapped into LMDB, so a damaged one cannot crash the process.
+A flipped bit in a page that nothing reaches is harmless and not looked for. The file is read and
+never mapped, so that neither damage nor a disk that fails a read can crash the process: that is an
+`OSError`, while through a map it would be a signal (SIGBUS).
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
 from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
 from elastickv.store import lmdb_format as fmt
@@ -33,6 +33,29 @@ from elastickv.store.records import Totals, checksum_fits
 from elastickv.store.tables import Table
 
 TOTALS = b"totals"
+
+
+class Image(Protocol):
+    """The bytes of a file. A slice ends where the file does."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class FileImage:
+    """The `Image` of an open file."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> bytes:
+        start = part.start or 0
+        return os.pread(self._descriptor, part.stop - start, start)
 
 
 class AuditResult(NamedTuple):
@@ -55,7 +78,7 @@ def _fail(reason: str) -> NoReturn:
 class _Walk:
     """The walk of one committed state of a file; pages count as free until reached."""
 
-    def __init__(self, image: mmap.mmap, meta: Meta) -> None:
+    def __init__(self, image: Image, meta: Meta) -> None:
         self._image = image
         self._meta = meta
         self._page_bytes = meta.page_bytes
@@ -199,7 +222,8 @@ class _Walk:
         if not fmt.META_PAGES <= number < len(self._live):
             _fail(f"page {number} is out of range")
         start = number * self._page_bytes
-        stored, _, page_flags, count = fmt.OVERFLOW_HEADER.unpack_from(self._image, start)
+        stored, _, page_flags, count = fmt.OVERFLOW_HEADER.unpack(
+            self._image[start:start + fmt.PAGE_HEADER_BYTES])
         begin = start + fmt.PAGE_HEADER_BYTES
         if (stored != number or page_flags != fmt.PAGE_OVERFLOW
                 or size > count * self._page_bytes - fmt.PAGE_HEADER_BYTES):
@@ -236,7 +260,7 @@ def _ascends(lower: bytes | None, upper: bytes | None, name: str) -> bool:
     return len(lower) == 8 == len(upper) and _number(lower) < _number(upper)
 
 
-def newest_meta(image: mmap.mmap) -> Meta:
+def newest_meta(image: Image) -> Meta:
     """The committed state of a file at rest. Raises `StoreCorrupt` unless both metas make sense.
 
     One damaged bit of a transaction number could pass the older state off as the newest one. But
@@ -264,7 +288,7 @@ def newest_meta(image: mmap.mmap) -> Meta:
     return newer
 
 
-def meta_of(image: mmap.mmap, transaction: int) -> Meta:
+def meta_of(image: Image, transaction: int) -> Meta:
     """The state that `transaction` committed, one of the last two."""
     first = fmt.decode_meta(image[:fmt.META_BYTES], 0)
     page_bytes = first.page_bytes
@@ -317,7 +341,7 @@ def _audit_tables(walk: _Walk, trees: dict[bytes, Tree]) -> int:
     return entries
 
 
-def audit_image(image: mmap.mmap, meta: Meta) -> AuditResult:
+def audit_image(image: Image, meta: Meta) -> AuditResult:
     """Audit one committed state. Raises `StoreCorrupt` at the first finding."""
     walk = _Walk(image, meta)
     entries = _audit_tables(walk, _trees(walk, meta))
@@ -327,7 +351,7 @@ def audit_image(image: mmap.mmap, meta: Meta) -> AuditResult:
 
 def audit_file(path: Path, transaction: int | None = None, *,
                on_meta: Callable[[], None] = lambda: None) -> AuditResult:
-    """Audit a file. Raises `StoreCorrupt` at the first finding.
+    """Audit a file. Raises `StoreCorrupt` at the first finding, `OSError` when a read fails.
 
     Without `transaction` nobody may write the file meanwhile. With it that state is audited, which
     a read transaction of the caller must keep from being overwritten. Its meta page is not kept by
@@ -337,10 +361,10 @@ def audit_file(path: Path, transaction: int | None = None, *,
     try:
         if os.fstat(descriptor).st_size < fmt.META_BYTES:
             _fail("it ends within its meta pages")
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as image:
-            meta = newest_meta(image) if transaction is None else meta_of(image, transaction)
-            on_meta()
-            return audit_image(image, meta)
+        image = FileImage(descriptor)
+        meta = newest_meta(image) if transaction is None else meta_of(image, transaction)
+        on_meta()
+        return audit_image(image, meta)
     except (struct.error, IndexError):
         # Every offset is checked before use; should one check be missing, damage stays damage.
         raise StoreCorrupt("the store's file does not parse") from None

@@ -5,15 +5,17 @@ so, and only then does the node start to write. Run as `python -m elastickv.stor
 FILE`:
 
     stdout: "pinned\\n", then "ok\\n" or one line with what is damaged
-    exit status: 0 sound, 5 damaged, anything else: the audit itself failed
+    exit status: 0 sound, 5 damaged, 10 a read failed, anything else: the audit itself failed
 
-Only damage stops the node. An audit that failed (the kernel took its memory for somebody else, say)
-is logged: the file is sound as far as anybody knows, and the next start audits it again.
+Only damage and a disk that fails stop the node. An audit that failed otherwise (the kernel took its
+memory for somebody else, say) is logged: the file is sound as far as anybody knows, and the next
+start audits it again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -43,7 +45,7 @@ class BackgroundAudit:
     """A child process that audits `path`. The constructor returns when the state is pinned."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `StoreCorrupt` when the child finds damage before it has pinned anything, and
+        """Raises what `poll` raises, of what the child finds before it has pinned anything, and
         `DiskFull`. This process must not have the file open."""
         self._path = path
         prepare_lock_file(path)
@@ -55,24 +57,27 @@ class BackgroundAudit:
         first = stdout.readline() if stdout is not None else b""
         if first != _PINNED:
             self._process.wait()
-            self._require_no_damage(first.decode(errors="replace").strip())
+            self._require_no_finding(first.decode(errors="replace").strip())
 
     def poll(self) -> bool:
         """Whether the audit is still under way. Raises `StoreCorrupt` when it found damage, or died
-        of it."""
+        of it, and `OSError` when the disk failed a read."""
         status = self._process.poll()
         if status is None:
             return True
         output = self._read()
-        self._require_no_damage(output)
+        self._require_no_finding(output)
         if status != 0:
             log.warning("the store was not audited", path=str(self._path), status=status,
                         detail=output)
         return False
 
-    def _require_no_damage(self, output: str) -> None:
+    def _require_no_finding(self, output: str) -> None:
         """Of a child that has ended."""
         status = self._process.returncode
+        if status == ExitCode.DISK_FAILED:
+            self.stop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._path))
         if status == ExitCode.CORRUPTION or -status in _FAULTS:
             self.stop()
             raise StoreCorrupt(
@@ -116,7 +121,8 @@ def main(path: Path) -> int:
         return ExitCode.CORRUPTION if isinstance(error, CORRUPT_ERRORS) else ExitCode.ERROR
     except (OSError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
-        return ExitCode.ERROR
+        failed = isinstance(error, OSError) and error.errno == errno.EIO
+        return ExitCode.DISK_FAILED if failed else ExitCode.ERROR
     print("ok", flush=True)
     return ExitCode.OK
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import mmap
 import os
 import random
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from elastickv.clock import pack_timestamp
-from elastickv.errors import StoreCorrupt
+from elastickv.errors import ExitCode, StoreCorrupt
 from elastickv.store import lmdb_format as fmt
 from elastickv.store.audit import audit_file, audit_image, newest_meta
 from elastickv.store.audit_process import BackgroundAudit, main
@@ -221,7 +223,8 @@ def test_a_free_list_entry_of_no_bytes_is_refused(image: mmap.mmap) -> None:
     """On a page that is packed as it should be."""
     number = newest_meta(image).free.root
     page = bytes(image[number * PAGE:(number + 1) * PAGE])
-    content, slots = b"", []
+    content = b""
+    slots: list[int] = []
     for offset in offsets_of(image, number):
         low, high, flags, key_bytes = fmt.NODE_HEADER.unpack_from(page, offset)
         assert (flags, key_bytes) == (0, 8)
@@ -436,6 +439,59 @@ def test_an_audit_process_finds_a_lock_file_with_blocks(
     monkeypatch.setattr(sys, "executable", str(watching))
     BackgroundAudit(path).stop()
     assert int(said.read_text()) == LOCK_FILE_BYTES
+
+
+def failing_reads(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """All reads of the file but the first `after` fail."""
+    real, count = os.pread, itertools.count()
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        if next(count) >= after:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, size, offset)
+
+    monkeypatch.setattr("elastickv.store.audit.os.pread", pread)
+
+
+@pytest.mark.parametrize("after", [0, 2, 20])
+def test_a_disk_that_fails_an_audit_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 capfd: pytest.CaptureFixture[str],
+                                                 after: int) -> None:
+    path = build(tmp_path)
+    failing_reads(monkeypatch, after)
+    with pytest.raises(OSError, match="Input/output"):
+        LmdbBackend(tmp_path)
+    failing_reads(monkeypatch, after)
+    assert main(path) == ExitCode.DISK_FAILED
+    assert capfd.readouterr().out.endswith("OSError: [Errno 5] Input/output error\n")
+
+
+@pytest.mark.parametrize("says", ["", "echo pinned\n"], ids=["at once", "later"])
+def test_a_disk_that_fails_an_audit_beside_the_node_is_no_damage(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    build(tmp_path)
+    failing = tmp_path / "failing"
+    failing.write_text(f"#!/bin/sh\n{says}exit 10\n")
+    failing.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(failing))
+
+    def audit() -> None:
+        backend = LmdbBackend(tmp_path, inline_audit_bytes=0)
+        try:
+            while backend.poll_audit():
+                pass
+        finally:
+            backend.close()
+
+    with pytest.raises(OSError, match=r"Input/output.*gen-00000001\.mdb"):
+        audit()
+
+
+def test_a_file_that_is_cut_during_its_audit_is_damage(tmp_path: Path) -> None:
+    """Through a map the missing pages would be a signal."""
+    path = build(tmp_path)
+    with pytest.raises(StoreCorrupt):
+        audit_file(path, on_meta=lambda: os.truncate(path, 2 * PAGE))
 
 
 def test_closing_ends_the_audit(tmp_path: Path) -> None:
