@@ -1,4 +1,4 @@
-"""Listening sockets that are accepted from by hand.
+"""Listening sockets: on every address of a host that the machine has, and accepted from by hand.
 
 asyncio's servers tell nobody of a connection before its TLS handshake is over, but it holds a
 descriptor from the start.
@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 BACKLOG: Final = 1024
@@ -21,9 +21,45 @@ _NOT_HERE: Final = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVA
 """A machine without IPv6, or one where it is disabled, says one of these of its addresses."""
 
 
+def bind_each(addresses: Iterable[tuple[Any, ...]]) -> list[socket.socket]:
+    """A socket for every address of `getaddrinfo` that this machine has. Raises `OSError`, also
+    where it has none of them."""
+    sockets: list[socket.socket] = []
+    problem = errno.EADDRNOTAVAIL
+    try:
+        for family, _, _, _, address in dict.fromkeys(addresses):
+            try:
+                sockets.append(_bind(family, address))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                problem = error.errno
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    if not sockets:
+        raise OSError(problem, os.strerror(problem))
+    return sockets
+
+
+def _bind(family: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
 class Listener:
-    """Listens on every address of a host that the machine has; `on_accepted(socket)` owns what it
-    is given. No more than `at_once` are accepted in one pass of the loop."""
+    """Listens on every address of a host; `on_accepted(socket)` owns what it is given. No more than
+    `at_once` are accepted in one pass of the loop."""
 
     def __init__(self, on_accepted: Callable[[socket.socket], None], *,
                  at_once: int = BACKLOG) -> None:
@@ -35,37 +71,16 @@ class Listener:
         """Listen ("": on every address of the machine); the port. Raises `OSError`."""
         addresses = await asyncio.get_running_loop().getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        problem = errno.EADDRNOTAVAIL
+        self._sockets = bind_each(addresses)
         try:
-            for family, _, _, _, address in dict.fromkeys(addresses):
-                try:
-                    self._listen(family, address)
-                except OSError as error:
-                    if error.errno not in _NOT_HERE:
-                        raise
-                    problem = error.errno
-            if not self._sockets:
-                raise OSError(problem, os.strerror(problem))
+            for listening in self._sockets:
+                listening.listen(BACKLOG)
         except OSError:
             self.close()
             raise
         for listening in self._sockets:
             self._resume(listening)
         return int(self._sockets[0].getsockname()[1])
-
-    def _listen(self, family: int, address: tuple[Any, ...]) -> None:
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(address)
-            listening.listen(BACKLOG)
-        except OSError:
-            listening.close()
-            raise
-        self._sockets.append(listening)
 
     def close(self) -> None:
         """Listen no more. Idempotent."""

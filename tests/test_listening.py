@@ -9,7 +9,8 @@ import socket
 
 import pytest
 
-from elastickv.listening import Listener
+from elastickv.listening import Listener, bind_each
+from jepsen.network.ports import free_ports
 
 ADDRESSES = {socket.AF_INET6: ("::1", 0, 0, 0), socket.AF_INET: ("127.0.0.1", 0)}
 
@@ -54,6 +55,18 @@ async def test_a_host_is_listened_on_where_the_machine_can(
     listener = Listener(drop)
     assert await listener.open("localhost", 0) > 0
     listener.close()
+
+
+def test_a_taken_address_frees_the_others() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = free_ports(1)[0]
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+                     for port in (free, taken.getsockname()[1])]
+        with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
+            bind_each(addresses)
+        (bound,) = bind_each(addresses[:1])
+        assert bound.getsockname()[1] == free
+        bound.close()
 
 
 async def test_an_address_that_is_in_use_is_no_address_that_is_missing() -> None:

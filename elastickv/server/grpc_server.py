@@ -12,6 +12,7 @@ from elastickv.config import TlsFiles
 from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.kv.api import EncryptionApi, KvApi, MembershipApi
+from elastickv.listening import bind_each
 from elastickv.metrics import Recorder
 from elastickv.raft.engine import RaftEngine
 from elastickv.server import health
@@ -20,7 +21,6 @@ from elastickv.server.aio_front import AioFront
 from elastickv.server.audited import audited
 from elastickv.server.authorized import authorized
 from elastickv.server.h2.front import H2Front
-from elastickv.server.h2.listening import bind_each
 from elastickv.server.health import Health
 from elastickv.server.kv_service import RawKv, TransactionalKv
 from elastickv.server.measure import measured

@@ -20,9 +20,9 @@ from typing import Final
 from aiohttp import web
 
 from elastickv.errors import BindFailed, ElasticKVError
+from elastickv.listening import bind_each
 from elastickv.metrics import Metrics
 from elastickv.raft.engine import RaftEngine
-from elastickv.server.h2.listening import bind_each
 
 MAX_CONNECTIONS: Final = 64
 IDLE_TIMEOUT_S = 10.0

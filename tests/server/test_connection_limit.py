@@ -14,14 +14,13 @@ import grpc
 import pytest
 from memory_node import MemoryNode, eventually, running
 
-from elastickv import certs
+from elastickv import certs, listening
 from elastickv.config import TlsFiles
+from elastickv.listening import Listener
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 from elastickv.server.h2 import front as h2_front
-from elastickv.server.h2 import listening
-from elastickv.server.h2.listening import Listener
 
 LIMIT = 8
 

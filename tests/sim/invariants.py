@@ -240,8 +240,8 @@ class Oracle:
         self.last_committed = max(self.last_committed, index)
 
     def _require_majority(self, name: str, index: int, term: int) -> None:
-        """An entry is committed only once a majority could lose its power and still have it. Who may
-        have lost data may have had it."""
+        """An entry is committed only once a majority could lose its power and still have it. Who
+        may have lost data may have had it."""
         holders = {node.name for node in self.nodes.values()
                    if _may_have_lost_data(node)
                    or (node.has_booted and _is_durable(node, index, term))}

@@ -14,9 +14,9 @@ from elastickv import logs
 from elastickv.config import TlsFiles
 from elastickv.descriptors import MAX_CONNECTIONS
 from elastickv.errors import BindFailed
+from elastickv.listening import Listener
 from elastickv.server.h2.connection import H2Connection, Limits
 from elastickv.server.h2.head import table_of
-from elastickv.server.h2.listening import Listener
 from elastickv.server.methods import Services
 from elastickv.tls import listener_context
 

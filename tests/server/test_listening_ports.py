@@ -17,7 +17,6 @@ from elastickv.metrics import Metrics
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
-from elastickv.server.h2.listening import Listener, bind_each
 from elastickv.server.http import HttpServer
 from jepsen.network.ports import free_ports
 
@@ -57,16 +56,6 @@ def families(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return families
 
 
-async def test_a_host_is_listened_on_where_the_machine_can(families: list[int]) -> None:
-    """A name may have an IPv6 address although the machine has none."""
-    listener = Listener(lambda accepted: accepted.close())
-    assert await listener.open("localhost", 0) > 0
-    listener.close()
-    families.remove(socket.AF_INET)
-    with pytest.raises(OSError, match=NOT_HERE):
-        await Listener(lambda accepted: accepted.close()).open("localhost", 0)
-
-
 @pytest.mark.parametrize("front", [FRONT_H2, FRONT_GRPC])
 async def test_a_node_is_served_on_a_host_where_the_machine_can(families: list[int],
                                                                 front: str) -> None:
@@ -95,15 +84,3 @@ async def test_metrics_are_served_on_a_host_where_the_machine_can(families: list
     with pytest.raises(BindFailed, match=NOT_HERE):
         await server.start()
     await server.stop()
-
-
-def test_a_taken_address_frees_the_others() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = free_ports(1)[0]
-        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
-                     for port in (free, taken.getsockname()[1])]
-        with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
-            bind_each(addresses)
-        (bound,) = bind_each(addresses[:1])
-        assert bound.getsockname()[1] == free
-        bound.close()
