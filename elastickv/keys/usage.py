@@ -138,7 +138,7 @@ class Limits(NamedTuple):
 
 
 def reservation_target(limits: Limits, *, used: int, reserved: int, total: int, wanted: int,
-                       own_entry: bool) -> int | None:
+                       beyond_limit: bool) -> int | None:
     """The count to reserve up to so that `wanted` more nonces are there, None when the limit does
     not allow them.
 
@@ -153,4 +153,4 @@ def reservation_target(limits: Limits, *, used: int, reserved: int, total: int, 
     most = limits.max_writes - elsewhere
     if least <= most:
         return min(most, max(least, reserved + limits.block))
-    return least if own_entry or (used == 0 and elsewhere == 0) else None
+    return least if beyond_limit or (used == 0 and elsewhere == 0) else None

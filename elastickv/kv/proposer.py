@@ -44,9 +44,9 @@ def outcome_of(error: BaseException | None) -> str:
 class Seals(Protocol):
     """What the proposer needs of `kv.sealing.Sealing`."""
 
-    def entry_ready(self, *, own_entry: bool = False) -> bool: ...
+    def entry_ready(self, *, beyond_limit: bool = False) -> bool: ...
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+    def seal_entry(self, payload: bytes, *, beyond_limit: bool = False,
                    entry: Entry | None = None) -> bytes | None: ...
 
 
@@ -57,8 +57,8 @@ class NotSealable(PeerError):
 class Proposer:
     """Wraps `RaftEngine.propose` with sealing and the barrier.
 
-    `own_entry` marks an entry of the cluster's own (a key change), which may be sealed beyond the
-    limit of user writes.
+    `beyond_limit`: the entry may be sealed beyond the limit of user writes, as one of the cluster's
+    own (a key change).
     """
 
     def __init__(self, engine: RaftEngine, seals: Seals) -> None:
@@ -116,13 +116,13 @@ class Proposer:
         finally:
             timer.cancel()
 
-    def submit(self, payload: bytes, *, timeout_s: float, own_entry: bool = False,
+    def submit(self, payload: bytes, *, timeout_s: float, beyond_limit: bool = False,
                entry: Entry | None = None) -> asyncio.Future[object] | None:
         """Seal and propose now; None when held or when this node may not seal yet. `entry` is what
         `payload` was encoded from: with it, this node need not decode that when it applies it."""
         if not self._open:
             return None
-        sealed = self._seals.seal_entry(payload, own_entry=own_entry, entry=entry)
+        sealed = self._seals.seal_entry(payload, beyond_limit=beyond_limit, entry=entry)
         if sealed is None:
             return None
         return self._track(sealed, timeout_s)
@@ -170,7 +170,7 @@ class Proposer:
         deadline = loop.time() + timeout_s
         while True:
             self.require_leader()
-            if self._open and self._seals.entry_ready(own_entry=True):
+            if self._open and self._seals.entry_ready(beyond_limit=True):
                 return
             remaining_s = deadline - loop.time()
             if remaining_s <= 0:
@@ -187,7 +187,7 @@ class Proposer:
         """
         self.require_leader()
         future = (self.submit_clear(payload, timeout_s=SETTLE_TIMEOUT_S) if clear
-                  else self.submit(payload, timeout_s=SETTLE_TIMEOUT_S, own_entry=True))
+                  else self.submit(payload, timeout_s=SETTLE_TIMEOUT_S, beyond_limit=True))
         if future is None:
             raise NotSealable("the leader may not seal an entry yet", remedy="retry")
         if then is not None:

@@ -55,14 +55,14 @@ class Sealing:
 
         return seal
 
-    def entry_ready(self, *, own_entry: bool = False) -> bool:
+    def entry_ready(self, *, beyond_limit: bool = False) -> bool:
         """Whether `seal_entry` would seal now; if not, work on it has begun."""
         sidecar = self._applier.sidecar
         if sidecar is None or sidecar.raft_envelope_cutover_index == 0:
             return True
-        return self._budgets.take(sidecar.active_raft, 1, own_entry=own_entry) is not None
+        return self._budgets.take(sidecar.active_raft, 1, beyond_limit=beyond_limit) is not None
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+    def seal_entry(self, payload: bytes, *, beyond_limit: bool = False,
                    entry: Entry | None = None) -> bytes | None:
         """The form in which `payload` goes into the log; None while it may not be sealed. `entry`
         is what it was encoded from, where that is to be applied without decoding."""
@@ -71,7 +71,7 @@ class Sealing:
             if entry is not None:
                 self._own_entries.add(payload, entry, is_sealed=False)
             return payload
-        nonces = self._budgets.take(sidecar.active_raft, 1, own_entry=own_entry)
+        nonces = self._budgets.take(sidecar.active_raft, 1, beyond_limit=beyond_limit)
         if nonces is None:
             return None
         handle = _require_handle(self._applier.keystore, sidecar.active_raft)

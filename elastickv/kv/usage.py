@@ -57,11 +57,11 @@ class NonceBudgets:
         self._spent: set[int] = set()
         self.limits = limits
 
-    def take(self, dek_id: int, wanted: int, *, own_entry: bool = False) -> NonceFactory | None:
+    def take(self, dek_id: int, wanted: int, *, beyond_limit: bool = False) -> NonceFactory | None:
         """The factory, if `wanted` more nonces are reserved; None, and work on it, if not.
 
-        `own_entry`: the nonces are for an entry of the cluster's own, which may go beyond the
-        limit of user writes. The caller takes its nonces before it yields to the loop.
+        `beyond_limit`: they may go beyond the limit of user writes, as for an entry of the
+        cluster's own. The caller takes its nonces before it yields to the loop.
         """
         factory = self._writers.nonces(dek_id)
         if factory is None:
@@ -69,7 +69,8 @@ class NonceBudgets:
         usage = self._own(dek_id, factory.local_epoch)
         left = usage.reserved - factory.count
         if left < wanted or left < self.limits.block // 2:
-            self._refill(dek_id, factory, usage, wanted, own_entry=own_entry, urgent=left < wanted)
+            self._refill(dek_id, factory, usage, wanted, beyond_limit=beyond_limit,
+                         urgent=left < wanted)
         return factory if left >= wanted else None
 
     def reserve_first(self, dek_id: int, epoch: int) -> None:
@@ -102,16 +103,16 @@ class NonceBudgets:
         return usage
 
     def _refill(self, dek_id: int, factory: NonceFactory, usage: Usage, wanted: int, *,
-                own_entry: bool, urgent: bool) -> None:
+                beyond_limit: bool, urgent: bool) -> None:
         if dek_id in self._pending:
             return
         target = reservation_target(
             self.limits, used=factory.count, reserved=usage.reserved, total=self.total(dek_id),
-            wanted=wanted, own_entry=own_entry)
+            wanted=wanted, beyond_limit=beyond_limit)
         if target is not None and target > usage.reserved:
             self._spent.discard(dek_id)
             self._reserve(dek_id, factory.local_epoch, target)
-        elif urgent and not own_entry and dek_id not in self._spent:
+        elif urgent and not beyond_limit and dek_id not in self._spent:
             self._spent.add(dek_id)
             asyncio.get_running_loop().call_soon(self._on_change)
 

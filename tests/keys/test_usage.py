@@ -95,7 +95,7 @@ def test_blocks_are_small_beside_the_limit(max_writes: int, block: int) -> None:
     assert Limits(max_writes).block == block
 
 
-@pytest.mark.parametrize(("used", "reserved", "total", "wanted", "own", "target"), [
+@pytest.mark.parametrize(("used", "reserved", "total", "wanted", "beyond_limit", "target"), [
     (0, 0, 0, 1, False, 3),
     (0, 0, 0, 50, False, 50),
     (3, 3, 3, 1, False, 6),
@@ -113,13 +113,13 @@ def test_blocks_are_small_beside_the_limit(max_writes: int, block: int) -> None:
     (0, 0, 3, 5000, False, None),
 ], ids=["a block", "more than a block", "the next block", "ahead of need", "the last block, cut",
         "the last nonce", "spent", "a group that does not fit any more", "exactly to the limit",
-        "own entry beyond the limit", "own entry when the limit was lowered",
+        "beyond the limit", "beyond a limit that was lowered",
         "a fresh DEK takes any group", "a fresh DEK with its first block",
         "not fresh: used", "not fresh: used elsewhere"])
-def test_reservation_target(used: int, reserved: int, total: int, wanted: int, own: bool,
+def test_reservation_target(used: int, reserved: int, total: int, wanted: int, beyond_limit: bool,
                             target: int | None) -> None:
     assert reservation_target(LIMITS, used=used, reserved=reserved, total=total, wanted=wanted,
-                              own_entry=own) == target
+                              beyond_limit=beyond_limit) == target
 
 
 @given(st.integers(100, 1 << 20), st.data())
@@ -130,7 +130,7 @@ def test_user_writes_never_pass_the_limit_of_a_dek_in_use(max_writes: int,
     elsewhere = data.draw(st.integers(0, max_writes))
     wanted = data.draw(st.integers(1, 10_000))
     target = reservation_target(Limits(max_writes), used=used, reserved=reserved,
-                                total=elsewhere + reserved, wanted=wanted, own_entry=False)
+                                total=elsewhere + reserved, wanted=wanted, beyond_limit=False)
     if target is not None:
         assert used + wanted <= target
         assert elsewhere + target <= max_writes

@@ -130,7 +130,7 @@ async def test_a_leader_whose_sidecar_is_not_of_its_log_seals_nothing_and_stops(
     await until(lambda: bool(node.fatal))
     assert isinstance(node.fatal[0], SidecarForeign)
     assert "move it away" in node.fatal[0].remedy
-    assert node.encryption.proposer.submit(CEILING, timeout_s=TIMEOUT_S, own_entry=True) is None
+    assert node.encryption.proposer.submit(CEILING, timeout_s=TIMEOUT_S, beyond_limit=True) is None
     with pytest.raises(ElasticKVError):
         await node.kv.put(b"k", b"w", timeout_s=0.1)
     assert log_end(node) == end + 1  # Raft's own, of the new leader

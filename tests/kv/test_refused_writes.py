@@ -71,10 +71,10 @@ class RefusingEngine:
 class ClearSeals:
     """Entries go into the log as they are."""
 
-    def entry_ready(self, *, own_entry: bool = False) -> bool:
+    def entry_ready(self, *, beyond_limit: bool = False) -> bool:
         return True
 
-    def seal_entry(self, payload: bytes, *, own_entry: bool = False,
+    def seal_entry(self, payload: bytes, *, beyond_limit: bool = False,
                    entry: Entry | None = None) -> bytes | None:
         return payload
 
