@@ -127,20 +127,24 @@ class Resync(Fault):
     def __init__(self, cluster: Cluster, source: random.Random) -> None:
         super().__init__(cluster, source)
         self._node = ""
+        self._by_command = False
 
     async def inject(self) -> str:
         cluster = self.cluster
         node = await self.some_node()
+        # Drawn each time: a moment without keys must not change what comes later.
+        is_lost, kept_part = self.random.random() < 0.5, self.random.random()
+        self._by_command = self.random.random() < 0.5
         if not (await cluster.admin(node).encryption.sidecar_state()).active_storage_id:
             raise NotNow("the cluster has no keys yet")
         await cluster.processes[node].kill()
         sidecar = cluster.data_directory(node) / RELATIVE_PATH
-        if self.random.random() < 0.5:
+        if is_lost:
             sidecar.unlink()
             how = "lost"
         else:
             data = sidecar.read_bytes()
-            sidecar.write_bytes(data[:self.random.randrange(len(data))])
+            sidecar.write_bytes(data[:int(kept_part * len(data))])
             how = "damaged"
         self._node = node
         return f"sidecar of {node} {how}"
@@ -149,13 +153,12 @@ class Resync(Fault):
         """Mends it here, because the run shows nothing until the node has its keys again."""
         node, cluster = self._node, self.cluster
         process = cluster.processes[node]
-        by_command = self.random.random() < 0.5
-        if by_command:
+        if self._by_command:
             await self._resync_by_command(node)
-        process.expected_codes = (frozenset() if by_command
+        process.expected_codes = (frozenset() if self._by_command
                                   else frozenset({ExitCode.STARTUP_REFUSED}))
         await cluster.restart(node)
-        if by_command:
+        if self._by_command:
             return "restored by resync-sidecar"
         now = asyncio.get_running_loop().time
         deadline = now() + REPAIR_TIMEOUT_S

@@ -116,10 +116,12 @@ class Transfer(Fault):
     is_brief = True
 
     async def inject(self) -> str:
+        # Drawn each time: a moment without a leader must not change what comes later.
+        order = self.random.sample(self.cluster.nodes, len(self.cluster.nodes))
         before = await self.cluster.leader()
         if before is None:
             raise NotNow("nobody leads")
-        target = self.random.choice(self.cluster.others([before]))
+        target = next(node for node in order if node != before)
         operator = self.cluster.new_client(target, timeout_s=5.0)
         try:
             await operator.raft.transfer_leadership(target)

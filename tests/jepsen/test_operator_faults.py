@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -20,10 +22,11 @@ from elastickv.errors import (
     OutcomeUnknown,
     Unimplemented,
 )
+from elastickv.keys.sidecar import RELATIVE_PATH
 from jepsen.cluster import Cluster
 from jepsen.faults import Fault, NotAvailable, NotNow, Violation, encryption, membership
-from jepsen.faults.encryption import Bootstrap
-from jepsen.faults.membership import Membership
+from jepsen.faults.encryption import Bootstrap, Resync
+from jepsen.faults.membership import Membership, Transfer
 
 Answer = object
 """What a call returns, or an exception for it to raise."""
@@ -223,3 +226,44 @@ async def test_an_addition_is_asked_for_until_the_leader_says_that_it_is_done(
     await fault.heal()
     assert len(raft.add_voter.calls) == 2
     assert cluster.wiped == [node]
+
+
+@pytest.mark.parametrize("leaders", [
+    pytest.param([None, "n1", "n1", "n1"], id="a moment without a leader"),
+    pytest.param(["n2", "n1", "n1", "n1"], id="another leader at first")])
+async def test_who_leads_does_not_change_whom_later_transfers_are_to(leaders: list[str | None]
+                                                                     ) -> None:
+    async def targets(leaders: Sequence[str | None]) -> list[object]:
+        cluster = Operated()
+        cluster.operator.raft.transfer_leadership = Script(None)
+        fault = fault_on(cluster, Transfer)
+        for leader in leaders:
+            cluster.leader = Script(leader, "n3" if leader != "n3" else "n2")
+            with contextlib.suppress(NotNow):
+                await fault.inject()
+        return [target for target, in cluster.operator.raft.transfer_leadership.calls[-3:]]
+
+    assert await targets(leaders) == await targets(["n1"] * 4)
+
+
+async def test_a_moment_without_keys_does_not_change_what_later_happens_to_a_sidecar(
+        tmp_path: Path) -> None:
+    async def fates(states: Sequence[Answer]) -> list[str]:
+        cluster = Operated()
+        cluster.data_directory = lambda node: tmp_path / node  # type: ignore[attr-defined]
+        fault = fault_on(cluster, Resync)
+        found = []
+        for state in states:
+            for node in cluster.nodes:
+                sidecar = tmp_path / node / RELATIVE_PATH
+                sidecar.parent.mkdir(parents=True, exist_ok=True)
+                sidecar.write_bytes(bytes(1000))
+                cluster.admins[node].encryption.sidecar_state = Script(state)
+            with contextlib.suppress(NotNow):
+                how = await fault.inject()
+                sizes = [path.stat().st_size if (path := tmp_path / node / RELATIVE_PATH).exists()
+                         else -1 for node in cluster.nodes]
+                found.append(f"{how} {sizes}")
+        return found
+
+    assert await fates([NO_KEYS, *[KEYS] * 6]) == (await fates([KEYS] * 7))[1:]
