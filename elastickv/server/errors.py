@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import traceback
 from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import grpc
 
 from elastickv import logs
 from elastickv.errors import ElasticKVError, NotLeader, Outcome
+from elastickv.server.h2.wire import percent_encoded
 
 TRAILER_ERROR = "elastickv-error"
 TRAILER_OUTCOME = "elastickv-outcome"
 TRAILER_LEADER = "elastickv-leader"
 
 DEFAULT_TIMEOUT_S = 10.0
-MAX_DETAIL_CHARACTERS = 2048  # clients refuse headers of more than 8 KiB in all
+MAX_DETAIL_BYTES = 4096
+"""On the wire, percent-encoded: clients refuse headers of more than 8 KiB in all."""
 _MAX_MARGIN_S = 0.1
 _MARGIN_SHARE = 0.1
 
@@ -54,10 +57,21 @@ def status_of(error: BaseException) -> Status:
     trailers = [(TRAILER_ERROR, type(error).__name__), (TRAILER_OUTCOME, error.outcome.value)]
     if isinstance(error, NotLeader) and error.leader_address.isascii() and error.leader_address:
         trailers.append((TRAILER_LEADER, error.leader_address))
-    detail = str(error)
-    if len(detail) > MAX_DETAIL_CHARACTERS:
-        detail = detail[:MAX_DETAIL_CHARACTERS - 3] + "..."
-    return Status(grpc.StatusCode[error.grpc_status], detail, tuple(trailers))
+    return Status(grpc.StatusCode[error.grpc_status], _fitted(str(error)), tuple(trailers))
+
+
+def _fitted(text: str) -> str:
+    """`text` as UTF-8 can hold it, cut so that it fits into headers."""
+    content = text.encode("utf-8", "replace")
+    if 3 * len(content) <= MAX_DETAIL_BYTES:  # whatever of it is encoded
+        return content.decode()
+    encoded = percent_encoded(text)
+    if len(encoded) <= MAX_DETAIL_BYTES:
+        return content.decode()
+    kept = encoded[:MAX_DETAIL_BYTES - 3]
+    if b"%" in kept[-2:]:  # within an escape
+        kept = kept[:kept.rindex(b"%")]
+    return unquote_to_bytes(kept).decode("utf-8", "ignore") + "..."
 
 
 def refusal_of(error: BaseException, method: str) -> Status:

@@ -206,6 +206,20 @@ async def test_errors_from_below(node: MemoryNode, channel: grpc.aio.Channel, na
     assert told.get("elastickv-leader") == getattr(error, "leader_address", None)
 
 
+@pytest.mark.parametrize("message", ["x" * 10_000, "é" * 10_000, "𝄞" * 10_000, "%" * 10_000,
+                                     "a file named \ud800"],
+                         ids=["ascii", "2 bytes", "4 bytes", "percent signs", "no UTF-8"])
+async def test_an_error_is_told_whatever_its_text(node: MemoryNode, channel: grpc.aio.Channel,
+                                                  message: str) -> None:
+    node.faults.errors.append(errors.DiskFull(message))
+    kv = kv_grpc.RawKVStub(channel)
+    caught = await failure(kv.RawPut(pb.RawPutRequest(key=b"a")))
+    assert caught.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert trailers(caught)["elastickv-error"] == "DiskFull"
+    assert caught.details()[:300] == message.replace("\ud800", "?")[:300]
+    assert (await kv.RawPut(pb.RawPutRequest(key=b"a"))).success
+
+
 async def test_a_defect_is_internal_and_the_next_call_works(
         node: MemoryNode, channel: grpc.aio.Channel) -> None:
     node.faults.errors.append(ZeroDivisionError("with a secret"))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import operator
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elastickv import errors, logs
 from elastickv.errors import ElasticKVError, InvalidArgument, NotLeader, Outcome, OutcomeUnknown
 from elastickv.server.errors import (
     DEFAULT_TIMEOUT_S,
-    MAX_DETAIL_CHARACTERS,
+    MAX_DETAIL_BYTES,
     TRAILER_ERROR,
     TRAILER_LEADER,
     TRAILER_OUTCOME,
@@ -21,6 +24,7 @@ from elastickv.server.errors import (
     status_of,
     time_for_call,
 )
+from elastickv.server.h2.wire import percent_encoded
 
 CLASSES = [value for value in vars(errors).values()
            if inspect.isclass(value) and issubclass(value, ElasticKVError)]
@@ -71,10 +75,19 @@ def test_the_leader_is_told_where_it_is_known(address: str, told: str | None) ->
     assert dict(status_of(error).trailers).get(TRAILER_LEADER) == told
 
 
-def test_a_long_detail_fits_into_headers() -> None:
-    detail = status_of(InvalidArgument("x" * 10_000)).detail
-    assert len(detail) == MAX_DETAIL_CHARACTERS
-    assert detail.endswith("...")
+@given(st.text() | st.text(min_size=MAX_DETAIL_BYTES // 12)
+       | st.text("aé€𝄞%\ud800\n", min_size=MAX_DETAIL_BYTES // 12)
+       | st.builds(operator.mul, st.text(min_size=1, max_size=10), st.integers(0, 5_000)))
+def test_a_detail_fits_into_headers(message: str) -> None:
+    detail = status_of(InvalidArgument(message)).detail
+    assert len(percent_encoded(detail)) <= MAX_DETAIL_BYTES
+    whole = message.encode("utf-8", "replace").decode()
+    if len(percent_encoded(whole)) <= MAX_DETAIL_BYTES:
+        assert detail == whole
+    else:
+        assert whole.startswith(detail.removesuffix("..."))
+        assert detail.endswith("...")
+        assert len(percent_encoded(detail)) > MAX_DETAIL_BYTES - 12
 
 
 def test_a_defect_tells_the_caller_nothing_and_the_log_no_value() -> None:
