@@ -188,11 +188,14 @@ class TlsLinks:
     """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that).
 
     `dial_from` is the host that its own connections come from; "" lets the system choose.
+    `make_listener` and the loop's `create_connection` and `connect_accepted_socket` are all that it
+    asks of the network.
     """
 
     def __init__(self, node_id: str, listen_address: str, *, tls: TlsFiles | None,
                  max_entry_bytes: int, dial_from: str = "",
-                 generator: random.Random | None = None) -> None:
+                 generator: random.Random | None = None,
+                 make_listener: type[Listener] = Listener) -> None:
         self.node_id = node_id
         self.secure = tls is not None
         self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
@@ -210,9 +213,9 @@ class TlsLinks:
         self._dialling: dict[str, asyncio.Task[None]] = {}
         self._silent_since: dict[str, float] = {}
         self._complained: set[str] = set()
-        self._listener = Listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
+        self._listener = make_listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
         self._strangers: dict[_Connection, socket.socket] = {}
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}
         self._warned_at = -math.inf
         self._flush_scheduled = False
         self._stopped = False
@@ -301,8 +304,8 @@ class TlsLinks:
         connection = _Connection(self, "")
         self._strangers[connection] = accepted
         handshake = self._loop.create_task(self._shake_hands(connection, accepted))
-        self._handshakes.add(handshake)
-        handshake.add_done_callback(self._handshakes.discard)
+        self._handshakes[handshake] = None
+        handshake.add_done_callback(self._handshakes.pop)
 
     def _warn(self) -> None:
         now = self._loop.time()

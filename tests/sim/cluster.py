@@ -37,7 +37,7 @@ from elastickv.store.values import open_record, tombstone_record
 from tests.sim.disk import Medium, MountedDisk
 from tests.sim.invariants import Oracle
 from tests.sim.loop import Crashed, Life, SimLoop
-from tests.sim.network import Network
+from tests.sim.network import Network, SimListener
 from tests.sim.plan import Plan
 from tests.sim.random_streams import Streams
 from tests.sim.trace import Trace
@@ -282,7 +282,8 @@ class SimNode:
             joining=not cluster.is_founder(self.name),
             **cluster.plan.settings)
         links = TlsLinks(self.name, address_of(self.name), tls=None,
-                         max_entry_bytes=settings.max_entry_bytes, generator=generator)
+                         max_entry_bytes=settings.max_entry_bytes, generator=generator,
+                         make_listener=SimListener)
         engine = PySyncObjEngine(
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
             cleanup=LateOffload(cluster.loop, generator, cluster.plan.sync_delay_s),

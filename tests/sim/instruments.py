@@ -107,8 +107,8 @@ def observed_journal(taps: Taps) -> type[Journal]:
             taps.compacting(index)
             return super().compact_to(index)
 
-        def _cut_tail(self, segment: Segment, offset: int, last: bool) -> None:
-            super()._cut_tail(segment, offset, last)
+        def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> None:
+            super()._cut_tail(segment, offset, synced)
             taps.cutting_tail()
 
     return ObservedJournal

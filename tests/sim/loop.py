@@ -98,7 +98,7 @@ class Handle:
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """See the module. `connector` supplies `create_server` and `create_connection`."""
+    """See the module. `connector` supplies `create_connection`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -171,9 +171,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         if error is not None and not isinstance(error, Crashed):
             self.unretrieved.append(error)
 
-    async def create_server(self, factory: Callable[[], Any],  # type: ignore[override]
-                            host: str, port: int, **options: Any) -> Any:
-        return self.connector.listen(self.life, factory, host, port)
+    async def connect_accepted_socket(self, factory: Callable[[], Any],  # type: ignore[override]
+                                      accepted: Any, **options: Any) -> Any:
+        accepted.attach(factory())
+        return accepted, accepted.protocol
 
     async def create_connection(self, factory: Callable[[], Any],  # type: ignore[override]
                                 host: str, port: int, **options: Any) -> Any:

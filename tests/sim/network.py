@@ -1,4 +1,4 @@
-"""A network of byte streams for the shipped transport: `create_server` and `create_connection`.
+"""A network of byte streams for the shipped transport: its listener and `create_connection`.
 
 A connection delivers in order, each direction with its own delay. Frames (the transport's unit) can
 be lost or doubled; a direction between two nodes can be cut, in which case bytes wait as TCP's
@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from elastickv.listening import Listener
 from elastickv.raft.frames import HEADER_BYTES
 from tests.sim.loop import Life, SimLoop
 
@@ -58,6 +59,15 @@ class Endpoint:
         self.closed = False
         self.last_arrival = 0.0
         self.held: list[bytes | None] = []
+        self.early: list[bytes | None] = []
+
+    def attach(self, protocol: Any) -> None:
+        """The process takes the connection; what has arrived since it was accepted follows."""
+        self.protocol = protocol
+        protocol.connection_made(self)
+        early, self.early = self.early, []
+        for data in early:
+            self._network.take(self, data)
 
     def write(self, data: bytes) -> None:
         self._network.transmit(self, data)
@@ -66,6 +76,11 @@ class Endpoint:
         self._network.abort(self)
 
     close = abort
+
+    def shutdown(self, how: int) -> None:
+        """As of the socket; nothing follows from it before a protocol is there to learn of it."""
+        if self.protocol is not None:
+            self.abort()
 
     def is_closing(self) -> bool:
         return self.closed
@@ -77,20 +92,20 @@ class Endpoint:
         return sum(len(data) for data in self.held if data)
 
 
-class _Listener:
-    """What `create_server` returns; the transport asks it for its port."""
+class SimListener(Listener):
+    """Accepts what is dialled in the simulated network: `Endpoint`s in place of sockets."""
 
-    def __init__(self, network: Network, name: str, port: int) -> None:
-        self._network = network
-        self._name = name
-        self._port = port
-        self.sockets = [self]
-
-    def getsockname(self) -> tuple[str, int]:
-        return self._name, self._port
+    async def open(self, host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, SimLoop) or loop.life is None:
+            raise NotImplementedError("only a simulated process listens here")
+        self._network: Network = loop.connector
+        self._network.listen(loop.life, self._on_accepted, host)
+        self._host = host
+        return port
 
     def close(self) -> None:
-        self._network.listeners.pop(self._name, None)
+        self._network.listeners.pop(self._host, None)
 
 
 class Network:
@@ -103,7 +118,7 @@ class Network:
         self._streams = streams
         self._generators: dict[tuple[str, str], random.Random] = {}
         self.conditions = Conditions()
-        self.listeners: dict[str, tuple[Life, Callable[[], Any]]] = {}
+        self.listeners: dict[str, tuple[Life, Callable[[Any], None]]] = {}
         self.blocked: set[tuple[str, str]] = set()
         self.endpoints: list[Endpoint] = []
         self._sent = 0
@@ -126,11 +141,10 @@ class Network:
 
     # --- connecting -----------------------------------------------------------------------------
 
-    def listen(self, life: Life, factory: Callable[[], Any], host: str, port: int) -> _Listener:
-        """`loop.create_server`."""
-        self.listeners[host] = (life, factory)
+    def listen(self, life: Life, on_accepted: Callable[[Any], None], host: str) -> None:
+        """From now on `on_accepted` is given the `Endpoint` of whoever dials `host`."""
+        self.listeners[host] = (life, on_accepted)
         life.on_death.append(lambda: self._died(life))
-        return _Listener(self, host, port)
 
     async def connect(self, life: Life, factory: Callable[[], Any], host: str,
                       port: int) -> tuple[Endpoint, Any]:
@@ -144,14 +158,9 @@ class Network:
         near, far = Endpoint(self, life, host), Endpoint(self, listener[0], life.name)
         near.other, far.other = far, near
         self.endpoints += (near, far)
-        self._loop.schedule(far.life, self._loop.now, self._accept, far, listener[1])
-        near.protocol = factory()
-        near.protocol.connection_made(near)
+        self._loop.schedule(far.life, self._loop.now, listener[1], far)
+        near.attach(factory())
         return near, near.protocol
-
-    def _accept(self, endpoint: Endpoint, factory: Callable[[], Any]) -> None:
-        endpoint.protocol = factory()
-        endpoint.protocol.connection_made(endpoint)
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -209,11 +218,18 @@ class Network:
             self._events.count("reordered")
         else:
             self._latest[name] = number
+        if target.protocol is None:
+            target.early.append(data)
+        else:
+            self.take(target, data)
+
+    def take(self, target: Endpoint, data: bytes | None) -> None:
+        """The process reads what has arrived, or that the connection is gone."""
         if target.closed:
             return
         if data is None:
             self._lost(target)
-        elif target.protocol is not None:
+        else:
             if target.other is not None and target.other.closed and target.other.life.alive:
                 self._events.count("late bytes")
             target.protocol.data_received(data)

@@ -51,7 +51,7 @@ def run(scenario: Scenario) -> None:
 
     async def main() -> None:
         first, second = Life("n1"), Life("n2")
-        network.listen(second, lambda: far, "n2", 1)
+        network.listen(second, lambda endpoint: endpoint.attach(far), "n2")
         await network.connect(first, lambda: near, "n2", 1)
         await asyncio.sleep(0.01)
         await scenario(loop, network, near, far)
