@@ -16,7 +16,7 @@ from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrup
 from elastickv.store import records
 from elastickv.store.audit import TOTALS
 from elastickv.store.records import Totals
-from elastickv.store.tables import Item, MapFull, Table, WriteBatch
+from elastickv.store.tables import Found, Item, MapFull, Table, WriteBatch
 
 PAGE_BYTES = 4096
 
@@ -286,6 +286,72 @@ class LmdbView:
                 if entry[0] < start:
                     return
                 yield entry
+        except lmdb.Error as error:
+            self._raise_ended(error)
+
+    def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
+               reverse: bool = False) -> Iterator[Found]:
+        walk = self._newest_backward if reverse else self._newest_forward
+        return records.reveal_found(table, walk(table, start, end, suffix))
+
+    # Both walks read keys, and of values those of answers. A seek costs several times what a step
+    # does, so they step until they meet a prefix with a second entry.
+
+    def _newest_forward(self, table: Table, start: bytes, end: bytes,
+                        suffix: bytes) -> Iterator[Found]:
+        if self._txn is None:
+            self._raise_closed()
+        size = len(suffix)
+        one_each = True
+        try:
+            cursor = self._txn.cursor(self._databases[table])
+            key_of, step, seek = cursor.key, cursor.next, cursor.set_range
+            key = key_of() if (seek(start) if start else cursor.first()) else b""
+            while key and not (end and key >= end):
+                prefix = key[:-size]
+                if key[-size:] < suffix:
+                    key = key_of() if seek(prefix + suffix) else b""
+                    if not key.startswith(prefix):
+                        yield prefix + suffix, None
+                        continue
+                yield key, cursor.value()
+                if one_each:
+                    key = key_of() if step() else b""
+                    if not key.startswith(prefix):
+                        continue
+                    one_each = False
+                key = key_of() if seek(prefix + b"\xff" * (size + 1)) else b""
+        except lmdb.Error as error:
+            self._raise_ended(error)
+
+    def _newest_backward(self, table: Table, start: bytes, end: bytes,
+                         suffix: bytes) -> Iterator[Found]:
+        if self._txn is None:
+            self._raise_closed()
+        size = len(suffix)
+        one_each = True
+        try:
+            cursor = self._txn.cursor(self._databases[table])
+            key_of, step, seek = cursor.key, cursor.prev, cursor.set_range
+            key = key_of() if (step() if end and seek(end) else cursor.last()) else b""
+            while key and key >= start:
+                prefix = key[:-size]
+                if key[-size:] < suffix:
+                    yield prefix + suffix, None
+                else:
+                    if one_each:
+                        entry = cursor.item()
+                        key = key_of() if step() else b""
+                        if not key.startswith(prefix):
+                            yield entry
+                            continue
+                        one_each = False
+                    seek(prefix + suffix)
+                    yield cursor.item()
+                key = key_of() if step() else b""
+                if key.startswith(prefix):
+                    seek(prefix)
+                    key = key_of() if step() else b""
         except lmdb.Error as error:
             self._raise_ended(error)
 

@@ -21,6 +21,7 @@ from elastickv.store.records import crc32c
 from elastickv.store.tables import (
     TABLE_NUMBERS,
     BackendStats,
+    Found,
     Item,
     Table,
     WriteBatch,
@@ -107,6 +108,26 @@ class MemoryView:
         for position in positions:
             key = content.keys[position]
             yield key, content.values[key]
+
+    def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
+               reverse: bool = False) -> Iterator[Found]:
+        keys, values = self._tables[table].keys, self._tables[table].values
+        low = bisect.bisect_left(keys, start)
+        high = bisect.bisect_left(keys, end) if end else len(keys)
+        while low < high:
+            prefix = keys[high - 1 if reverse else low][:-len(suffix)]
+            first = bisect.bisect_left(keys, prefix, low, high)
+            behind = bisect.bisect_left(keys, prefix + b"\xff" * (len(suffix) + 1), first, high)
+            wanted = prefix + suffix
+            position = bisect.bisect_left(keys, wanted, first, behind)
+            if position < behind:
+                yield keys[position], values[keys[position]]
+            else:
+                yield wanted, None
+            if reverse:
+                high = first
+            else:
+                low = behind
 
     def close(self) -> None:
         """Nothing is pinned."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import google_crc32c
 
 from elastickv.errors import JOIN_ANEW_REMEDY, StoreCorrupt
-from elastickv.store.tables import Item, Table
+from elastickv.store.tables import Found, Item, Table
 
 CRC_BYTES = 4
 
@@ -110,6 +110,19 @@ def reveal_all(table: Table, entries: Iterable[Item]) -> Iterator[Item]:
     seed = _SEEDS[table]
     extend = _extend
     for key, stored in entries:
+        if extend(extend(seed, key), stored) != _RESIDUE:
+            reveal(table, key, stored)
+        yield key, stored[:-CRC_BYTES]
+
+
+def reveal_found(table: Table, entries: Iterable[Found]) -> Iterator[Found]:
+    """`reveal` for each that was found."""
+    seed = _SEEDS[table]
+    extend = _extend
+    for key, stored in entries:
+        if stored is None:
+            yield key, None
+            continue
         if extend(extend(seed, key), stored) != _RESIDUE:
             reveal(table, key, stored)
         yield key, stored[:-CRC_BYTES]

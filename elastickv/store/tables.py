@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 from elastickv.errors import DiskFull
 
 Item = tuple[bytes, bytes]
+Found = tuple[bytes, bytes | None]
+"""A key and its value; None when nothing was found for it."""
 
 
 class Table(enum.StrEnum):
@@ -66,6 +68,17 @@ class ReadView(Protocol):
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
                 reverse: bool = False) -> Iterator[Item]:
         """Entries with start <= key < end in key order or against it; b"" = unbounded."""
+        ...
+
+    def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
+               reverse: bool = False) -> Iterator[Found]:
+        """For each prefix of the keys with start <= key < end, in key order or against it, its
+        first entry at or behind prefix + `suffix`; that key and None where it has none.
+
+        A prefix is a key without as many bytes as `suffix` has. No prefix begins with another, and
+        no bound parts the entries of one. Each costs about the same, however many they are: what is
+        passed by is not checked.
+        """
         ...
 
     def close(self) -> None:

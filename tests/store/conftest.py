@@ -11,7 +11,7 @@ from elastickv.durable import OsDisk
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
-from elastickv.store.tables import Backend, Item, ReadView, Table
+from elastickv.store.tables import Backend, Found, Item, ReadView, Table
 
 LATEST = (1 << 64) - 1
 
@@ -48,6 +48,13 @@ class CountingView:
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
                 reverse: bool = False) -> Iterator[Item]:
         return map(self._count, self._view.iterate(table, start, end, reverse=reverse))
+
+    def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
+               reverse: bool = False) -> Iterator[Found]:
+        for key, value in self._view.newest(table, start, end, suffix, reverse=reverse):
+            if value is not None:
+                self._count((key, value))
+            yield key, value
 
     def close(self) -> None:
         self._view.close()

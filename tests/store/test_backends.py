@@ -81,6 +81,37 @@ def test_iteration_bounds(backend: Backend, start: bytes, end: bytes) -> None:
     view.close()
 
 
+PREFIXES = [b"a" * 3, b"ab\x00", b"ab\x01", b"b\xff\xff", b"\x00" * 3, b"\xff" * 3]
+suffixes = st.integers(0, 9).map(lambda number: number.to_bytes(2, "big"))
+spreads = st.sets(st.one_of(suffixes, st.sampled_from([b"\x00\xff", b"\xff\xff"])), max_size=9)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kind", ["lmdb", "memory"])
+@settings(deadline=None)
+@given(entries=st.dictionaries(st.sampled_from(PREFIXES), spreads), data=st.data())
+def test_the_newest_of_each_prefix(tmp_path_factory: pytest.TempPathFactory, kind: str,
+                                   reverse: bool, entries: dict[bytes, set[bytes]],
+                                   data: st.DataObject) -> None:
+    backend = open_backend(kind, tmp_path_factory.mktemp("backend"))
+    put(backend, Table.MVCC, *((prefix + suffix, prefix * 500 + suffix)
+                               for prefix, some in entries.items() for suffix in some))
+    put(backend, Table.ROWS, (b"aaa\x00\x00", b"another table"))
+    view = backend.view()
+    bounds = st.sampled_from([b"", *PREFIXES, b"ab", b"\xff" * 6])
+    for _ in range(5):
+        start, end, suffix = data.draw(bounds), data.draw(bounds), data.draw(suffixes)
+        expected = []
+        for prefix in sorted(entries, reverse=reverse):
+            if entries[prefix] and start <= prefix and (not end or prefix < end):
+                answer = min((each for each in entries[prefix] if each >= suffix), default=None)
+                expected.append((prefix + suffix, None) if answer is None else (
+                    prefix + answer, prefix * 500 + answer))
+        assert list(view.newest(Table.MVCC, start, end, suffix, reverse=reverse)) == expected
+    view.close()
+    backend.close()
+
+
 def test_a_view_does_not_move(backend: Backend) -> None:
     put(backend, Table.ROWS, (b"a", b"1"))
     before = backend.view()

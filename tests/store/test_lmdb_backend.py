@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
@@ -209,6 +210,93 @@ def test_a_crash_while_a_snapshot_is_installed(tmp_path: Path, named: int) -> No
     assert view.get(Table.ROWS, b"generation") == b"%d" % named
     backend.close()
     assert [path.name for path in crashed.glob("*.mdb")] == [f"gen-{named:08d}.mdb"]
+
+
+class CountingCursor:
+    """An LMDB cursor whose moves and read bytes are counted in `counts`."""
+
+    def __init__(self, cursor: Any, counts: Counter[str]) -> None:
+        self._cursor = cursor
+        self._counts = counts
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._cursor, name)
+
+        def counted(*arguments: bytes) -> Any:
+            result = method(*arguments)
+            if name in ("value", "item"):
+                self._counts["bytes"] += len(result if name == "value" else result[1])
+            elif name != "key":
+                self._counts["moves"] += 1
+            return result
+
+        return counted
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 50, 4_999, 5_000])
+@pytest.mark.parametrize("only", [None, b"c"], ids=["all", "one"])
+def test_a_walk_does_as_much_for_one_version_as_for_thousands(
+        tmp_path: Path, reverse: bool, at: int, only: bytes | None) -> None:
+    """It moves its cursor a few times a key, and reads one value that it does not need at most."""
+    value = bytes(1_000)
+    backend = LmdbBackend(tmp_path)
+    versions = {b"a": 1, b"b": 5_000, b"c": 3, b"d": 5_000, b"e": 1}
+    backend.write(WriteBatch(puts={Table.MVCC: [
+        (prefix + number.to_bytes(8, "big"), value)
+        for prefix, count in versions.items() for number in range(count)]}))
+    view = backend.view()
+    counts: Counter[str] = Counter()
+    real = view._txn
+    view._txn = SimpleNamespace(abort=real.abort, cursor=lambda database: CountingCursor(
+        real.cursor(database), counts))
+    found = dict(view.newest(Table.MVCC, only or b"", only + b"\xff" if only else b"",
+                             at.to_bytes(8, "big"), reverse=reverse))
+    wanted = [prefix for prefix in versions if only in (None, prefix)]
+    assert found == {prefix + at.to_bytes(8, "big"): value if at < versions[prefix] else None
+                     for prefix in wanted}
+    answers = sum(at < versions[prefix] for prefix in wanted)
+    assert counts["moves"] <= 5 * len(wanted) + 2
+    assert counts["bytes"] <= (answers + 1) * (len(value) + 4)
+    view.close()
+    backend.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("damaged", "is_met"), [(0, False), (1, True), (2, False)])
+def test_a_damaged_answer_is_an_error_and_what_is_passed_by_is_not_checked(
+        tmp_path: Path, reverse: bool, damaged: int, is_met: bool) -> None:
+    backend = LmdbBackend(tmp_path)
+    keys = [b"k%d" % number for number in range(3)]
+    backend.write(WriteBatch(puts={Table.MVCC: [(key, b"value") for key in keys]}))
+    environment = backend._environment
+    with environment.env.begin(write=True) as txn:
+        txn.put(keys[damaged], b"something else", db=environment.databases[Table.MVCC])
+    view = backend.view()
+    walk = view.newest(Table.MVCC, b"", b"", b"1", reverse=reverse)
+    if is_met:
+        with pytest.raises(StoreCorrupt, match="checksum"):
+            list(walk)
+    else:
+        assert list(walk) == [(b"k1", b"value")]
+    view.close()
+    backend.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_walk_ends_with_its_view(tmp_path: Path, reverse: bool, taken: int) -> None:
+    backend = LmdbBackend(tmp_path)
+    backend.write(WriteBatch(puts={Table.MVCC: [
+        (b"%d%d" % (key, version), b"v") for key in range(4) for version in range(2)]}))
+    view = backend.view()
+    walk = view.newest(Table.MVCC, b"", b"", b"0", reverse=reverse)
+    for _ in range(taken):
+        next(walk)
+    view.close()
+    with pytest.raises(Overloaded, match="resized"):
+        next(walk)
+    backend.close()
 
 
 FULL_DISK = """

@@ -56,7 +56,7 @@ def test_a_key_of_many_versions_costs_as_much_as_one_of_few(
     if in_overlay and at_ts == LATEST:
         expected[in_overlay] = 10_001
     assert {key: version.commit_ts for key, version in found} == expected
-    assert view.entries <= 2 * (2 * scan.MAX_SKIPPED + 3)
+    assert view.entries <= 2
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -66,8 +66,7 @@ def test_old_large_values_are_not_read_for_the_new_one(store: Store, reverse: bo
     store.flush_now()
     view = counting(store)
     assert len(store.scan(b"", b"", 3, LATEST, 0, reverse)) == 3
-    # The first that comes is read whatever it is; a second one tells that there are many.
-    assert view.byte_count <= 3 * 3 * len(large)
+    assert view.byte_count == 3 * len(large)
 
 
 def test_a_lookup_reads_one_entry_however_many_there_are(store: Store) -> None:
@@ -105,7 +104,7 @@ def test_what_is_not_shown_takes_turns_as_well(store: Store, monkeypatch: pytest
         before = view.entries
         found, rest = store.scan_turn(rest)
         # A turn ends with the key during which it has done enough.
-        assert view.entries - before <= 10 + 2 * scan.MAX_SKIPPED + 3
+        assert view.entries - before <= 10 + 1
         turns += 1
         shown += [key for key, _ in found]
     assert shown == ([] if at_ts == 1 else sorted([b"000", b"199"], reverse=reverse))
@@ -113,18 +112,36 @@ def test_what_is_not_shown_takes_turns_as_well(store: Store, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_large_records_end_a_turn_early(store: Store, reverse: bool) -> None:
-    large = plain_record(bytes(1 << 20))
-    apply(store, *((b"%02d" % number, 1, large) for number in range(20)))
+@pytest.mark.parametrize("size", [12_000, 1 << 20])
+@pytest.mark.parametrize("flushed", [0, 10, 20])
+def test_large_records_end_a_turn_early(store: Store, reverse: bool, size: int,
+                                        flushed: int) -> None:
+    """Whether they are in memory or not."""
+    large = plain_record(bytes(size))
+    count = 20 * (1 << 20) // size
+    apply(store, *((b"%04d" % number, 1, large) for number in range(count * flushed // 20)))
     store.flush_now()
-    rest: ScanRange | None = ScanRange(b"", b"", 20, LATEST, 0, reverse)
+    apply(store, *((b"%04d" % number, 1, large)
+                   for number in range(count * flushed // 20, count)))
+    rest: ScanRange | None = ScanRange(b"", b"", count, LATEST, 0, reverse)
     shown = 0
     while rest is not None:
         found, rest = store.scan_turn(rest)
         assert sum(len(version.record) for _, version in found) <= (
             mvcc_store.TURN_COST + len(large))
         shown += len(found)
-    assert shown == 20
+    assert shown == count
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("versions", [1, 2, 6, 30])
+def test_a_page_of_a_thousand_takes_one_turn(store: Store, versions: int, reverse: bool) -> None:
+    value = plain_record(bytes(1_024))
+    for ts in range(1, versions + 1):
+        apply(store, *((b"%04d" % number, ts, value) for number in range(1_000)))
+    store.flush_now()
+    found, rest = store.scan_turn(ScanRange(b"", b"", 1_000, LATEST, 0, reverse))
+    assert (len(found), rest) == (1_000, None)
 
 
 def test_keys_only_keeps_headers(store: Store) -> None:
@@ -230,7 +247,6 @@ def test_a_scan_finds_what_there_is(kind: str, drawn: list[tuple[bytes, int, byt
             store.begin_flush()
         patch.setattr(mvcc_store, "TURN_COST", data.draw(
             st.sampled_from([1, 7 * scan.ENTRY_COST, mvcc_store.TURN_COST])))
-        patch.setattr(scan, "MAX_SKIPPED", data.draw(st.integers(0, 6)))
         for _ in range(8):
             start, end, limit = data.draw(bounds), data.draw(bounds), data.draw(st.integers(1, 9))
             at_ts = data.draw(st.one_of(st.just(LATEST), st.integers(0, newest + 1)))
