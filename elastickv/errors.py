@@ -17,7 +17,14 @@ Messages never hold key material or values: a failed decryption or parse raises 
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+TRAILER_ERROR: Final = "elastickv-error"
+TRAILER_OUTCOME: Final = "elastickv-outcome"
+TRAILER_LEADER: Final = "elastickv-leader"
+"""By these trailers of a status a client rebuilds the error (`elastickv.server.errors`)."""
+REMEDY_FOLLOWS: Final = ". Remedy: "
+"""Between the message and the remedy in an error's text."""
 
 JOIN_ANEW_REMEDY = "remove this node and join it anew: it is sent everything"
 """What a member does whose log or state is damaged: the others hold all of it."""
@@ -64,7 +71,7 @@ class ElasticKVError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.message}. Remedy: {self.remedy}" if self.remedy else self.message
+        return self.message + REMEDY_FOLLOWS + self.remedy if self.remedy else self.message
 
 
 # --- the caller must act ---------------------------------------------------------------------

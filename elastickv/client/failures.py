@@ -17,6 +17,10 @@ import grpc
 
 from elastickv import errors
 from elastickv.errors import (
+    REMEDY_FOLLOWS,
+    TRAILER_ERROR,
+    TRAILER_LEADER,
+    TRAILER_OUTCOME,
     ClientClosed,
     DeadlineExceeded,
     ElasticKVError,
@@ -28,15 +32,10 @@ from elastickv.errors import (
     Unreachable,
 )
 
-TRAILER_ERROR = "elastickv-error"
-TRAILER_OUTCOME = "elastickv-outcome"
-TRAILER_LEADER = "elastickv-leader"
-
 FIRST_BACKOFF_S = 0.02
 MAX_BACKOFF_S = 0.5
 MIN_READ_ATTEMPT_S = 0.25
 
-_REMEDY = ". Remedy: "
 _READ_FIRST = "read before you decide to write again"
 
 
@@ -90,7 +89,7 @@ def error_of(failure: Failure, *, write: bool) -> ElasticKVError:
     """The typed error of a failed call."""
     name = failure.trailers.get(TRAILER_ERROR, "")
     outcome = failure.trailers.get(TRAILER_OUTCOME, "")
-    message, _, remedy = failure.detail.partition(_REMEDY)
+    message, _, remedy = failure.detail.partition(REMEDY_FOLLOWS)
     if outcome == Outcome.NOT_APPLIED.value or (outcome and not write):
         return _typed(name, failure, message, remedy)
     if outcome:

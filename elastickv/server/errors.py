@@ -19,12 +19,15 @@ from urllib.parse import unquote_to_bytes
 import grpc
 
 from elastickv import logs
-from elastickv.errors import ElasticKVError, NotLeader, Outcome
+from elastickv.errors import (
+    TRAILER_ERROR,
+    TRAILER_LEADER,
+    TRAILER_OUTCOME,
+    ElasticKVError,
+    NotLeader,
+    Outcome,
+)
 from elastickv.server.h2.wire import percent_encoded
-
-TRAILER_ERROR = "elastickv-error"
-TRAILER_OUTCOME = "elastickv-outcome"
-TRAILER_LEADER = "elastickv-leader"
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_DETAIL_BYTES = 4096

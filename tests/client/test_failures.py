@@ -8,7 +8,6 @@ import grpc
 import pytest
 
 from elastickv import errors
-from elastickv.client import failures
 from elastickv.client.failures import (
     MAX_BACKOFF_S,
     MIN_READ_ATTEMPT_S,
@@ -35,7 +34,6 @@ from elastickv.errors import (
     Unimplemented,
     Unreachable,
 )
-from elastickv.server import errors as server_errors
 from elastickv.server.errors import status_of
 
 Code = grpc.StatusCode
@@ -51,11 +49,6 @@ def told(error: ElasticKVError) -> Failure:
 
 def bare(code: grpc.StatusCode) -> Failure:
     return Failure(code, "detail", "h:1")
-
-
-def test_both_sides_spell_the_trailers_alike() -> None:
-    for name in ("TRAILER_ERROR", "TRAILER_OUTCOME", "TRAILER_LEADER"):
-        assert getattr(failures, name) == getattr(server_errors, name)
 
 
 @pytest.mark.parametrize("error_class", CLASSES, ids=lambda error_class: error_class.__name__)
@@ -76,7 +69,7 @@ def test_a_leader_hint_survives_the_wire() -> None:
 
 
 def test_a_class_that_only_a_newer_member_knows_keeps_its_meaning() -> None:
-    trailers = {failures.TRAILER_ERROR: "NewKind", failures.TRAILER_OUTCOME: "not-applied"}
+    trailers = {errors.TRAILER_ERROR: "NewKind", errors.TRAILER_OUTCOME: "not-applied"}
     newer = Failure(Code.INVALID_ARGUMENT, "m", "h:1", trailers)
     assert type(error_of(newer, write=True)) is InvalidArgument
     unheard_of = Failure(Code.INTERNAL, "m", "h:1", trailers)
@@ -85,7 +78,7 @@ def test_a_class_that_only_a_newer_member_knows_keeps_its_meaning() -> None:
 
 def test_a_defect_in_a_write_is_an_unknown_outcome() -> None:
     failure = Failure(Code.INTERNAL, "internal error", "h:1",
-                      {failures.TRAILER_OUTCOME: "unknown"})
+                      {errors.TRAILER_OUTCOME: "unknown"})
     assert type(error_of(failure, write=True)) is OutcomeUnknown
     assert type(error_of(failure, write=False)) is ElasticKVError
 

@@ -13,13 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastickv import errors, logs
-from elastickv.errors import ElasticKVError, InvalidArgument, NotLeader, Outcome, OutcomeUnknown
-from elastickv.server.errors import (
-    DEFAULT_TIMEOUT_S,
-    MAX_DETAIL_BYTES,
+from elastickv.errors import (
     TRAILER_ERROR,
     TRAILER_LEADER,
     TRAILER_OUTCOME,
+    ElasticKVError,
+    InvalidArgument,
+    NotLeader,
+    Outcome,
+    OutcomeUnknown,
+)
+from elastickv.server.errors import (
+    DEFAULT_TIMEOUT_S,
+    MAX_DETAIL_BYTES,
     refusal_of,
     status_of,
     time_for_call,
