@@ -116,6 +116,7 @@ class Nemesis:
         cluster.network.conditions.spike = 0.0
         for node in cluster.nodes:
             node.fills_when_installed = node.medium.is_full = False
+            node.medium.room = None
             node.medium.failing_syncs = 0
             if node.life is not None and node.life.paused:
                 self._resume(node)
@@ -345,9 +346,9 @@ class Nemesis:
         node = self._leader_or_any()
         self._count("disk-full")
         node.excuses.add("disk-full")
-        node.medium.is_full = True
+        node.medium.room = self._generator.randrange(4)
         await self._hold(0.05, 0.5)
-        node.medium.is_full = False
+        node.medium.room = None
 
     async def bit_flip(self) -> None:
         """A byte of a file reads back changed; mended at the end, as from a backup."""
