@@ -33,18 +33,18 @@ class Freshness:
     def heard(self, now: float, leader_commit_index: int, applied_index: int) -> None:
         """A message of the current leader, which had committed up to `leader_commit_index`, with an
         entry of its own term among that."""
-        self._settle(applied_index)
+        self._advance(applied_index)
         if self._heard_at == NEVER:
             # A later contact never replaces one that waits: under steady load, state always
             # trails the newest contact a little and would never count as fresh.
             self._heard_at, self._wanted_index = now, leader_commit_index
-            self._settle(applied_index)
+            self._advance(applied_index)
 
-    def _settle(self, applied_index: int) -> None:
+    def _advance(self, applied_index: int) -> None:
         if self._heard_at != NEVER and applied_index >= self._wanted_index:
             self._fresh_at, self._heard_at = max(self._fresh_at, self._heard_at), NEVER
 
     def fresh_at(self, applied_index: int) -> float:
         """The latest time at which this member is known to have had everything; -inf = never."""
-        self._settle(applied_index)
+        self._advance(applied_index)
         return self._fresh_at

@@ -422,7 +422,7 @@ class Journal:
         if not self._segments:
             self._add(Segment.create(self._disk, self._directory,
                                      self._header(FIRST_ANCHOR_INDEX + 1, 0)))
-        self._settle(self._prove())
+        self._make_tail_durable(self._prove())
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
@@ -446,11 +446,11 @@ class Journal:
                 synced = max(synced, segment.read(segment.last_index, 1, 0)[0].synced)
         return synced
 
-    def _settle(self, synced: int) -> None:
+    def _make_tail_durable(self, synced: int) -> None:
         """Make durable what was read, but for what is proven to be so up to `synced`."""
         for segment in self._segments:
             if segment.last_index > synced or segment is self._segments[-1]:
-                segment.settle(synced)
+                segment.make_tail_durable(synced)
 
     def _open_segment(self, path: Path, *, last: bool) -> None:
         file = self._disk.open_append(path, create=False)

@@ -96,7 +96,7 @@ class PeerMemory:
 
     def of(self, peer_id: str) -> PeerRecord | None:
         """What is remembered of `peer_id`, None for a stranger."""
-        self._settle()
+        self._merge_positions()
         return self._records.get(peer_id)
 
     def peers(self) -> list[str]:
@@ -106,7 +106,7 @@ class PeerMemory:
     def booted(self, peer_id: str, boot_epoch: int, boot_id: int, term: int) -> None:
         """A peer greeted with a boot that is new here. Durable on return; raises `DiskFull` with
         nothing of it remembered, so that it is as new when the peer greets again."""
-        self._settle()
+        self._merge_positions()
         record = self._records.get(peer_id, NOTHING)
         self._write({**self._records, peer_id: msgspec.structs.replace(
             record, boot_epoch=boot_epoch, boot_id=boot_id, term=max(term, record.term))})
@@ -132,14 +132,14 @@ class PeerMemory:
 
     def forget(self, peer_id: str) -> None:
         """The peer is no member any more; one that joins under its name begins anew."""
-        self._settle()
+        self._merge_positions()
         self._sent.pop(peer_id, None)
         self._acked.pop(peer_id, None)
         if self._records.pop(peer_id, None) is not None:
             self._version += 1
 
-    def _settle(self) -> None:
-        """Bring the records up to date."""
+    def _merge_positions(self) -> None:
+        """Bring the records up to date with what was sent and acknowledged."""
         for peer_id in self._sent.keys() | self._acked.keys():
             (sent_term, sent_index) = self._sent.get(peer_id, (0, 0))
             (acked_term, acked_index) = self._acked.get(peer_id, (0, 0))
@@ -152,13 +152,13 @@ class PeerMemory:
         fails, what it did not write is as new as before."""
         if self._written_version == self._version:
             return None
-        self._settle()
+        self._merge_positions()
         return self._job(self._records)
 
     def flush(self) -> None:
         """Make everything durable now."""
         if self._written_version < self._version:
-            self._settle()
+            self._merge_positions()
             self._write(self._records)
 
     def _write(self, records: dict[str, PeerRecord]) -> None:

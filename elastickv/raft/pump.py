@@ -83,13 +83,13 @@ class Pump:
             self._is_scheduled = True
             self._loop.call_soon(self.run)
 
-    def settle_ack(self, peer_id: str) -> bool:
+    def handle_ack_now(self, peer_id: str) -> bool:
         """Do what follows from an acknowledgement, if it is little; False when it takes a round."""
-        if not self._transfer.active and self._replication.is_settled_with(peer_id):
+        if not self._transfer.active and self._replication.owes_nothing_to(peer_id):
             return True
         return self._commit_at_once(peer_id)
 
-    def settle_append(self) -> bool:
+    def handle_append_now(self) -> bool:
         """Do what follows from a leader's entries, if it is little; False when it takes a round."""
         core = self._core
         if self._roles.is_due(core) or (

@@ -103,7 +103,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._settings = settings
         self._journal = journal
         self._hooks = hooks
-        self._settled_commit = applied_index
+        self._committed_index = applied_index
         self._voters_heard: set[str] = set()
         super().__init__(peer_node(settings.node_id), [],
                          conf=_library_configuration(settings, adapter, hooks),
@@ -132,13 +132,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """Called in every tick, after elections and what `tick` keeps PySyncObj from counting."""
-        if self.is_leading() and self._journal.last_index > self._settled_commit:
+        if self.is_leading() and self._journal.last_index > self._committed_index:
             matches = self._SyncObj__raftMatchIndex
-            self._settled_commit = rules.committed_index(
-                self._settled_commit, self._journal.last_index, self._journal.durable_index,
+            self._committed_index = rules.committed_index(
+                self._committed_index, self._journal.last_index, self._journal.durable_index,
                 [matches[node] for node in self._SyncObj__otherNodes],
                 self._is_voter, self._journal.term_at, self._SyncObj__raftCurrentTerm)
-        self._SyncObj__raftCommitIndex = self._settled_commit
+        self._SyncObj__raftCommitIndex = self._committed_index
         self._hooks.apply_committed()
         return False
 
@@ -171,7 +171,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return int(self._SyncObj__raftCurrentTerm)
 
     def commit_index(self) -> int:
-        return self._settled_commit
+        return self._committed_index
 
     def applied_index(self) -> int:
         return int(self._SyncObj__raftLastApplied)
@@ -209,7 +209,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
 
     def may_commit(self) -> bool:
         others, matches = self._SyncObj__otherNodes, self._SyncObj__raftMatchIndex
-        return not others or max(matches[node] for node in others) > self._settled_commit
+        return not others or max(matches[node] for node in others) > self._committed_index
 
     def last_response(self, peer_id: str) -> float:
         return float(self._SyncObj__lastResponseTime.get(peer_node(peer_id), 0.0))
@@ -225,7 +225,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         try:
             self._onTick(0)
         finally:
-            self._SyncObj__raftCommitIndex = self._settled_commit
+            self._SyncObj__raftCommitIndex = self._committed_index
 
     def commit(self) -> None:
         """Count acknowledgements and apply what they commit: of a tick, that alone."""
@@ -290,7 +290,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """The log was reset behind `index`, which is applied."""
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index
-        self._settled_commit = index
+        self._committed_index = index
 
     def set_members(self, voters: Sequence[str], learners: Sequence[str]) -> None:
         """The configuration in force changed. A learner is what PySyncObj calls a read-only node:
@@ -334,8 +334,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__leaderCommitIndex = plan.commit_index
         for record in plan.entries:
             self._journal.append(record.index, record.term, record.command)
-        self._settled_commit = max(self._settled_commit, plan.commit_index)
-        self._SyncObj__raftCommitIndex = self._settled_commit
+        self._committed_index = max(self._committed_index, plan.commit_index)
+        self._SyncObj__raftCommitIndex = self._committed_index
 
     def _receive_append(self, peer_id: str, message: AppendEntries, plan: AppendPlan) -> None:
         """Through PySyncObj. A rejected message names an entry that cannot exist, which is how it
@@ -349,8 +349,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             "prevLogTerm": plan.previous_term,
             "entries": [(record.command, record.index, record.term) for record in plan.entries],
         })
-        self._settled_commit = max(self._settled_commit, self._SyncObj__raftCommitIndex)
-        self._SyncObj__raftCommitIndex = self._settled_commit
+        self._committed_index = max(self._committed_index, self._SyncObj__raftCommitIndex)
+        self._SyncObj__raftCommitIndex = self._committed_index
 
     def receive_ack(self, peer_id: str, next_index: int, *, accepted: bool) -> None:
         """An acknowledgement or rejection of this leader's current term, which is what PySyncObj

@@ -514,9 +514,9 @@ class PySyncObjEngine:
                 raise WireError(f"an unexpected {type(message).__name__} from {peer_id}")
             handler(peer_id, message)
             match message:
-                case frames.Ack() if self._pump.settle_ack(peer_id):
+                case frames.Ack() if self._pump.handle_ack_now(peer_id):
                     return
-                case frames.AppendEntries() if self._pump.settle_append():
+                case frames.AppendEntries() if self._pump.handle_append_now():
                     return
         except WireError as error:
             log.warning("link dropped", peer=peer_id, error=str(error))

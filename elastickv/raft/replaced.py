@@ -33,7 +33,7 @@ class ReplacedTail(msgspec.Struct, frozen=True, array_like=True):
             term == missing.term and first <= missing.index <= last
             for term, first, last in self.runs)
 
-    def is_settled(self, committed: LogEnd) -> bool:
+    def is_obsolete(self, committed: LogEnd) -> bool:
         """Whether a log that is durable and committed up to `committed` needs the explanation no
         more: it will never hold less. What is only durable may be replaced in its turn."""
         return all((term, last) <= committed for term, _, last in self.runs)
@@ -57,6 +57,6 @@ def replaced_tail(log: LogView, kept: LogEnd, known: ReplacedTail,
                     kept.index + 1 if term == kept.term else 0)
         runs.append((term, first, index))
         index = first - 1
-    if known.is_settled(committed):
+    if known.is_obsolete(committed):
         return ReplacedTail(kept, tuple(runs)) if runs else NOTHING_REPLACED
     return ReplacedTail(min(known.kept, kept), (*runs, *known.runs))

@@ -82,7 +82,7 @@ class Replication:
                 and not progress.probing and progress.sent_commit < self._announced_commit():
             self._send_append(peer_id, progress, next_index, empty=True)
 
-    def is_settled_with(self, peer_id: str) -> bool:
+    def owes_nothing_to(self, peer_id: str) -> bool:
         """Whether nothing is left to commit or to send because of what `peer_id` acknowledged."""
         core = self._core
         return (core.match_index(peer_id) <= core.commit_index()

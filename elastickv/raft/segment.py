@@ -276,11 +276,11 @@ class Segment:
                       record.command[:1] == marked_kind)
 
     def cut(self, offset: int) -> None:
-        """Drop what is behind `offset`, where a scan ended; durable once it is settled."""
+        """Drop what is behind `offset`, where a scan ended; durable with `make_tail_durable`."""
         self._disk.remove(self.index_path)
         self.file.truncate(offset)
 
-    def settle(self, synced: int) -> None:
+    def make_tail_durable(self, synced: int) -> None:
         """Make durable what a start has read; up to entry `synced` it is known to be."""
         position = min(synced, self.last_index) - self.first_index
         self.file.rewrite(self.offsets[position] if position >= 0 else 0)

@@ -66,7 +66,7 @@ class RaftStorage:
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
                 remedy=JOIN_ANEW_REMEDY)
         self.hard_state.begin_boot(settings.node_id)
-        if self.hard_state.state.replaced.is_settled(self._end(self.applied_index)):
+        if self.hard_state.state.replaced.is_obsolete(self._end(self.applied_index)):
             self.hard_state.set_replaced(NOTHING_REPLACED)
         self.boot_id = generator.getrandbits(63)
 

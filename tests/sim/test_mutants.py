@@ -135,9 +135,9 @@ def own_term_not_required(patch: pytest.MonkeyPatch) -> None:
             matches = self._SyncObj__raftMatchIndex
             acknowledged = sorted([self._journal.durable_index, *(
                 matches[node] for node in self._SyncObj__otherNodes)], reverse=True)
-            self._settled_commit = max(self._settled_commit, min(
+            self._committed_index = max(self._committed_index, min(
                 acknowledged[len(acknowledged) // 2], self._journal.durable_index))
-            self._SyncObj__raftCommitIndex = self._settled_commit
+            self._SyncObj__raftCommitIndex = self._committed_index
         self._hooks.apply_committed()
         return False
 
