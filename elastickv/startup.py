@@ -37,9 +37,9 @@ from elastickv.raft import configuration, peer_memory
 from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 from elastickv.raft.hardstate import HardStateFile, owner_of
+from elastickv.raft.install_marker import MARKER_FILE_NAME, MarkerFile
 from elastickv.raft.membership import Configuration
 from elastickv.raft.peer_memory import PeerMemory
-from elastickv.raft.snapshots import MARKER_FILE_NAME, MarkerFile
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
 

@@ -229,9 +229,12 @@ class SnapshotChunk(Message, frozen=True, tag=17):
     last: bool
 
 
+REFUSED_OFFSET = -1
+
+
 class SnapshotAck(Message, frozen=True, tag=18):
-    """`offset` bytes of the stream have been taken; -1: the receiver refuses it. `done`: the
-    snapshot is installed, the receiver's log begins behind it."""
+    """`offset` bytes of the stream have been taken; `REFUSED_OFFSET`: the receiver refuses it.
+    `done`: the snapshot is installed, the receiver's log begins behind it."""
 
     term: int
     stream: int

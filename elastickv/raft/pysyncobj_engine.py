@@ -41,6 +41,7 @@ from elastickv.raft.engine import (
 from elastickv.raft.follower import Follower
 from elastickv.raft.frames import encode_message
 from elastickv.raft.freshness import Freshness, quorum_contact
+from elastickv.raft.install_marker import InstallMarker
 from elastickv.raft.links import Links
 from elastickv.raft.members import Members
 from elastickv.raft.membership import (
@@ -60,7 +61,8 @@ from elastickv.raft.reads import Reads
 from elastickv.raft.replication import Replication
 from elastickv.raft.roles import Roles, may_serve, role_of
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import InstallMarker, SnapshotReceiver, SnapshotSender
+from elastickv.raft.snapshot_receiver import SnapshotReceiver
+from elastickv.raft.snapshot_sender import SnapshotSender
 from elastickv.raft.storage import RaftStorage
 from elastickv.raft.transfer import Transfer
 from elastickv.raft.trust import Trust

@@ -3,7 +3,7 @@
     hardstate   term, vote, boot epoch, suspicion      (hardstate.py)
     members     the configuration the log begins with  (configuration.py)
     peers       what is remembered of peers            (peer_memory.py)
-    install     a snapshot is being installed          (snapshots.py)
+    install     a snapshot is being installed          (install_marker.py)
     log/        the journal                            (journal.py, segment.py)
 """
 
@@ -18,13 +18,14 @@ from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, JournalCorrupt, Startup
 from elastickv.raft import configuration, peer_memory
 from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
 from elastickv.raft.hardstate import FILE_NAME, HardStateFile
+from elastickv.raft.install_marker import MARKER_FILE_NAME, InstallMarker, MarkerFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
 from elastickv.raft.membership import Configuration
 from elastickv.raft.offload import Offload
 from elastickv.raft.peer_memory import PeerMemory, Position
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
+from elastickv.raft.rules import holds_entry
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import MARKER_FILE_NAME, InstallMarker, MarkerFile
 
 
 class RaftStorage:
@@ -121,7 +122,7 @@ class RaftStorage:
 
     def install(self, marker: InstallMarker) -> None:
         """The state is that of `marker`: let the log follow, and forget the marker."""
-        if not self._log_contains(marker):
+        if not holds_entry(self.journal, marker.index, marker.term):
             end = LogEnd(marker.term, marker.index)
             self.replacing(end, end)
             self.journal.reset(marker.index, marker.term)
@@ -133,11 +134,6 @@ class RaftStorage:
             # Not below what a node that joins was told.
             self.adopt(base)
         self.marker.remove()
-
-    def _log_contains(self, marker: InstallMarker) -> bool:
-        journal = self.journal
-        return journal.anchor_index <= marker.index <= journal.last_index \
-            and journal.term_at(marker.index) == marker.term
 
     def _finish_install(self, state_index: int) -> None:
         """An installation was cut short: complete it if the state was replaced already."""

@@ -220,7 +220,7 @@ def test_a_snapshot_of_an_unknown_leader_is_refused_aloud() -> None:
         lab.hub.inject(first.node_id, second.node_id, frames.SnapshotOffer(
             second.status().term, 7, 1000, 1, 0, b""))
         refusals = lab.hub.sent(frames.SnapshotAck, second.node_id)
-        assert [(ack.stream, ack.offset) for ack in refusals] == [(7, -1)]
+        assert [(ack.stream, ack.offset) for ack in refusals] == [(7, frames.REFUSED_OFFSET)]
 
     run(scenario())
 

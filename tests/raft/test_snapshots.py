@@ -22,17 +22,12 @@ from elastickv.errors import (
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
 from elastickv.raft.engine import Entry, Role
+from elastickv.raft.install_marker import InstallMarker, MarkerFile
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import ChangeKind, MembershipChange, encode_members
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshots import (
-    CATCH_UP_S,
-    REFUSED_S,
-    STALLED_S,
-    InstallMarker,
-    MarkerFile,
-    SnapshotReceiver,
-)
+from elastickv.raft.snapshot_receiver import SnapshotReceiver
+from elastickv.raft.snapshot_sender import CATCH_UP_S, REFUSED_S, STALLED_S
 
 SECOND = 1.0
 COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,

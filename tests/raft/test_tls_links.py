@@ -245,7 +245,7 @@ async def test_strangers_hold_few_descriptors_and_keep_no_member_out(make, until
                                                                      monkeypatch, kind):
     monkeypatch.setattr(tls_links, "MAX_STRANGERS", 4)
     secure = kind != "plain"
-    context = files_of(certificates, "n3").context(server=False) \
+    context = link_context(files_of(certificates, "n3"), server=False) \
         if kind == "after the handshake" else None
     one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
     two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)

@@ -27,7 +27,6 @@ from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.readindex import ReadRounds, Waiter
 from elastickv.raft.replication import Replication
 from elastickv.raft.segment import Segment
-from elastickv.raft.storage import RaftStorage
 from tests.sim.schedule import run_seed
 
 MAX_SEEDS = 500
@@ -228,7 +227,7 @@ def peer_memory_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def snapshot_keeps_the_log(patch: pytest.MonkeyPatch) -> None:
     """The old log stays behind an installed snapshot."""
-    patch.setattr(RaftStorage, "_log_contains", lambda self, marker: True)
+    patch.setattr(storage, "holds_entry", lambda log, index, term: True)
 
 
 def state_ahead_of_the_log_takes_part(patch: pytest.MonkeyPatch) -> None:
