@@ -311,7 +311,7 @@ def commit_announced_to_anybody(patch: pytest.MonkeyPatch) -> None:
 
 def page_cache_believed(patch: pytest.MonkeyPatch) -> None:
     """A start takes for durable what the process before it has written."""
-    patch.setattr(Segment, "settle", lambda self, synced: None)
+    patch.setattr(Segment, "make_tail_durable", lambda self, synced: None)
 
 
 def full_disk_ends_the_node(patch: pytest.MonkeyPatch) -> None:
