@@ -39,9 +39,9 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.guards import failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
-from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
+from elastickv.kv.key_value import KeyValue
 from elastickv.kv.membership import MembershipController
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.rotation import RotationSettings
@@ -57,7 +57,7 @@ from elastickv.store.flusher import Flusher
 from elastickv.store.gc import Compactor
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store, decode_number
-from elastickv.store.values import open_record, tombstone_record
+from elastickv.store.values import open_record
 from elastickv.wire import MAX_ENTRY_BYTES
 
 log = logs.get_logger(__name__)
@@ -188,12 +188,10 @@ class Node:
         self._flusher = Flusher(store, self._runner, on_fatal=self._fail,
                                 compactor=Compactor(store, SystemClock().wall_ms),
                                 interval_ms=settings.flush_interval_ms)
-        self._coordinator = Coordinator(
-            self._engine, store, hlc, self._encryption.proposer,
-            sealer=self._encryption.record_sealer,
+        self._kv = KeyValue(
+            self._engine, store, hlc, self._encryption,
             opener=self._record_opener(applier),
             writable=lambda: self._flusher.error or self._encryption.refusal(),
-            tombstone=tombstone_record(),
             max_value_bytes=settings.max_value_bytes,
             max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
 
@@ -273,7 +271,7 @@ class Node:
     async def _start_server(self, audit: AuditLog) -> None:
         settings = self._settings
         server = GrpcServer(
-            settings.address.host, settings.address.port, kv=self._coordinator,
+            settings.address.host, settings.address.port, kv=self._kv,
             encryption=self._encryption, membership=self._membership, engine=self._engine,
             tls=settings.tls, accept_loops=settings.accept_loops,
             max_connections=descriptors.for_clients(descriptors.limit()),

@@ -15,6 +15,8 @@ from elastickv.crypto.keystore import Purpose
 from elastickv.errors import ResultTooLarge
 
 MAX_KEY_BYTES = 480
+MAX_TIMEOUT_S = 300.0
+"""However long a caller would wait."""
 MAX_TTL_MS = (1 << 63) - 1
 """An expiry, this much after any commit timestamp, still fits the 64 bits of a value header."""
 

@@ -15,15 +15,13 @@ leader moved, plaintext refused by the storage cutover) go back into the queue u
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
+from elastickv.clock import HybridLogicalClock
 from elastickv.errors import (
     DeadlineExceeded,
     ElasticKVError,
-    InvalidArgument,
     NoLeader,
     NotLeader,
     OutcomeUnknown,
@@ -33,23 +31,12 @@ from elastickv.errors import (
     WireError,
 )
 from elastickv.kv import forwarding
-from elastickv.kv.api import (
-    PAIR_OVERHEAD_BYTES,
-    Condition,
-    Op,
-    OpKind,
-    Pair,
-    ReadResult,
-    WriteResult,
-    result_too_large,
-)
+from elastickv.kv.api import MAX_TIMEOUT_S, Condition, Op, OpKind, WriteResult
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
 from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
-from elastickv.kv.txn import Sealer, build_request, check_key, check_ops, log_bytes
+from elastickv.kv.txn import Sealer, build_request, check_ops, log_bytes
 from elastickv.raft.engine import RaftEngine, Role
-from elastickv.store.mvcc_store import Store
-from elastickv.store.scan import ScanRange
 from elastickv.wire import HlcCeiling, Writes, encode_entry, encode_writes
 
 MAX_IN_FLIGHT = 1
@@ -62,7 +49,6 @@ MAX_FORWARD_BYTES = 16 << 20
 it."""
 CEILING_WINDOW_MS = 1000
 ENTRY_TIMEOUT_S = 30.0
-MAX_TIMEOUT_S = 300.0
 REFUSED_RETRY_S = 0.02
 
 
@@ -83,23 +69,20 @@ class _Pending:
 
 
 class Coordinator:
-    """One node's key-value operations. Implements `kv.api.KvApi`.
+    """The writes of one node.
 
     `sealer(count)` returns the function that makes the next `count` records, or None while this
     node may not seal that many; `writable()` returns the error that refuses all writes, or None.
     """
 
-    def __init__(self, engine: RaftEngine, store: Store, hlc: HybridLogicalClock,
-                 proposer: Proposer, *, sealer: Callable[[int], Sealer | None],
-                 opener: Callable[[bytes, bytes], bytes],
+    def __init__(self, engine: RaftEngine, hlc: HybridLogicalClock, proposer: Proposer, *,
+                 sealer: Callable[[int], Sealer | None],
                  writable: Callable[[], ElasticKVError | None], tombstone: bytes,
                  max_value_bytes: int, max_request_bytes: int) -> None:
         self._engine = engine
-        self._store = store
         self._hlc = hlc
         self._proposer = proposer
         self._sealer = sealer
-        self._open_record = opener
         self._writable = writable
         self._tombstone = tombstone
         self._max_value_bytes = max_value_bytes
@@ -111,7 +94,6 @@ class Coordinator:
         self._forwards_in_flight = 0
         self._forward_bytes = 0
         self._pump_scheduled = False
-        self._scan_turns = asyncio.Lock()
         self._gathering = Gathering()
         self._gathering_timer: asyncio.TimerHandle | None = None
         self._forward_tasks: set[asyncio.Task[None]] = set()
@@ -443,90 +425,6 @@ class Coordinator:
                           [Condition(key, ts) for key, ts in item.conditions], timeout_s)
               for item in message.items), return_exceptions=True)
         return forwarding.encode(WriteGroupReply([_reply(outcome) for outcome in outcomes]))
-
-    # --- reads ----------------------------------------------------------------------------------
-
-    async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
-                  timeout_s: float) -> ReadResult:
-        check_key(key)
-        index = await self._read_barrier(stale, timeout_s)
-        stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
-        at_ts, now_ms = self._read_time(ts)
-        version = self._store.get(key, at_ts, now_ms)
-        if version is None:
-            return ReadResult(b"", False, index, 0, stale_ms)
-        return ReadResult(self._open_record(version.store_key, version.record), True, index,
-                          version.commit_ts, stale_ms)
-
-    async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
-        check_key(key)
-        await self._read_barrier(False, timeout_s)
-        at_ts, now_ms = self._read_time(0)
-        version = self._store.get(key, at_ts, now_ms)
-        return (version.commit_ts, True) if version else (0, False)
-
-    async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
-                   reverse: bool = False, keys_only: bool = False,
-                   timeout_s: float) -> list[Pair]:
-        if limit < 1:
-            raise InvalidArgument(f"limit is {limit}; it must be at least 1",
-                                  remedy="ask for one or more pairs")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        await self._read_barrier(False, timeout_s)
-        at_ts, now_ms = self._read_time(ts)
-        whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
-        rest: ScanRange | None = whole
-        pairs: list[Pair] = []
-        room = max_bytes
-        while rest is not None:
-            async with self._scan_turns:
-                if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
-                    # Compaction has overtaken it; nothing was answered yet, so any later moment
-                    # that was asked for is as good.
-                    rest = whole._replace(now_ms=self._read_time(ts)[1])
-                    pairs, room = [], max_bytes
-                found, rest = self._store.scan_turn(rest)
-                for key, version in found:
-                    value = b"" if keys_only else self._open_record(version.store_key,
-                                                                    version.record)
-                    room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
-                    if room < 0:
-                        raise result_too_large(max_bytes, len(pairs), keys_only=keys_only)
-                    pairs.append(Pair(key, value))
-                if rest is not None:
-                    # All scans together have one turn between two of the loop's other work.
-                    await asyncio.sleep(0)
-            if rest is not None and loop.time() >= deadline:
-                raise DeadlineExceeded(
-                    "the scan did not get through its range within the deadline",
-                    remedy="retry with a longer timeout, or scan a smaller range")
-        return pairs
-
-    async def _read_barrier(self, stale: bool, timeout_s: float) -> int:
-        if stale:
-            return self._store.applied_index
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        index = await self._engine.read_index(timeout_s=min(timeout_s, MAX_TIMEOUT_S))
-        if self._store.applied_index < index:
-            remaining_s = deadline - loop.time()
-            if remaining_s <= 0:
-                raise DeadlineExceeded("this node did not catch up within the deadline",
-                                       remedy="retry, or read with stale=true")
-            await self._engine.wait_applied(index, timeout_s=remaining_s)
-        return index
-
-    def _read_time(self, ts: int) -> tuple[int, int]:
-        """`(at_ts, now_ms)`: a read at a timestamp sees what had not expired at that timestamp."""
-        if not ts:
-            return MAX_TIMESTAMP, self._hlc.now_ms()
-        return ts, timestamp_ms(ts)
-
-
-def age_ms(age_s: float) -> int:
-    """Whole milliseconds, rounded up: no answer is older than it says. -1 for infinity."""
-    return -1 if math.isinf(age_s) else math.ceil(age_s * 1000)
 
 
 def _size_of(group: Sequence[_Pending]) -> int:

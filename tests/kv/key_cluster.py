@@ -15,9 +15,9 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import Sidecar
 from elastickv.keys.usage import Limits
-from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
+from elastickv.kv.key_value import KeyValue
 from elastickv.kv.rotation import RotationSettings
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -25,7 +25,7 @@ from elastickv.raft.settings import EngineSettings
 from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
-from elastickv.store.values import open_record, tombstone_record
+from elastickv.store.values import open_record
 from jepsen.network.ports import free_address
 
 TIMEOUT_S = 20.0
@@ -68,12 +68,10 @@ class Node:
         self.encryption = EncryptionController(
             self.engine, self.store, self.applier, full_node_id=self.full_id, kek=Kek(kek),
             gate=gate, build_sha="test", on_fatal=self.fatal.append, rotation=rotation)
-        self.kv = Coordinator(
-            self.engine, self.store, hlc, self.encryption.proposer,
-            sealer=self.encryption.record_sealer,
+        self.kv = KeyValue(
+            self.engine, self.store, hlc, self.encryption,
             opener=lambda key, record: open_record(self.applier.keystore, key, record),
-            writable=self.encryption.refusal, tombstone=tombstone_record(),
-            max_value_bytes=1 << 20, max_request_bytes=2 << 20)
+            writable=self.encryption.refusal, max_value_bytes=1 << 20, max_request_bytes=2 << 20)
 
     async def start(self, *, encryption: bool = True) -> None:
         await self.engine.start()

@@ -30,10 +30,10 @@ from elastickv.errors import (
 from elastickv.keys.applier import Applier
 from elastickv.kv import coordinator, forwarding, gathering
 from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
-from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
+from elastickv.kv.key_value import KeyValue
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -42,7 +42,7 @@ from elastickv.store import mvcc_store
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ENTRY_COST, ScanRange
-from elastickv.store.values import open_record, tombstone_record
+from elastickv.store.values import open_record
 from jepsen.network.ports import free_address
 
 TIMEOUT_S = 10.0
@@ -71,12 +71,10 @@ class OneNode:
         self.encryption = EncryptionController(
             self.engine, self.store, applier, full_node_id=full_node_id("n1"),
             kek=Kek(bytes(32)), gate=True, build_sha="test", on_fatal=self.fatal.append)
-        self.kv = Coordinator(
-            self.engine, self.store, hlc, self.encryption.proposer,
-            sealer=self.encryption.record_sealer,
+        self.kv = KeyValue(
+            self.engine, self.store, hlc, self.encryption,
             opener=lambda key, record: open_record(applier.keystore, key, record),
-            writable=lambda: self.disk_problem, tombstone=tombstone_record(),
-            max_value_bytes=1 << 20, max_request_bytes=2 << 20)
+            writable=lambda: self.disk_problem, max_value_bytes=1 << 20, max_request_bytes=2 << 20)
 
 
 @pytest.fixture
@@ -355,9 +353,9 @@ async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
         with pytest.raises(asyncio.CancelledError):
             await given_up
     monkeypatch.setattr(node.engine, "status", lambda: followed)
-    node.kv.wake()
+    node.kv.writes.wake()
     assert await kept == WriteResult(7, 8)
-    assert (len(node.kv._queue), node.kv._queue_bytes) == (0, 0)
+    assert (len(node.kv.writes._queue), node.kv.writes._queue_bytes) == (0, 0)
 
 
 async def test_giving_writes_up_costs_no_search_and_keeps_the_others_in_order(
@@ -380,22 +378,23 @@ async def test_giving_writes_up_costs_no_search_and_keeps_the_others_in_order(
     writes = [asyncio.create_task(node.kv.put(b"%03d" % number, b"v", timeout_s=TIMEOUT_S))
               for number in range(400)]
     await asyncio.sleep(0)
-    size = node.kv._queue_bytes // len(writes)
+    size = node.kv.writes._queue_bytes // len(writes)
     kept = writes[::10]
     given_up = [write for write in writes if write not in set(kept)]
     for write in reversed(given_up):
         write.cancel()
     await asyncio.gather(*given_up, return_exceptions=True)
     assert compared == 0
-    assert node.kv._waiting() == len(kept)
-    assert len(node.kv._queue) <= 2 * len(kept)
-    assert node.kv._queue_bytes == len(kept) * size
+    assert node.kv.writes._waiting() == len(kept)
+    assert len(node.kv.writes._queue) <= 2 * len(kept)
+    assert node.kv.writes._queue_bytes == len(kept) * size
     monkeypatch.undo()
-    node.kv.wake()
+    node.kv.writes.wake()
     results = await asyncio.gather(*kept)
     stamps = [result.commit_ts for result in results]
     assert stamps == sorted(stamps)
-    assert (len(node.kv._queue), node.kv._waiting(), node.kv._queue_bytes) == (0, 0, 0)
+    queue = node.kv.writes
+    assert (len(queue._queue), queue._waiting(), queue._queue_bytes) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -408,7 +407,7 @@ async def test_a_queue_of_writes_that_were_given_up_is_empty(
         outcomes = await asyncio.gather(*(node.kv.put(b"k", b"v", timeout_s=0.01)
                                           for _ in range(count)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [NoLeader] * count
-    assert (len(node.kv._queue), node.kv._queue_bytes) == (0, 0)
+    assert (len(node.kv.writes._queue), node.kv.writes._queue_bytes) == (0, 0)
     await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
 
 
@@ -560,7 +559,7 @@ async def test_a_scan_that_compaction_overtakes_begins_anew_unless_its_time_is_g
     await put_records(node, 5, b"new")
     node.store.raise_horizon(old_ts + 1)
     later_ms = timestamp_ms(old_ts) + 2 * HOUR_MS
-    monkeypatch.setattr(node.kv._hlc, "now_ms", lambda: later_ms)
+    monkeypatch.setattr(node.kv.reads._hlc, "now_ms", lambda: later_ms)
     overtaken = True
     if asked == "an old timestamp":
         with pytest.raises(InvalidArgument, match="is before"):

@@ -15,8 +15,8 @@ from elastickv.errors import (
     OutcomeUnknown,
     Overloaded,
 )
-from elastickv.kv.coordinator import age_ms
 from elastickv.kv.proposer import OUTCOMES, outcome_of
+from elastickv.kv.reads import age_ms
 
 CASES: dict[str, tuple[BaseException | None, str]] = {
     "no error": (None, "applied"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ from elastickv.kv.proposer import Proposer
 from elastickv.raft.engine import Role
 from elastickv.store.values import plain_record, tombstone_record
 from elastickv.wire import Entry, Writes, decode_entry
-from tests.kv.machine import Machine
 
 LOOP_PASSES = 200
 
@@ -79,13 +77,12 @@ class ClearSeals:
         return payload
 
 
-def coordinator(engine: Any, directory: Path) -> Coordinator:
-    machine = Machine(directory)
+def coordinator(engine: Any) -> Coordinator:
     return Coordinator(
-        engine, machine.store, HybridLogicalClock(FakeClock()), Proposer(engine, ClearSeals()),
+        engine, HybridLogicalClock(FakeClock()), Proposer(engine, ClearSeals()),
         sealer=lambda count: lambda key, ts, value, expiry: plain_record(value, expiry),
-        opener=lambda store_key, record: record, writable=lambda: None,
-        tombstone=tombstone_record(), max_value_bytes=100, max_request_bytes=1000)
+        writable=lambda: None, tombstone=tombstone_record(), max_value_bytes=100,
+        max_request_bytes=1000)
 
 
 @pytest.mark.parametrize(("leads", "error"), [
@@ -94,11 +91,10 @@ def coordinator(engine: Any, directory: Path) -> Coordinator:
     (False, Unreachable("no link")),
     (False, NoLeader("no leader")),
 ], ids=["refusing leader", "deposed leader", "no link", "leader without leadership"])
-async def test_a_refused_write_waits_instead_of_spinning(tmp_path: Path, leads: bool,
+async def test_a_refused_write_waits_instead_of_spinning(leads: bool,
                                                          error: ElasticKVError) -> None:
     engine = RefusingEngine(leads=leads, error=error)
-    write = asyncio.ensure_future(
-        coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=60.0))
+    write = asyncio.ensure_future(coordinator(engine).put(b"k", b"v", timeout_s=60.0))
     loop = asyncio.get_running_loop()
     begun = loop.time()
     for _ in range(LOOP_PASSES):
@@ -109,17 +105,16 @@ async def test_a_refused_write_waits_instead_of_spinning(tmp_path: Path, leads: 
     write.cancel()
 
 
-async def test_a_refused_write_is_proposed_again(tmp_path: Path) -> None:
+async def test_a_refused_write_is_proposed_again() -> None:
     engine = RefusingEngine(leads=True, error=NoLeader("the leadership is being handed over"))
-    write = asyncio.ensure_future(
-        coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=60.0))
+    write = asyncio.ensure_future(coordinator(engine).put(b"k", b"v", timeout_s=60.0))
     while engine.attempts == 0:
         await asyncio.sleep(0)
     engine.error = None
     assert (await write).commit_index == 7
 
 
-async def test_a_refused_write_fails_as_not_written_at_its_deadline(tmp_path: Path) -> None:
+async def test_a_refused_write_fails_as_not_written_at_its_deadline() -> None:
     engine = RefusingEngine(leads=False, error=Unreachable("no link"))
     with pytest.raises(NoLeader, match="nothing was written"):
-        await coordinator(engine, tmp_path).put(b"k", b"v", timeout_s=0.1)
+        await coordinator(engine).put(b"k", b"v", timeout_s=0.1)

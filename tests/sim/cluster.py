@@ -1,7 +1,7 @@
 """Simulated nodes, put together as `elastickv.node.Node` puts a real one together.
 
 What differs from a real node: the disk, the network, the clocks, where an fsync and a flush run,
-and that clients call the coordinator directly instead of over gRPC.
+and that clients call `KeyValue` directly instead of over gRPC.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from elastickv.errors import ElasticKVError
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
-from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
+from elastickv.kv.key_value import KeyValue
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft.engine import Entry, Member, Suffrage
@@ -33,7 +33,7 @@ from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.flusher import Flusher
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store, decode_number
-from elastickv.store.values import open_record, tombstone_record
+from elastickv.store.values import open_record
 from tests.sim.disk import Medium, MountedDisk
 from tests.sim.invariants import Oracle
 from tests.sim.loop import Crashed, Life, SimLoop
@@ -258,11 +258,10 @@ class SimNode:
         self.flusher = Flusher(store, LateOffload(cluster.loop, generator, plan.sync_delay_s),
                                on_fatal=self.halt, on_flushed=self._flushed,
                                interval_ms=plan.flush_interval_ms)
-        self.coordinator = Coordinator(
-            self.engine, store, hlc, self.encryption.proposer,
-            sealer=self.encryption.record_sealer,
+        self.kv = KeyValue(
+            self.engine, store, hlc, self.encryption,
             opener=lambda store_key, record: open_record(self.applier.keystore, store_key, record),
-            writable=lambda: self.flusher.error, tombstone=tombstone_record(),
+            writable=lambda: self.flusher.error,
             max_value_bytes=MAX_VALUE_BYTES, max_request_bytes=2 * MAX_VALUE_BYTES)
         self.flusher.start()
         await self.engine.start()

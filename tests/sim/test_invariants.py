@@ -42,7 +42,7 @@ def leader_of(schedule: Schedule) -> SimNode:
 
 async def write(schedule: Schedule, key: bytes = b"k") -> None:
     leader = leader_of(schedule)
-    await schedule.cluster.request(leader, lambda n: n.coordinator.put(
+    await schedule.cluster.request(leader, lambda n: n.kv.put(
         key, b"v", timeout_s=1.0), 1.0)
 
 
@@ -294,8 +294,8 @@ async def lost_write(schedule: Schedule, node: SimNode) -> None:
     generator = schedule.cluster.streams.stream("test")
     await schedule.workload._put(leader, generator)
     key = schedule.recorder.records[0].key
-    real = leader.coordinator.get
-    leader.coordinator.get = lambda name, **options: real(b"absent", **options)
+    real = leader.kv.get
+    leader.kv.get = lambda name, **options: real(b"absent", **options)
     await schedule.workload.read(leader, key)
     await schedule._converge()
     schedule._examine()

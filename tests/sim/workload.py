@@ -75,7 +75,7 @@ class Workload:
         while not self.is_over:
             node = generator.choice(self.cluster.nodes)
             if node.serving:
-                reads.append(asyncio.ensure_future(self._quiet(node, lambda n: n.coordinator.get(
+                reads.append(asyncio.ensure_future(self._quiet(node, lambda n: n.kv.get(
                     KEYS[0].encode(), timeout_s=CALL_TIMEOUT_S))))
             await asyncio.sleep(generator.uniform(0.01, 0.06))
         await asyncio.gather(*reads)
@@ -108,12 +108,12 @@ class Workload:
 
     async def _put(self, node: SimNode, generator: random.Random) -> None:
         key, value = generator.choice(KEYS), self._value(node, generator)
-        await self._recorded(node, [("write", key, value.decode())], lambda n: n.coordinator.put(
+        await self._recorded(node, [("write", key, value.decode())], lambda n: n.kv.put(
             key.encode(), value, timeout_s=CALL_TIMEOUT_S))
 
     async def _delete(self, node: SimNode, generator: random.Random) -> None:
         key = generator.choice(KEYS)
-        await self._recorded(node, [("delete", key, None)], lambda n: n.coordinator.delete(
+        await self._recorded(node, [("delete", key, None)], lambda n: n.kv.delete(
             key.encode(), timeout_s=CALL_TIMEOUT_S))
 
     async def _get(self, node: SimNode, generator: random.Random) -> None:
@@ -124,7 +124,7 @@ class Workload:
         seen: list[tuple[str | None, int]] = []
 
         async def call(n: SimNode) -> str | None:
-            result = await n.coordinator.get(key.encode(), timeout_s=CALL_TIMEOUT_S)
+            result = await n.kv.get(key.encode(), timeout_s=CALL_TIMEOUT_S)
             value = result.value.decode() if result.exists else None
             seen.append((value, result.commit_ts))
             return value
@@ -142,7 +142,7 @@ class Workload:
         expected, commit_ts = found
         value = self._value(node, generator)
         await self._recorded(
-            node, [("cas", key, [expected, value.decode()])], lambda n: n.coordinator.batch(
+            node, [("cas", key, [expected, value.decode()])], lambda n: n.kv.batch(
                 [Op(OpKind.PUT, key.encode(), value)],
                 conditions=[Condition(key.encode(), commit_ts)], timeout_s=CALL_TIMEOUT_S))
 
@@ -152,17 +152,17 @@ class Workload:
         await self._recorded(
             node, [("write", key, value.decode())
                    for key, value in zip(keys, values, strict=True)],
-            lambda n: n.coordinator.batch(
+            lambda n: n.kv.batch(
                 [Op(OpKind.PUT, key.encode(), value)
                  for key, value in zip(keys, values, strict=True)], timeout_s=CALL_TIMEOUT_S))
 
     async def _put_pair(self, node: SimNode, generator: random.Random) -> None:
         value = self._value(node, generator)
-        await self._quiet(node, lambda n: n.coordinator.batch(
+        await self._quiet(node, lambda n: n.kv.batch(
             [Op(OpKind.PUT, key.encode(), value) for key in PAIR], timeout_s=CALL_TIMEOUT_S))
 
     async def _scan_pair(self, node: SimNode, generator: random.Random) -> None:
-        found = await self._quiet(node, lambda n: n.coordinator.scan(
+        found = await self._quiet(node, lambda n: n.kv.scan(
             b"pair-", b"pair-z", limit=10, max_bytes=1 << 20, timeout_s=CALL_TIMEOUT_S))
         if (found is not None and len({pair.value for pair in found}) > 1) or \
                 (found is not None and len(found) not in (0, len(PAIR))):

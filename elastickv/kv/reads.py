@@ -1,0 +1,138 @@
+"""Reads: behind a read index, from the applied state, opened at this boundary only.
+
+A linearizable read asks the engine for a read index and waits until this member has applied it; a
+stale one takes the state as it is and says how old that may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
+from elastickv.errors import DeadlineExceeded, InvalidArgument
+from elastickv.kv.api import (
+    MAX_TIMEOUT_S,
+    PAIR_OVERHEAD_BYTES,
+    Pair,
+    ReadResult,
+    result_too_large,
+)
+from elastickv.kv.txn import check_key
+from elastickv.raft.engine import RaftEngine
+from elastickv.store.mvcc_store import Store
+from elastickv.store.scan import ScanRange
+
+
+class Reader:
+    """The reads of one node. `opener(store_key, record)` is the value in a record."""
+
+    def __init__(self, engine: RaftEngine, store: Store, hlc: HybridLogicalClock, *,
+                 opener: Callable[[bytes, bytes], bytes]) -> None:
+        self._engine = engine
+        self._store = store
+        self._hlc = hlc
+        self._open_record = opener
+        self._scan_turns = asyncio.Lock()
+
+    async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
+                  timeout_s: float) -> ReadResult:
+        check_key(key)
+        index = await self._barrier(stale, timeout_s)
+        stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
+        at_ts, now_ms = self._moment(ts)
+        version = self._store.get(key, at_ts, now_ms)
+        if version is None:
+            return ReadResult(b"", False, index, 0, stale_ms)
+        return ReadResult(self._open_record(version.store_key, version.record), True, index,
+                          version.commit_ts, stale_ms)
+
+    async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
+        check_key(key)
+        await self._barrier(False, timeout_s)
+        at_ts, now_ms = self._moment(0)
+        version = self._store.get(key, at_ts, now_ms)
+        return (version.commit_ts, True) if version else (0, False)
+
+    async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
+                   reverse: bool = False, keys_only: bool = False,
+                   timeout_s: float) -> list[Pair]:
+        if limit < 1:
+            raise InvalidArgument(f"limit is {limit}; it must be at least 1",
+                                  remedy="ask for one or more pairs")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
+        await self._barrier(False, timeout_s)
+        at_ts, now_ms = self._moment(ts)
+        whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
+        rest = whole
+        page = _Page(max_bytes, keys_only=keys_only)
+        while True:
+            async with self._scan_turns:
+                if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
+                    # Compaction has overtaken it; nothing was answered yet, so any later moment
+                    # that was asked for is as good.
+                    rest = whole._replace(now_ms=self._moment(ts)[1])
+                    page = _Page(max_bytes, keys_only=keys_only)
+                left = self._scan_turn(rest, page)
+                if left is None:
+                    return page.pairs
+                rest = left
+                # All scans together have one turn between two of the loop's other work.
+                await asyncio.sleep(0)
+            if loop.time() >= deadline:
+                raise DeadlineExceeded(
+                    "the scan did not get through its range within the deadline",
+                    remedy="retry with a longer timeout, or scan a smaller range")
+
+    def _scan_turn(self, wanted: ScanRange, page: _Page) -> ScanRange | None:
+        """Put the next pairs onto the page; what is left, None at the end."""
+        found, rest = self._store.scan_turn(wanted)
+        for key, version in found:
+            page.add(key, b"" if wanted.keys_only else self._open_record(version.store_key,
+                                                                         version.record))
+        return rest
+
+    async def _barrier(self, stale: bool, timeout_s: float) -> int:
+        """The index that the state is at least of. Raises what `RaftEngine.read_index` raises."""
+        if stale:
+            return self._store.applied_index
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
+        index = await self._engine.read_index(timeout_s=min(timeout_s, MAX_TIMEOUT_S))
+        if self._store.applied_index < index:
+            remaining_s = deadline - loop.time()
+            if remaining_s <= 0:
+                raise DeadlineExceeded("this node did not catch up within the deadline",
+                                       remedy="retry, or read with stale=true")
+            await self._engine.wait_applied(index, timeout_s=remaining_s)
+        return index
+
+    def _moment(self, ts: int) -> tuple[int, int]:
+        """`(at_ts, now_ms)`: a read at a timestamp sees what had not expired at that timestamp."""
+        if not ts:
+            return MAX_TIMESTAMP, self._hlc.now_ms()
+        return ts, timestamp_ms(ts)
+
+
+class _Page:
+    """The answer to a scan, which may hold `max_bytes`."""
+
+    def __init__(self, max_bytes: int, *, keys_only: bool) -> None:
+        self.pairs: list[Pair] = []
+        self._max_bytes = max_bytes
+        self._room = max_bytes
+        self._keys_only = keys_only
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Raises `ResultTooLarge`."""
+        self._room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
+        if self._room < 0:
+            raise result_too_large(self._max_bytes, len(self.pairs), keys_only=self._keys_only)
+        self.pairs.append(Pair(key, value))
+
+
+def age_ms(age_s: float) -> int:
+    """Whole milliseconds, rounded up: no answer is older than it says. -1 for infinity."""
+    return -1 if math.isinf(age_s) else math.ceil(age_s * 1000)
