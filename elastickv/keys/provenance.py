@@ -53,15 +53,16 @@ def contradiction(sidecar: Sidecar, recorded: Recorded,
             f" {recorded.last_encryption_index}: it is not of this log")
     strange = _strange_keys(sidecar, recorded.sidecar, rewrapped)
     if strange:
-        return Contradiction(f"sidecar and store disagree on DEK {min(strange)}: the sidecar is"
+        return Contradiction(f"sidecar and log disagree on DEK {min(strange)}: the sidecar is"
                              " not of this log")
     for name, own, logged in (
             ("raft", sidecar.raft_envelope_cutover_index, recorded.raft_cutover_index),
             ("storage", _storage_cutover(sidecar), _recorded_storage_cutover(recorded))):
-        # Each is what it is for good from its own entry on.
+        # Each is what it is for good from its own entry on; no sidecar tells of one to come.
         if own != logged and own is not None and logged is not None and (
-                0 < own <= recorded.applied_index or 0 < logged <= sidecar.raft_applied_index):
-            return Contradiction(f"the store says the {name} cutover is at index {logged}, the"
+                0 < own <= recorded.applied_index or own > sidecar.raft_applied_index
+                or 0 < logged <= sidecar.raft_applied_index):
+            return Contradiction(f"the log says the {name} cutover is at index {logged}, the"
                                  f" sidecar {own}", of_cutover=True)
     return None
 

@@ -141,6 +141,7 @@ class Coordinator:
         if not pending.waits:
             return False
         pending.waits = False
+        pending.ops = pending.conditions = ()  # not counted any more, so not held either
         self._queue_bytes -= pending.size
         self._withdrawn += 1
         # Its place is passed over, or goes with many others: a search for each would take as long
@@ -315,7 +316,11 @@ class Coordinator:
         if future is None:
             return False
         if future.done() and (error := future.exception()) is not None:
-            self._failed(self._take_group(), error)
+            group = self._take_group()
+            if isinstance(error, OutcomeUnknown):  # of the raise: the group was not proposed
+                self._requeue(group)
+            else:
+                self._failed(group, error)
             return False
         self._hlc.observe_ceiling(ceiling)
         return True

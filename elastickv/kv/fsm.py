@@ -71,6 +71,8 @@ _KEY_ID = slice(11, 15)
 
 MAX_OVERLAY_BYTES = 256 << 20
 """Some seconds of more writes than a disk takes flushes. Without such load it is never reached."""
+MAX_OVERLAY_VERSIONS = 300_000
+"""A flush sorts their keys in one call, during which the loop stands still: a tenth of a second."""
 
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
@@ -131,7 +133,8 @@ class KvStateMachine:
         return self._store.durable_index
 
     def may_apply(self) -> bool:
-        if self._store.overlay_bytes < self._max_overlay_bytes:
+        if self._store.overlay_bytes < self._max_overlay_bytes \
+                and self._store.overlay_versions < MAX_OVERLAY_VERSIONS:
             return True
         if self._store.disk_full is not None:
             raise self._store.disk_full.with_traceback(None)  # it is raised again and again

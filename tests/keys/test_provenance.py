@@ -76,6 +76,8 @@ CASES: dict[str, Case] = {
                                                STORAGE),
     "ahead, a raft cutover that is in no log": Case(after(20, raft=2), 5, None, RAFT),
     "ahead, a raft cutover elsewhere": Case(after(20, raft=4), 9, after(5, raft=5), RAFT),
+    "a raft cutover beyond itself and the log": Case(after(3, raft=8), 5, after(3), RAFT),
+    "a storage cutover beyond itself and the log": Case(after(3, storage=8), 5, after(3), STORAGE),
     "ahead, without the log's storage cutover": Case(after(20), 9, after(5, storage=5), STORAGE),
     "ahead, without the log's raft cutover": Case(after(20), 9, after(5, raft=5), RAFT),
     "as far, another cutover at the same index": Case(after(4, storage=4), 9, after(4, raft=4),

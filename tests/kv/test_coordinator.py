@@ -243,7 +243,8 @@ async def test_a_full_disk_refuses_writes_and_serves_reads(node: OneNode) -> Non
 
 
 @pytest.mark.parametrize("refusal", [Overloaded("busy"), NoLeader("handed over"),
-                                     DiskFull("no space")], ids=lambda error: type(error).__name__)
+                                     OutcomeUnknown("halted"), DiskFull("no space")],
+                         ids=lambda error: type(error).__name__)
 async def test_a_ceiling_that_is_refused_at_once_is_not_counted_on(
         node: OneNode, monkeypatch: pytest.MonkeyPatch, refusal: ElasticKVError) -> None:
     """No timestamp goes out above what the log says that a next leader must skip."""
@@ -388,6 +389,7 @@ async def test_giving_writes_up_costs_no_search_and_keeps_the_others_in_order(
     assert node.kv.writes._waiting() == len(kept)
     assert len(node.kv.writes._queue) <= 2 * len(kept)
     assert node.kv.writes._queue_bytes == len(kept) * size
+    assert sum(bool(left.ops) for left in node.kv.writes._queue) == len(kept)
     monkeypatch.undo()
     node.kv.writes.wake()
     results = await asyncio.gather(*kept)

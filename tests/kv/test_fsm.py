@@ -81,6 +81,17 @@ def test_what_waits_for_a_flush_is_bounded(machine: Machine) -> None:
     assert fsm.may_apply()
 
 
+def test_how_many_versions_wait_for_a_flush_is_bounded(machine: Machine,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastickv.kv.fsm.MAX_OVERLAY_VERSIONS", 3)
+    for counter in (1, 2, 3):
+        assert machine.fsm.may_apply()
+        machine.write(plain(b"k", ts(counter), b"v"))
+    assert not machine.fsm.may_apply()
+    machine.store.flush_now()
+    assert machine.fsm.may_apply()
+
+
 def full(batch: object) -> None:
     raise DiskFull("no space left", remedy="free space")
 
