@@ -118,7 +118,9 @@ def main(path: Path) -> int:
         return ExitCode.CORRUPTION
     except lmdb.Error as error:
         print(f"LMDB: {error}", flush=True)
-        return ExitCode.CORRUPTION if isinstance(error, CORRUPT_ERRORS) else ExitCode.ERROR
+        if isinstance(error, CORRUPT_ERRORS):
+            return ExitCode.CORRUPTION
+        return ExitCode.DISK_FAILED if error.code == errno.EIO else ExitCode.ERROR
     except (OSError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         failed = isinstance(error, OSError) and error.errno == errno.EIO

@@ -32,8 +32,8 @@ STEP_BYTES = 8 << 20
 STEP_DELAY_S = 0.1
 BUSY_SHARE = 4
 """While more than one in so many of the versions that were walked was removed, steps follow each
-other at once: the table then holds about a third more than the retention window fills. The share is
-that of a whole pass, because a step alone may see nothing but the new versions of one key."""
+other at once, so that about a fourth of the table is removable at most. The share is that of a
+whole pass, because a step alone may see nothing but the new versions of one key."""
 PASS_DELAY_S = 300.0
 
 

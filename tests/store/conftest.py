@@ -52,8 +52,7 @@ class CountingView:
     def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
                reverse: bool = False) -> Iterator[Found]:
         for key, value in self._view.newest(table, start, end, suffix, reverse=reverse):
-            if value is not None:
-                self._count((key, value))
+            self._count((key, value or b""))
             yield key, value
 
     def close(self) -> None:
