@@ -5,8 +5,9 @@ of its type. User keys, values, wrapped DEKs and log payloads are all `bytes` in
 base, so none of them can reach a log line through a field, at any level. Exceptions are logged by
 type, message and source lines, without locals.
 
-Logging never fails and never waits: a line that cannot be written (a full disk, a pipe that nobody
-reads) is dropped, and how many were is said once lines can be written again.
+Logging never fails, and waits for nothing but a terminal that was stopped (Ctrl-S): a line that
+cannot be written (a full disk, a pipe that nobody reads) is dropped, and how many were is said once
+lines can be written again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def _import_structlog() -> Any:
 
 
 structlog = _import_structlog()
+
+_STDERR = 2
 
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG, "info": logging.INFO,
@@ -168,6 +171,17 @@ class LineOutput:
                 view = view[os.write(descriptor, view[:select.PIPE_BUF]):]
                 self._torn = bool(view)
         return bytes(view)
+
+
+def discard_stalled_stderr() -> None:
+    """Let what is still written to stderr go nowhere if a write would wait for a reader: a process
+    on its way out must come to its exit code."""
+    room = select.poll()
+    room.register(_STDERR, select.POLLOUT)
+    if not room.poll(0):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDERR)
+        os.close(nowhere)
 
 
 def configure(level: str = "info", log_format: str = "json", *,

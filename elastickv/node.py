@@ -437,4 +437,5 @@ def run_node(settings: NodeSettings) -> int:
         except (ElasticKVError, OSError) as error:
             failure = failure_of(error)
             log.error("node failed", error=type(failure).__name__, detail=str(failure))
+            logs.discard_stalled_stderr()
             raise failure from None

@@ -25,8 +25,21 @@ os.close(reader)
 os.dup2(writer, 2)
 os.execvp(sys.argv[1], sys.argv[1:])
 """]
-LAUNCHERS = pytest.mark.parametrize("launcher", [FULL, CLOSED, NO_READER],
-                                    ids=["full disk", "closed", "no reader"])
+STALLED = [sys.executable, "-c", """
+import os, sys
+reader, writer = os.pipe()
+os.set_inheritable(reader, True)
+os.set_blocking(writer, False)
+try:
+    while True:
+        os.write(writer, bytes(1000))
+except BlockingIOError:
+    os.set_blocking(writer, True)
+os.dup2(writer, 2)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""]
+LAUNCHERS = pytest.mark.parametrize("launcher", [FULL, CLOSED, NO_READER, STALLED], ids=[
+    "full disk", "closed", "no reader", "a reader that does not read"])
 
 
 def command(launcher: Sequence[str], arguments: Sequence[str]) -> list[str]:
