@@ -163,7 +163,7 @@ class SnapshotImport(Protocol):
         """Verify the whole stream, make it the state atomically and durably; the applied index.
 
         Raises a `CorruptionError` (`WireError` for a stream that is not whole, among others) or
-        `DiskFull`, with the state as it was.
+        `DiskFull`. Whatever it raises, the state is as it was; another error stops the node.
         """
         ...
 

@@ -417,31 +417,31 @@ class Journal:
             if name.endswith((SPARE_SUFFIX, TEMPORARY_SUFFIX)):
                 self._disk.remove(self._directory / name)
         names = [name for name in found if name.endswith(LOG_SUFFIX)]
+        proven = 0
         for position, name in enumerate(names):
-            self._open_segment(self._directory / name, last=position == len(names) - 1)
+            proven = self._open_segment(self._directory / name, last=position == len(names) - 1)
         if not self._segments:
             self._add(Segment.create(self._disk, self._directory,
                                      self._header(FIRST_ANCHOR_INDEX + 1, 0)))
-        self._make_tail_durable(self._prove())
+        self._make_tail_durable(self._prove(proven))
         self._set_anchor()
         self.last_index = self._segments[-1].last_index
         self.last_term = self._segments[-1].last_term
 
-    def _prove(self) -> int:
-        """Up to which entry a record proves the log durable. What is above that and known from an
-        index file alone is read, and the log ends where it is damaged.
+    def _prove(self, synced: int) -> int:
+        """Up to which entry a record proves the log durable; `synced`: one that was cut. What is
+        above that and known from an index file alone is read, and the log ends where it is damaged.
 
         Such a segment was sealed beside another fsync of its file, which failed: the kernel reports
         an error once, and so let the sealing succeed.
         """
-        synced = 0
         for segment in reversed(tuple(self._segments)):
             if segment.offsets and segment.last_index <= synced:
                 break
             if not segment.is_scanned:
                 tail = segment.scan(self._max_command_bytes, self._marked_kind)
                 if tail.damaged:
-                    self._cut_tail(segment, tail.offset, synced)
+                    synced = self._cut_tail(segment, tail.offset, synced)
             if segment.offsets:
                 synced = max(synced, segment.read(segment.last_index, 1, 0)[0].synced)
         return synced
@@ -452,23 +452,26 @@ class Journal:
             if segment.last_index > synced or segment is self._segments[-1]:
                 segment.make_tail_durable(synced)
 
-    def _open_segment(self, path: Path, *, last: bool) -> None:
+    def _open_segment(self, path: Path, *, last: bool) -> int:
+        """Up to where what is cut off it proves the log durable."""
         file = self._disk.open_append(path, create=False)
         header = SegmentHeader.decode(file.pread(HEADER_SIZE, 0))
         if header is None:
             self._check_headerless(path, file.size(), last)
             file.close()
             self._disk.remove(path)
-            return
+            return 0
         segment = Segment(self._disk, path, file, header)
         self._check_follows(segment)
+        proven = 0
         if last or not segment.load_index():
             tail = segment.scan(self._max_command_bytes, self._marked_kind)
             if tail.damaged:
                 if not last:
                     raise self._damaged(segment, tail.offset)
-                self._cut_tail(segment, tail.offset)
+                proven = self._cut_tail(segment, tail.offset)
         self._add(segment)
+        return proven
 
     def _check_headerless(self, path: Path, size: int, last: bool) -> None:
         """A segment without a header is one that an older version was creating, or it is damaged.
@@ -488,9 +491,10 @@ class Journal:
                 raise JournalCorrupt(f"{segment.path} does not follow {before.path.name}",
                                      remedy=JOIN_ANEW_REMEDY)
 
-    def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> None:
-        """Cut a torn tail, with the segments behind it. Raises `JournalCorrupt` when the damage is
-        not one; `synced`: up to where those segments prove the log durable.
+    def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> int:
+        """Cut a torn tail, with the segments behind it, which prove the log durable up to `synced`;
+        up to where all that is cut proves it. Raises `JournalCorrupt` when the damage is no torn
+        tail.
 
         Behind a torn record of an unsynced group other records of the group may be whole, since a
         power cut keeps pages in any order. Only a record that was written when the damaged one was
@@ -498,13 +502,15 @@ class Journal:
         """
         expected = segment.last_index + 1
         data = segment.file.pread(segment.file.size() - offset, offset)
-        if max(synced, records.synced_behind(data, expected, self._max_command_bytes,
-                                             segment.salt)) >= expected:
+        synced = max(synced, records.synced_behind(data, expected, self._max_command_bytes,
+                                                   segment.salt))
+        if synced >= expected:
             raise self._damaged(segment, offset)
         while self._segments and self._segments[-1].first_index > segment.first_index:
             self._starts.pop()
             self._segments.pop().remove()
         segment.cut(offset)
+        return synced
 
     @staticmethod
     def _damaged(segment: Segment, offset: int) -> JournalCorrupt:

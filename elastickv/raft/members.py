@@ -28,6 +28,7 @@ class Members:
 
     def __init__(self, context: Context, storage: RaftStorage, calls: PeerCalls,
                  transfer: Transfer, set_peers: Callable[[Mapping[str, str]], None],
+                 note_full_disk: Callable[[DiskFull], None],
                  halt: Callable[[BaseException], None]) -> None:
         """`set_peers` says whom to link with; `halt` stops this node."""
         self._context = context
@@ -35,6 +36,7 @@ class Members:
         self._calls = calls
         self._transfer = transfer
         self._set_peers = set_peers
+        self._note_full_disk = note_full_disk
         self._halt = halt
         self._asking: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._told_by = "", 0
@@ -165,7 +167,7 @@ class Members:
         try:
             self._storage.adopt(configuration)
         except DiskFull as error:
-            log.error("cannot join yet", node=self._context.node_id, error=str(error))
+            self._note_full_disk(error)
         except OSError as error:
             # A failed fsync is never retried.
             self._halt(error)

@@ -158,7 +158,7 @@ class PySyncObjEngine:
         self._elections = Elections(self._context)
         self._transfer = Transfer(self._context)
         self._members = Members(self._context, storage, self._calls, self._transfer,
-                                self._links.set_peers, self._fail)
+                                self._links.set_peers, self._note_full_disk, self._fail)
         self._follower = Follower(self._context, self._elections, self._members.changed,
                                   self._trust.caught_up, storage)
         self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)

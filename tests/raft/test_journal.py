@@ -503,6 +503,23 @@ def test_damage_in_a_sealed_segment_that_nothing_follows_refuses_the_start(tmp_p
     assert empty.exists()
 
 
+def test_what_a_torn_group_proves_durable_is_not_cut_with_it(tmp_path):
+    """The group goes. What it says of the entries before it holds: damage there is no torn tail."""
+    journal = filled(tmp_path, 5)
+    offset = journal._segments[0].offsets[-1]
+    journal._roll()
+    for index in (7, 8):
+        journal.append(index, 1, command_of(index))
+    journal.close()
+    sealed, torn = segments(tmp_path)
+    damage(sealed, offset + HEADER_BYTES + 2)
+    damage(torn, HEADER_SIZE + HEADER_BYTES + 2)
+    again = open_journal(tmp_path)
+    assert again.last_index == 6
+    with pytest.raises(JournalCorrupt, match="is damaged"):
+        again.entry(6)
+
+
 def test_missing_segment_refuses_the_start(tmp_path):
     filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT).close()
     segments(tmp_path)[1].unlink()

@@ -107,9 +107,10 @@ def observed_journal(taps: Taps) -> type[Journal]:
             taps.compacting(index)
             return super().compact_to(index)
 
-        def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> None:
-            super()._cut_tail(segment, offset, synced)
+        def _cut_tail(self, segment: Segment, offset: int, synced: int = 0) -> int:
+            proven = super()._cut_tail(segment, offset, synced)
             taps.cutting_tail()
+            return proven
 
     return ObservedJournal
 
