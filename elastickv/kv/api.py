@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 
 from elastickv.crypto.keystore import Purpose
 from elastickv.errors import ResultTooLarge
+from elastickv.store.mvcc import MAX_USER_KEY_BYTES
 
-MAX_KEY_BYTES = 480
+MAX_KEY_BYTES = MAX_USER_KEY_BYTES
 MAX_TIMEOUT_S = 300.0
 """However long a caller would wait."""
 MAX_TTL_MS = (1 << 63) - 1

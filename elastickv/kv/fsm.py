@@ -37,6 +37,7 @@ from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
+from elastickv.store.header import ENVELOPE_BITS, ENVELOPE_KEY_ID, PLAINTEXT_BITS, STATE_MASK
 from elastickv.store.mvcc import visible
 from elastickv.store.mvcc_store import Store, decode_number, encode_number
 from elastickv.store.snapshot import HLC_CEILING, RAFT_CUTOVER_INDEX
@@ -61,13 +62,6 @@ META_HLC_CEILING = HLC_CEILING
 META_RAFT_CUTOVER_INDEX = RAFT_CUTOVER_INDEX
 META_LAST_ENCRYPTION_INDEX = b"last_encryption_index"
 META_SIDECAR = b"sidecar"
-
-# In a record: the encryption state in bits 1-2 of the value header, and the key id of the envelope
-# (version, flag, key id) that follows the 9 bytes of the header.
-_STATE_MASK = 0b110
-_PLAINTEXT = 0b000
-_SEALED = 0b010
-_KEY_ID = slice(11, 15)
 
 MAX_OVERLAY_BYTES = 256 << 20
 """Some seconds of more writes than a disk takes flushes. Without such load it is never reached."""
@@ -214,12 +208,12 @@ class KvStateMachine:
                 continue
             group = []
             for kind, key, record in ops:
-                state = record[0] & _STATE_MASK
-                if state == _SEALED:
-                    if record[_KEY_ID] not in known_ids:
+                state = record[0] & STATE_MASK
+                if state == ENVELOPE_BITS:
+                    if record[ENVELOPE_KEY_ID] not in known_ids:
                         self._require_known_key(index, record)
-                        known_ids.add(record[_KEY_ID])
-                elif storage_active and kind == OpKind.PUT and state == _PLAINTEXT:
+                        known_ids.add(record[ENVELOPE_KEY_ID])
+                elif storage_active and kind == OpKind.PUT and state == PLAINTEXT_BITS:
                     break
                 group.append((key, commit_ts, record))
             else:
@@ -251,7 +245,7 @@ class KvStateMachine:
         return True
 
     def _require_known_key(self, index: int, record: bytes) -> None:
-        key_id = int.from_bytes(record[_KEY_ID], "big")
+        key_id = int.from_bytes(record[ENVELOPE_KEY_ID], "big")
         if key_id not in self._applier.keystore:
             raise ApplyHalted(f"entry {index} holds a value under unknown DEK {key_id}",
                               remedy="restore this node's sidecar from the leader")

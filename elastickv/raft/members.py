@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from elastickv.errors import DiskFull, NoLeader, PeerError, RemovedFromCluster, WireError
-from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
 from elastickv.raft.configuration import pack_configuration, unpack_configuration
@@ -17,8 +16,6 @@ from elastickv.raft.engine import Suffrage
 from elastickv.raft.membership import Configuration
 from elastickv.raft.storage import RaftStorage
 from elastickv.raft.transfer import Transfer
-
-log = get_logger("elastickv.raft.members")
 
 CONFIGURATION_METHOD = "raft.configuration"
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from elastickv.errors import StoreCorrupt
-from elastickv.store.header import HEADER_BYTES, STATE_SHIFT, TOMBSTONE_BIT, EncryptionState
+from elastickv.store.header import ENVELOPE_BITS, ENVELOPE_KEY_ID, TOMBSTONE_BIT
 
 PLAINTEXT: Final = 0
 """Not a key: the id that stands for no key."""
@@ -25,9 +25,6 @@ DekCounts = Mapping[int, int]
 """`{dek_id: values}`."""
 
 _ENTRY = struct.Struct(">IQ")
-# The envelope's version and flag come between the header and its key id.
-_KEY_ID = slice(HEADER_BYTES + 2, HEADER_BYTES + 6)
-_ENVELOPE_BITS = EncryptionState.ENVELOPE << STATE_SHIFT
 
 
 def dek_id_of(record: bytes) -> int | None:
@@ -35,7 +32,7 @@ def dek_id_of(record: bytes) -> int | None:
     flags = record[0]
     if flags & TOMBSTONE_BIT:
         return None
-    return int.from_bytes(record[_KEY_ID], "big") if flags & _ENVELOPE_BITS else PLAINTEXT
+    return int.from_bytes(record[ENVELOPE_KEY_ID], "big") if flags & ENVELOPE_BITS else PLAINTEXT
 
 
 def count_in(counts: dict[int, int], records: Iterable[bytes]) -> None:
@@ -44,8 +41,8 @@ def count_in(counts: dict[int, int], records: Iterable[bytes]) -> None:
     sealed: dict[bytes, int] = {}
     for record in records:
         flags = record[0]
-        if flags == _ENVELOPE_BITS:
-            key_id = record[_KEY_ID]
+        if flags == ENVELOPE_BITS:
+            key_id = record[ENVELOPE_KEY_ID]
             sealed[key_id] = sealed.get(key_id, 0) + 1
         elif not flags & TOMBSTONE_BIT:
             plain += 1

@@ -33,6 +33,13 @@ class EncryptionState(enum.IntEnum):
     ENVELOPE = 1
 
 
+STATE_MASK = 0b11 << STATE_SHIFT
+PLAINTEXT_BITS = EncryptionState.PLAINTEXT << STATE_SHIFT
+ENVELOPE_BITS = EncryptionState.ENVELOPE << STATE_SHIFT
+ENVELOPE_KEY_ID = slice(HEADER_BYTES + 2, HEADER_BYTES + 6)
+"""Where a record with an envelope has its key id: the envelope's version and flag come before."""
+
+
 class ValueHeader(NamedTuple):
     """A parsed header; `expiry_ms` 0 = never."""
 
