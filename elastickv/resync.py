@@ -184,56 +184,80 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
     had: with the command to run if no leader answered, else with what keeps this node from taking
     over what it answered; `KekDoesNotUnwrap`, and what the node's own disk raises.
     """
-    facts = gathered.facts
-    failed = failures(facts)
+    failed = failures(gathered.facts)
     if not failed or gathered.kek is None or not all(failure.resync for failure in failed):
         return False
-    known = contacts.load(disk, settings.raft_data_dir)
-    endpoints = [contact.address for contact in known
-                 if contact.address and contact.node_id != settings.raft_id]
-    stored = facts.stored_sidecar if facts.sidecar is None else None
-    try:
-        if endpoints:
-            log.warning("asking the leader for the key state", guard=failed[0].guard,
-                        endpoints=endpoints)
-            async with Client(endpoints, tls=settings.tls, timeout_s=LEADER_TIMEOUT_S) as client:
-                done = await take_over(client, settings.raft_id, gathered.kek, disk,
-                                       settings.raft_data_dir, store.rows())
-            log.warning("sidecar restored from the leader", guard=failed[0].guard,
-                        from_index=done.before.raft_applied_index if done.before else 0,
-                        to_index=done.after.raft_applied_index)
-            return True
-        reason = "no other member is known"
-    except PeerError as error:
-        reason = error.message
-    except KekError as error:
-        raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
-    except _OF_THIS_DISK:
-        raise
-    except ElasticKVError as error:
-        why = error.problem if isinstance(error, GuardFailed) else error.message
-        raise type(failed[0])(
-            f"{failed[0].problem}; the leader's key state cannot be taken over: {why}",
-            remedy=error.remedy or failed[0].remedy) from None
-    if stored is None:
-        raise _refusal(failed[0], settings, endpoints, reason)
-    try:
-        new = take_stored(stored, settings.raft_id, gathered.kek, disk,
-                          settings.raft_data_dir / RELATIVE_PATH, store.rows())
-    except KekError as error:
-        raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
-    except _OF_THIS_DISK:
-        raise
-    except ElasticKVError as error:
-        raise _refusal(failed[0], settings, endpoints,
-                       f"{reason}; the store's copy cannot be used: {error.message}") from None
-    log.warning("sidecar restored from the store", guard=failed[0].guard, leader=reason,
-                to_index=new.raft_applied_index)
+    attempt = _Repair(settings, disk, store, gathered.kek, failed[0])
+    reason = await attempt.from_leader()
+    if reason:
+        facts = gathered.facts
+        attempt.from_store(facts.stored_sidecar if facts.sidecar is None else None, reason)
     return True
 
 
-def _refusal(failure: GuardFailed, settings: NodeSettings, endpoints: Sequence[str],
-             reason: str) -> GuardFailed:
-    return type(failure)(f"{failure.problem}; the leader could not be asked: {reason}",
-                         remedy="start the node when a leader is up, or run: "
-                                + command_line(settings, endpoints))
+class _Repair:
+    """The two sources of a sidecar for a node that `failure` keeps from starting."""
+
+    def __init__(self, settings: NodeSettings, disk: Disk, store: Store, kek: Kek,
+                 failure: GuardFailed) -> None:
+        self._settings = settings
+        self._disk = disk
+        self._store = store
+        self._kek = kek
+        self._failure = failure
+        self._endpoints = [contact.address
+                           for contact in contacts.load(disk, settings.raft_data_dir)
+                           if contact.address and contact.node_id != settings.raft_id]
+
+    async def from_leader(self) -> str:
+        """"" once it is done, or why no leader answered. Raises what keeps this node from taking
+        over what it answered."""
+        settings, failure = self._settings, self._failure
+        if not self._endpoints:
+            return "no other member is known"
+        log.warning("asking the leader for the key state", guard=failure.guard,
+                    endpoints=self._endpoints)
+        try:
+            async with Client(self._endpoints, tls=settings.tls,
+                              timeout_s=LEADER_TIMEOUT_S) as client:
+                done = await take_over(client, settings.raft_id, self._kek, self._disk,
+                                       settings.raft_data_dir, self._store.rows())
+        except PeerError as error:
+            return error.message
+        except KekError as error:
+            raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
+        except _OF_THIS_DISK:
+            raise
+        except ElasticKVError as error:
+            why = error.problem if isinstance(error, GuardFailed) else error.message
+            raise type(failure)(
+                f"{failure.problem}; the leader's key state cannot be taken over: {why}",
+                remedy=error.remedy or failure.remedy) from None
+        log.warning("sidecar restored from the leader", guard=failure.guard,
+                    from_index=done.before.raft_applied_index if done.before else 0,
+                    to_index=done.after.raft_applied_index)
+        return ""
+
+    def from_store(self, stored: Sidecar | None, reason: str) -> None:
+        """Take the store's copy, if there is one; `reason`: why the leader's cannot be had."""
+        settings = self._settings
+        if stored is None:
+            raise self._refusal(reason)
+        try:
+            new = take_stored(stored, settings.raft_id, self._kek, self._disk,
+                              settings.raft_data_dir / RELATIVE_PATH, self._store.rows())
+        except KekError as error:
+            raise KekDoesNotUnwrap(error.message, remedy=WRONG_KEK_REMEDY) from None
+        except _OF_THIS_DISK:
+            raise
+        except ElasticKVError as error:
+            raise self._refusal(f"{reason}; the store's copy cannot be used: {error.message}") \
+                from None
+        log.warning("sidecar restored from the store", guard=self._failure.guard, leader=reason,
+                    to_index=new.raft_applied_index)
+
+    def _refusal(self, reason: str) -> GuardFailed:
+        failure = self._failure
+        return type(failure)(f"{failure.problem}; the leader could not be asked: {reason}",
+                             remedy="start the node when a leader is up, or run: "
+                                    + command_line(self._settings, self._endpoints))

@@ -43,15 +43,12 @@ def resynced(own: Sidecar | None, leader: Sidecar, registry: Mapping[int, int]) 
     keys = {}
     for dek_id, key in leader.keys.items():
         held = own.keys.get(dek_id) if own is not None else None
-        last = max([epoch for epoch in (held.local_epoch if held else None, registry.get(dek_id))
-                    if epoch is not None], default=-1)
-        if last >= MAX_EPOCH and dek_id in (leader.active_storage, leader.active_raft):
+        local, seen = held.local_epoch if held else None, registry.get(dek_id)
+        if MAX_EPOCH in (local, seen) and dek_id in (leader.active_storage, leader.active_raft):
             raise EpochExhausted(
                 f"this node has used every epoch of DEK {dek_id}, which is still active",
                 remedy="first run elastickv admin encryption rotate-dek")
-        keys[dek_id] = replace(
-            key, local_epoch=resynced_epoch(held.local_epoch if held else None,
-                                            registry.get(dek_id)))
+        keys[dek_id] = replace(key, local_epoch=resynced_epoch(local, seen))
     result = replace(leader, keys=MappingProxyType(keys))
     result.validate()
     return result
