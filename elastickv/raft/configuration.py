@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from elastickv.durable import Disk
-from elastickv.raft.hardstate import encode_checked, load_checked
+from elastickv.raft.checked_file import encode_checked, load_checked
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import (
     Configuration,

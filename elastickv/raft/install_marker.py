@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from elastickv.durable import Disk
-from elastickv.raft.hardstate import encode_checked, load_checked
+from elastickv.raft.checked_file import encode_checked, load_checked
 from elastickv.raft.membership import Configuration, decode_members
 
 MARKER_FILE_NAME = "install"

@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from elastickv.durable import Disk
+from elastickv.raft.checked_file import encode_checked, load_checked
 from elastickv.raft.frames import PeerRecord
-from elastickv.raft.hardstate import encode_checked, load_checked
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, ReplacedTail
 
 FILE_NAME = "peers"

@@ -99,22 +99,13 @@ class Replication:
             raise rules.LogDiverged(f"member {peer_id} acknowledges entry {match_index}, the log "
                                     f"of its leader ends at {self._journal.last_index}")
         progress = self.progress(peer_id)
-        if not message.accepted and message.sequence < progress.min_sequence:
-            return
-        if not message.accepted:
-            self.restart(peer_id)
-            if message.counted and match_index < core.match_index(peer_id):
-                # It acknowledged more than it has. The next greeting tells it so.
-                self._context.drop(peer_id)
-            elif message.counted:
-                core.receive_ack(peer_id, message.next_index, accepted=False)
-            else:
-                core.heard_from(peer_id)
-                core.set_match_index(peer_id, 0)
-                core.set_next_index(peer_id, message.next_index)
-            if core.next_index(peer_id) <= self._journal.anchor_index:
-                progress.rejected_behind()
-            return
+        if message.accepted:
+            self._on_accepted(peer_id, message, progress)
+        elif message.sequence >= progress.min_sequence:
+            self._on_rejected(peer_id, message, progress)
+
+    def _on_accepted(self, peer_id: str, message: Ack, progress: PeerProgress) -> None:
+        core, match_index = self._core, message.next_index - 1
         progress.acknowledged(match_index)
         if message.counted:
             core.receive_ack(peer_id, message.next_index, accepted=True)
@@ -128,6 +119,21 @@ class Replication:
         if progress.is_behind and core.next_index(peer_id) > self._journal.anchor_index:
             progress.is_behind = False
             self._needs_none(peer_id)
+
+    def _on_rejected(self, peer_id: str, message: Ack, progress: PeerProgress) -> None:
+        core = self._core
+        self.restart(peer_id)
+        if not message.counted:
+            core.heard_from(peer_id)
+            core.set_match_index(peer_id, 0)
+            core.set_next_index(peer_id, message.next_index)
+        elif message.next_index - 1 < core.match_index(peer_id):
+            # It acknowledged more than it has. The next greeting tells it so.
+            self._context.drop(peer_id)
+        else:
+            core.receive_ack(peer_id, message.next_index, accepted=False)
+        if core.next_index(peer_id) <= self._journal.anchor_index:
+            progress.rejected_behind()
 
     def _replicate_to(self, peer_id: str, heartbeat: bool, announce: bool) -> bool:
         progress = self.progress(peer_id)

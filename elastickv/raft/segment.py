@@ -34,7 +34,7 @@ import msgspec
 from elastickv.durable import Disk, DiskFile, Reservable
 from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
 from elastickv.raft import records
-from elastickv.raft.hardstate import decode_checked, encode_checked
+from elastickv.raft.checked_file import decode_checked, encode_checked
 from elastickv.raft.records import HEADER_BYTES, Record, crc32c
 
 MAGIC = b"EKJL"

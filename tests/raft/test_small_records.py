@@ -10,10 +10,11 @@ import pytest
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, JournalCorrupt
+from elastickv.raft.checked_file import encode_checked
 from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.frames import PeerRecord
-from elastickv.raft.hardstate import HardState, HardStateFile, encode_checked
+from elastickv.raft.hardstate import HardState, HardStateFile
 from elastickv.raft.membership import Configuration
 from elastickv.raft.peer_memory import PeerMemory, Position, missing_floor, what_was_lost
 from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, ReplacedTail, replaced_tail

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from elastickv.raft.checked_file import decode_checked
 from elastickv.raft.engine import Suffrage
 from elastickv.raft.frames import (
     Ack,
@@ -29,7 +30,7 @@ from elastickv.raft.frames import (
     Vote,
     decode_message,
 )
-from elastickv.raft.hardstate import HardState, HardStateFile, decode_checked
+from elastickv.raft.hardstate import HardState, HardStateFile
 
 if TYPE_CHECKING:
     from tests.sim.cluster import SimNode
