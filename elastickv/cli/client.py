@@ -116,8 +116,9 @@ def delete(connection: Connection, key: str, output: str) -> None:
 @click.option("--keys-only", is_flag=True, help="No values.")
 @click.option("--ts", default=0, metavar="<timestamp>", type=click.IntRange(0, (1 << 64) - 1),
               help="Read as of this commit timestamp; 0 = latest.")
+@click.option("--stale", is_flag=True, help="Let the member answer without asking a quorum.")
 def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, reverse: bool,
-         keys_only: bool, ts: int, output: str) -> None:
+         keys_only: bool, ts: int, stale: bool, output: str) -> None:
     """Print keys and values in key order.
 
     When more follow than --limit, a line on stderr says how to go on.
@@ -132,7 +133,7 @@ def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, 
         with progress_bar(limit, "scanned", shown=limit > SCAN_PAGE) as advance:
             # One more than is printed tells whether any follow.
             async for page in api.scan_pages(first, last, page=min(limit + 1, SCAN_PAGE), ts=ts,
-                                             reverse=reverse, keys_only=keys_only):
+                                             reverse=reverse, keys_only=keys_only, stale=stale):
                 found += page
                 advance(len(page))
                 if len(found) > limit:

@@ -108,16 +108,19 @@ class Client:
 
     async def scan(self, start: bytes = b"", end: bytes = b"", *, limit: int = SCAN_PAGE,
                    ts: int = 0, reverse: bool = False, keys_only: bool = False,
-                   timeout_s: float | None = None) -> list[Pair]:
-        """Up to `limit` pairs with start <= key < end (b"" = unbounded), in (reverse) key order."""
+                   stale: bool = False, timeout_s: float | None = None) -> list[Pair]:
+        """Up to `limit` pairs with start <= key < end (b"" = unbounded), in (reverse) key order.
+        Linearizable unless `stale`, which a member answers without the others.
+        """
         response = await self._caller.call(
             rpcs.RAW_SCAN, lambda: pb.RawScanAtRequest(
                 start_key=start, end_key=end, limit=limit, ts=ts, reverse=reverse,
-                keys_only=keys_only), timeout_s)
+                keys_only=keys_only, stale=stale), timeout_s)
         return [Pair(pair.key, pair.value) for pair in response.kv]
 
     async def scan_pages(self, start: bytes = b"", end: bytes = b"", *, page: int = SCAN_PAGE,
                          ts: int = 0, reverse: bool = False, keys_only: bool = False,
+                         stale: bool = False,
                          timeout_s: float | None = None) -> AsyncIterator[list[Pair]]:
         """The whole range, up to `page` pairs at a time. `timeout_s` bounds each page.
 
@@ -126,7 +129,7 @@ class Client:
         while True:
             try:
                 pairs = await self.scan(start, end, limit=page, ts=ts, reverse=reverse,
-                                        keys_only=keys_only, timeout_s=timeout_s)
+                                        keys_only=keys_only, stale=stale, timeout_s=timeout_s)
             except ResultTooLarge:
                 if page == 1:
                     raise

@@ -151,18 +151,20 @@ class SyncClient:
         return self._loop.run(self._client.latest_commit_ts(key, timeout_s=timeout_s))
 
     def scan(self, start: bytes = b"", end: bytes = b"", *, limit: int = SCAN_PAGE, ts: int = 0,
-             reverse: bool = False, keys_only: bool = False,
+             reverse: bool = False, keys_only: bool = False, stale: bool = False,
              timeout_s: float | None = None) -> list[Pair]:
         """Up to `limit` pairs with start <= key < end (b"" = unbounded)."""
         return self._loop.run(self._client.scan(start, end, limit=limit, ts=ts, reverse=reverse,
-                                                keys_only=keys_only, timeout_s=timeout_s))
+                                                keys_only=keys_only, stale=stale,
+                                                timeout_s=timeout_s))
 
     def scan_pages(self, start: bytes = b"", end: bytes = b"", *, page: int = SCAN_PAGE,
                    ts: int = 0, reverse: bool = False, keys_only: bool = False,
+                   stale: bool = False,
                    timeout_s: float | None = None) -> Iterator[list[Pair]]:
         """The whole range, page by page; see `Client.scan_pages`."""
         pages = self._client.scan_pages(start, end, page=page, ts=ts, reverse=reverse,
-                                        keys_only=keys_only, timeout_s=timeout_s)
+                                        keys_only=keys_only, stale=stale, timeout_s=timeout_s)
         while (pairs := self._loop.run(_next(pages.__anext__))) is not None:
             yield pairs
 

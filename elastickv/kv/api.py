@@ -107,10 +107,12 @@ class KvApi(Protocol):
         ...
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
-                   reverse: bool = False, keys_only: bool = False,
+                   reverse: bool = False, keys_only: bool = False, stale: bool = False,
                    timeout_s: float) -> list[Pair]:
         """Visible pairs with start <= key < end (end b"" = unbounded), in key order, all as of one
-        moment. Raises `ResultTooLarge` as soon as they have more than `max_bytes`."""
+        moment; linearizable unless `stale`. Raises `ResultTooLarge` as soon as they have more than
+        `max_bytes`.
+        """
         ...
 
 

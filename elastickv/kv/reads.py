@@ -56,14 +56,14 @@ class Reader:
         return (version.commit_ts, True) if version else (0, False)
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
-                   reverse: bool = False, keys_only: bool = False,
+                   reverse: bool = False, keys_only: bool = False, stale: bool = False,
                    timeout_s: float) -> list[Pair]:
         if limit < 1:
             raise InvalidArgument(f"limit is {limit}; it must be at least 1",
                                   remedy="ask for one or more pairs")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        await self._barrier(False, timeout_s)
+        await self._barrier(stale, timeout_s)
         at_ts, now_ms = self._moment(ts)
         whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
         rest = whole

@@ -87,7 +87,7 @@ class RawKv:
         pairs = await self._kv.scan(
             request.start_key, request.end_key, limit=check_scan_limit(request.limit),
             max_bytes=self._max_result_bytes, ts=request.ts, reverse=request.reverse,
-            keys_only=request.keys_only, timeout_s=timeout_s)
+            keys_only=request.keys_only, stale=request.stale, timeout_s=timeout_s)
         response = pb.RawScanAtResponse()
         add_pairs(response.kv.add, pairs)
         return response

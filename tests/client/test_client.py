@@ -74,7 +74,8 @@ async def test_an_empty_value_exists(client: Client) -> None:
 
 async def test_options_arrive(client: Client, node: MemoryNode) -> None:
     await client.get(b"k", stale=True)
-    assert node.faults.before == ["stale read"]
+    await client.scan(stale=True)
+    assert node.faults.before == ["stale read", "stale read"]
     written = await client.put(b"k", b"v", ttl_ms=1)
     async with asyncio.timeout(5):
         while (await client.get(b"k")).exists:

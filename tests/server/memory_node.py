@@ -135,9 +135,9 @@ class MemoryKv:
         return commit_ts, value is not None
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
-                   reverse: bool = False, keys_only: bool = False,
+                   reverse: bool = False, keys_only: bool = False, stale: bool = False,
                    timeout_s: float) -> list[Pair]:
-        await self._faults.meet("read", timeout_s)
+        await self._faults.meet("stale read" if stale else "read", timeout_s)
         keys = [key for key in sorted(self._versions, reverse=reverse)
                 if key >= start and (not end or key < end)]
         visible = ((key, self._visible(key, ts)[1]) for key in keys)
