@@ -2,7 +2,8 @@
 
 EC P-256 throughout. A node certificate has the node id as common name and as DNS name, and is both
 server and client: members authenticate each other with it. A client certificate is client only and
-has no DNS name, which is how a listener tells a client called `n1` from the node `n1`.
+has no DNS name: by either a member tells a client called `n1` from the node `n1`, since other tools
+may give a client's certificate a DNS name too.
 
 Files of a directory: `ca.crt ca.key`, `<name>.crt <name>.key`. Private keys are owner-only. Nothing
 is ever overwritten: a file that exists is an error that names it.
@@ -315,6 +316,22 @@ def _dns_names(certificate: x509.Certificate) -> list[str]:
 
 def _addresses(certificate: x509.Certificate) -> Sequence[object]:
     return _names(certificate).get_values_for_type(x509.IPAddress)
+
+
+def allows_server(certificate: bytes) -> bool:
+    """Whether a certificate in DER form may be a server's, as every node's may and no client's.
+
+    One that names no extended key usages may be anybody's. One that does not parse is nobody's.
+    """
+    try:
+        extensions = x509.load_der_x509_certificate(certificate).extensions
+        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True
+    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion,
+            x509.UnsupportedGeneralNameType):
+        return False
+    return ExtendedKeyUsageOID.SERVER_AUTH in usages
 
 
 def _parse_certificates(flag: str, path: Path) -> list[x509.Certificate]:

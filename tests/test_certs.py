@@ -84,6 +84,26 @@ def test_client_certificate_cannot_pose_as_a_node(authority: Path) -> None:
         certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
 
 
+@pytest.mark.parametrize(("usages", "expected"), [
+    ([SERVER, CLIENT], True), ([SERVER], True), ([CLIENT], False), ([CODE_SIGNING], False),
+    ([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE, CLIENT], False), (None, True),
+], ids=["both", "server", "client", "another", "any", "no such extension"])
+def test_a_certificate_with_usages_needs_the_servers_to_be_a_nodes(
+        usages: list[x509.ObjectIdentifier] | None, expected: bool) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "n1")])
+    builder = certs._builder(name, name, key.public_key(), 1, None)
+    if usages is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    assert certs.allows_server(certificate.public_bytes(serialization.Encoding.DER)) is expected
+
+
+@pytest.mark.parametrize("certificate", [b"", b"\x30\x00", bytes(64)])
+def test_a_certificate_that_does_not_parse_is_no_nodes(certificate: bytes) -> None:
+    assert not certs.allows_server(certificate)
+
+
 def test_keys_are_owner_only_whatever_the_umask(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:

@@ -5,8 +5,9 @@ joining node is not known to anybody yet). A new connection replaces the old one
 closed, and bytes that it still delivers are ignored, before anything of the new one is passed on.
 
 Under TLS 1.3 a peer is its certificate: the id in its greeting must be one of the certificate's DNS
-or URI names. The common name does not count, because a client's certificate has one too. Anything
-unexpected ends that connection and nothing else.
+or URI names. The common name does not count, because a client's certificate has one too. Some tools
+give a client's certificate the other names as well, so one with extended key usages must have the
+server's among them. Anything unexpected ends that connection and nothing else.
 
 Whoever has not greeted yet is a stranger, and needs no certificate to be one. There are few at a
 time, so that they do not use up this node's descriptors, and the newest drives out the oldest, so
@@ -24,6 +25,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from elastickv.certs import allows_server
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError, WireError
 from elastickv.listening import Listener
@@ -96,7 +98,7 @@ class _Connection(asyncio.Protocol):
         self._greeting_timer = asyncio.get_running_loop().call_later(GREETING_TIMEOUT_S,
                                                                      self.abort)
         self._owner.opened(self)
-        if self._owner.secure and not self._names():
+        if self._owner.secure and not (self._names() and self._may_be_a_node()):
             log.warning("link refused", peer=self.peer_id,
                         error="the peer's certificate is none of a node")
             self.abort()
@@ -169,6 +171,12 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             return set()
         return certificate_names(self._transport.get_extra_info("peercert") or {})
+
+    def _may_be_a_node(self) -> bool:
+        if self._transport is None:
+            return False
+        certificate = self._transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return certificate is not None and allows_server(certificate)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._greeting_timer is not None:

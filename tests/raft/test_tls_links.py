@@ -10,7 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from elastickv import certs
 from elastickv.certs import create_ca, create_client, create_node, pair_paths
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError
@@ -201,6 +204,21 @@ async def test_client_certificate_is_no_node(make, until, certificates, refusals
     one, heard_one = await make("n1", files_of(tmp_path, "n1"))
     two, _ = await make("n2", files_of(tmp_path, "n2"))
     await refused(one, heard_one, two, refusals, until)
+
+
+@pytest.mark.parametrize("name", [x509.DNSName("n2"), x509.UniformResourceIdentifier("n2")],
+                         ids=["DNS", "URI"])
+async def test_a_client_certificate_with_a_name_is_no_node(make, until, refusals, tmp_path, name):
+    """Other tools give every certificate a name; what a client's lacks is the server usage."""
+    create_ca(tmp_path)
+    create_node(tmp_path, "n1")
+    certs._create_leaf(tmp_path, "n2", [ExtendedKeyUsageOID.CLIENT_AUTH], [name], 30, None)
+    one, heard_one = await make("n1", files_of(tmp_path, "n1"))
+    two, _ = await make("n2", files_of(tmp_path, "n2"))
+    # It dials alone: whoever dials it sees by the handshake that it is no server.
+    two.set_peers({"n1": address_of(one)})
+    await until(lambda: any("none of a node" in line for line in refusals))
+    assert heard_one.events == []
 
 
 async def test_plain_peer_cannot_speak_to_a_secure_one(make, until, certificates, refusals):
