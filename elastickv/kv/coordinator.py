@@ -97,7 +97,7 @@ class Coordinator:
         self._gathering = Gathering()
         self._gathering_timer: asyncio.TimerHandle | None = None
         self._forward_tasks: set[asyncio.Task[None]] = set()
-        engine.handle(forwarding.METHOD_WRITE, self._serve_forwarded)
+        engine.handle(forwarding.METHOD_WRITE, self._serve_forwarded, members_only=True)
         engine.on_role_change(self._role_changed)
         proposer.on_change(self.wake)
 

@@ -112,8 +112,9 @@ class EncryptionController:
             full_node_id=full_node_id, require_gate=self.require_kek)
         self.rotation = AutomaticRotation(settings, self._rotation_view, self._rotate_due,
                                           self._clock, on_fatal=on_fatal)
-        engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self)
-        engine.handle(forwarding.METHOD_ADMIN, self._serve_admin)
+        engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self,
+                      members_only=True)
+        engine.handle(forwarding.METHOD_ADMIN, self._serve_admin, members_only=True)
         engine.on_role_change(self._role_changed)
 
     def start(self) -> None:

@@ -126,7 +126,7 @@ class MembershipController:
         self._under_way = ""
         self._removed_at = 0
         self._decisions = Decisions()
-        engine.handle(METHOD_CHANGE, self._serve_change)
+        engine.handle(METHOD_CHANGE, self._serve_change, members_only=True)
         engine.handle(METHOD_IDENTITY, self._serve_identity)
         engine.on_fatal(self._note_removal)
 

@@ -57,19 +57,22 @@ class _Pending:
 class PeerCalls:
     """Both sides of the calls of one node."""
 
-    def __init__(self, node_id: str, send: Send, max_payload_bytes: int) -> None:
+    def __init__(self, node_id: str, send: Send, max_payload_bytes: int,
+                 is_member: Callable[[str], bool]) -> None:
+        """`is_member` judges by the configuration in force here."""
         self._node_id = node_id
+        self._is_member = is_member
         self._send = send
         self._max_payload_bytes = max_payload_bytes
-        self._handlers: dict[str, PeerHandler] = {}
+        self._handlers: dict[str, tuple[PeerHandler, bool]] = {}
         self._pending: dict[int, _Pending] = {}
         self._last_request = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._answers = Answers(send)
 
-    def handle(self, method: str, handler: PeerHandler) -> None:
-        """Serve `method`; the latest registration wins."""
-        self._handlers[method] = handler
+    def handle(self, method: str, handler: PeerHandler, *, members_only: bool = False) -> None:
+        """See `RaftEngine.handle`; the latest registration wins."""
+        self._handlers[method] = handler, members_only
 
     async def call(self, peer_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
         """See `RaftEngine.call`."""
@@ -138,10 +141,17 @@ class PeerCalls:
         answer(encode_message(response))
 
     async def _run_handler(self, peer_id: str, method: str, payload: bytes) -> bytes:
-        handler = self._handlers.get(method)
-        if handler is None:
+        served = self._handlers.get(method)
+        if served is None:
             raise PeerError(f"member {self._node_id} does not serve {method}",
                             remedy="run the same version on all members")
+        handler, members_only = served
+        if members_only and not self._is_member(peer_id):
+            # Who was only just removed, or added by another leader, looks for its leader again.
+            error = NotLeader(f"member {self._node_id} does not serve {method} to {peer_id}: "
+                              f"{peer_id} is no member in its configuration")
+            error.remedy = "retry shortly; a node that was removed has to be added again"
+            raise error
         return await handler(peer_id, method, payload)
 
     async def close(self) -> None:

@@ -218,8 +218,9 @@ class RaftEngine(Protocol):
         """
         ...
 
-    def handle(self, method: str, handler: PeerHandler) -> None:
-        """Serve `method` for peers."""
+    def handle(self, method: str, handler: PeerHandler, *, members_only: bool = False) -> None:
+        """Serve `method` for peers: for whoever has a node's certificate, or with `members_only`
+        for those in the configuration in force here; the others get `NotLeader`."""
         ...
 
     def is_leader(self) -> bool:

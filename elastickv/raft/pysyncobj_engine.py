@@ -108,7 +108,8 @@ class PySyncObjEngine:
         self._disk_full_logged_at = -math.inf
         self._proposals = Proposals()
         self._waiters = AppliedWaiters()
-        self._calls = PeerCalls(self.node_id, self._send, settings.max_entry_bytes)
+        self._calls = PeerCalls(self.node_id, self._send, settings.max_entry_bytes,
+                                self._is_member)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -459,6 +460,9 @@ class PySyncObjEngine:
     def _send_message(self, peer_id: str, message: frames.AnyMessage) -> bool:
         return self._send(peer_id, encode_message(message))
 
+    def _is_member(self, peer_id: str) -> bool:
+        return self._context.configuration.find(peer_id) is not None
+
     def _is_trusted(self) -> bool:
         return self._trust.may_vote(self._loop.time())
 
@@ -476,7 +480,7 @@ class PySyncObjEngine:
         self._client_addresses[peer_id] = hello.client_address
         try:
             self._trust.greeted(peer_id, hello)
-            if self._context.configuration.find(peer_id) is not None:
+            if self._is_member(peer_id):
                 self._core.connected(peer_id)
                 if self._core.is_leading():
                     self._replication.connected(peer_id)
@@ -582,8 +586,8 @@ class PySyncObjEngine:
     async def call(self, node_id: str, method: str, payload: bytes, *, timeout_s: float) -> bytes:
         return await self._calls.call(node_id, method, payload, timeout_s=timeout_s)
 
-    def handle(self, method: str, handler: PeerHandler) -> None:
-        self._calls.handle(method, handler)
+    def handle(self, method: str, handler: PeerHandler, *, members_only: bool = False) -> None:
+        self._calls.handle(method, handler, members_only=members_only)
 
     def is_leader(self) -> bool:
         return self._active and may_serve(self._core)

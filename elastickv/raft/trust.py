@@ -61,6 +61,7 @@ class Trust:
         Raises `DiskFull` when that cannot be made durable; then it has not greeted.
         """
         if hello.remembered is not None:
+            # Be it a member or not: the configuration of a disk from the past is from then, too.
             reason = what_was_lost(hello.remembered, self._storage.position())
             if reason:
                 self._become_suspect(peer_id, reason, hello.remembered.boot_epoch,

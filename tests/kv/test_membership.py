@@ -20,21 +20,26 @@ from elastickv.errors import (
     MembershipConflict,
     NoLeader,
     NotCapable,
+    NotLeader,
     OutcomeUnknown,
     RemovedFromCluster,
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import decode_row_value, row_key
+from elastickv.kv import forwarding
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
+from elastickv.kv.key_value import KeyValue
 from elastickv.kv.membership import METHOD_CHANGE, MembershipController
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft import frames
 from elastickv.raft.engine import Member, Suffrage
+from elastickv.raft.membership import ChangeKind
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
+from elastickv.store.values import open_record
 from tests.raft.raft_lab import Hub, HubLinks, MemoryDisk, run
 
 TIMEOUT_S = 10.0
@@ -64,6 +69,10 @@ class KeyedNode:
         self.encryption = EncryptionController(
             self.engine, self.store, self.applier, full_node_id=full_node_id(node_id), kek=kek,
             gate=gate, build_sha="test", on_fatal=self.fatal.append)
+        self.kv = KeyValue(
+            self.engine, self.store, hlc, self.encryption,
+            opener=lambda key, record: open_record(self.applier.keystore, key, record),
+            writable=self.encryption.refusal, max_value_bytes=1 << 20, max_request_bytes=2 << 20)
         self.membership = MembershipController(
             self.engine, self.store, self.applier, self.encryption.operations,
             raft_address=address(node_id))
@@ -231,6 +240,30 @@ def test_an_answer_that_does_not_parse_is_an_unknown_outcome() -> None:
         leader.engine.handle(METHOD_CHANGE, garbage)
         with pytest.raises(OutcomeUnknown, match="does not parse"):
             await follower.membership.remove_server("n3", previous_index=0, timeout_s=TIMEOUT_S)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("method", "call"), [
+    (METHOD_CHANGE, [ChangeKind.REMOVE.value, "n3"]),
+    (forwarding.METHOD_ADMIN, forwarding.AdminCall("rotate_dek", {
+        "purpose": 1, "wrapped": b"", "new_dek_id": 0, "proposer_node_id": 0,
+        "proposer_local_epoch": 0})),
+    (forwarding.METHOD_REGISTER_SELF, forwarding.RegisterSelf(1, full_node_id("n9"), 5)),
+    (forwarding.METHOD_WRITE, forwarding.WriteGroup(1000, [])),
+], ids=["membership", "keys", "writer", "values"])
+def test_who_is_no_member_changes_nothing(method: str, call: object) -> None:
+    """Nobody has checked its clients against --admin-names, and no audit log shows them."""
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        stranger = await world.newcomer()
+        await world.until(lambda: len(stranger.engine.members()) == 3)
+        before = leader.engine.status().last_log_index
+        with pytest.raises(NotLeader, match="n9 is no member"):
+            await stranger.engine.call(leader.node_id, method, forwarding.encode(call),
+                                       timeout_s=TIMEOUT_S)
+        assert leader.engine.status().last_log_index == before
 
     run(scenario())
 

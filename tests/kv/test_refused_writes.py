@@ -31,7 +31,8 @@ class RefusingEngine:
         self.error: ElasticKVError | None = error
         self.attempts = 0
 
-    def handle(self, method: str, handler: Callable[..., Any]) -> None:
+    def handle(self, method: str, handler: Callable[..., Any], *,
+               members_only: bool = False) -> None:
         """Nobody calls this node."""
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:

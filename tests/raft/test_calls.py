@@ -67,7 +67,7 @@ async def begun(calls: PeerCalls, wire: Wire) -> tuple[asyncio.Task[bytes], Requ
 
 async def test_answer_completes_the_call():
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
     task, request = await begun(calls, wire)
     calls.received_response("n3", Response(request.request, b"forged", "", "", ""))
     calls.received_response("n2", Response(request.request + 1, b"other", "", "", ""))
@@ -78,7 +78,7 @@ async def test_answer_completes_the_call():
 
 async def test_error_completes_the_call():
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
     task, request = await begun(calls, wire)
     calls.received_response("n2", Response(request.request, b"", "ConditionFailed", "no", "do"))
     with pytest.raises(ConditionFailed, match="no"):
@@ -88,7 +88,7 @@ async def test_error_completes_the_call():
 @pytest.mark.parametrize("end", ["lost", "expire", "close"])
 async def test_call_without_an_answer_is_unknown(end):
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
     task, _ = await begun(calls, wire)
     if end == "lost":
         calls.lost("n3")
@@ -108,7 +108,7 @@ async def test_call_without_an_answer_is_unknown(end):
 async def test_call_that_was_never_sent_is_unreachable():
     wire = Wire()
     wire.up = False
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
     with pytest.raises(Unreachable):
         await calls.call("n2", "m", b"", timeout_s=5)
 
@@ -116,7 +116,7 @@ async def test_call_that_was_never_sent_is_unreachable():
 @pytest.mark.parametrize(("size", "allowed"), [(100, True), (101, False)])
 async def test_payload_limit_both_ways(size, allowed):
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
 
     async def big(peer_id: str, method: str, payload: bytes) -> bytes:
         return bytes(size)
@@ -135,7 +135,7 @@ async def test_payload_limit_both_ways(size, allowed):
 
 async def test_handlers_run_side_by_side_and_their_errors_are_typed():
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
     gate = asyncio.Event()
 
     async def slow(peer_id: str, method: str, payload: bytes) -> bytes:
@@ -163,7 +163,7 @@ async def test_handlers_run_side_by_side_and_their_errors_are_typed():
 async def test_answer_does_not_leave_on_another_link(lost):
     """The process behind the next link may have begun to count anew."""
     wire = Wire()
-    calls = PeerCalls("n1", wire.send, 100)
+    calls = PeerCalls("n1", wire.send, 100, lambda peer_id: True)
 
     async def reply(peer_id: str, method: str, payload: bytes) -> bytes:
         return payload

@@ -793,3 +793,48 @@ def test_a_new_leader_tells_a_newcomer_nothing_before_it_knows_what_is_committed
         assert told.find("n9") is not None
 
     run(scenario())
+
+
+def test_some_calls_are_served_to_members_only():
+    """Whatever a certificate allows, the configuration of whoever is asked decides."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        follower, _ = lab.others(leader)
+        stranger = await newcomer(lab)
+
+        async def serve(peer_id: str, method: str, payload: bytes) -> bytes:
+            return peer_id.encode()
+
+        async def asked_by(node: LabNode, method: str) -> object:
+            return await outcome(node.engine.call(leader.node_id, method, b"", timeout_s=SECOND))
+
+        leader.engine.handle("open", serve)
+        leader.engine.handle("closed", serve, members_only=True)
+        await lab.until(lambda: len(stranger.engine.members()) == 3)
+        assert await asked_by(follower, "closed") == follower.node_id.encode()
+        assert await asked_by(leader, "closed") == leader.node_id.encode()
+        assert await asked_by(stranger, "open") == b"n9"
+        refusal = await asked_by(stranger, "closed")
+        assert isinstance(refusal, NotLeader)
+        assert "n9 is no member" in str(refusal)
+
+        # The entry is in the leader's log, and nobody else has it yet.
+        lab.hub.rule = lambda source, target, message: not isinstance(message, frames.AppendEntries)
+        adding = asyncio.ensure_future(change(leader, ChangeKind.ADD_LEARNER, "n9"))
+        await lab.until(lambda: leader.status().pending_configuration)
+        assert await asked_by(stranger, "closed") == b"n9"
+        lab.hub.rule = lambda source, target, message: 1
+        await adding
+        await lab.settle()
+        await change(leader, ChangeKind.PROMOTE, "n9", skip_min_applied_check=True)
+        assert await asked_by(stranger, "closed") == b"n9"
+
+        # It does not hear that it was removed.
+        lab.hub.rule = lambda source, target, message: \
+            target != "n9" or isinstance(message, frames.Response)
+        await change(leader, ChangeKind.REMOVE, "n9")
+        assert isinstance(await asked_by(stranger, "closed"), NotLeader)
+        assert await asked_by(stranger, "open") == b"n9"
+
+    run(scenario())
