@@ -1,4 +1,8 @@
-"""The TLS contexts of a node: mutual, so a peer without a certificate of the CA gets nowhere."""
+"""The TLS contexts of a node: mutual, so a peer without a certificate of the CA gets nowhere.
+
+TLS 1.3, and no session is taken up again: that shows no certificate, so it would outlive one that
+has expired. Before TLS 1.3 a client keeps its session by itself.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,28 @@ _TURNS = 3
 
 
 def link_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
-    """Between members: TLS 1.3. Raises `ConfigError` when a file cannot be read or does not fit."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    """Between members. Raises `ConfigError` when a file cannot be read or does not fit."""
+    context = _server_context() if server else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # A peer is known by the node id in its certificate, whatever address it answers at.
     context.check_hostname = False
     return _loaded(context, files)
 
 
 def listener_context(files: TlsFiles) -> ssl.SSLContext:
-    """For clients: TLS 1.2 or later, ALPN "h2". Raises `ConfigError` as `link_context` does."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    """For clients: ALPN "h2". Raises `ConfigError` as `link_context` does."""
+    context = _server_context()
     context.set_alpn_protocols(["h2"])
     return _loaded(context, files)
 
 
+def _server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0
+    return context
+
+
 def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:
         context.load_cert_chain(files.cert, files.key)

@@ -125,7 +125,7 @@ class AioFront:
 
 def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """grpc.aio accepts any bytes and fails later without a reason, so the files are checked first.
-    Raises `ConfigError`."""
+    It offers no way to refuse sessions that are taken up again. Raises `ConfigError`."""
     listener_context(files)
     return grpc.ssl_server_credentials([(files.key.read_bytes(), files.cert.read_bytes())],
                                        files.ca.read_bytes(), require_client_auth=True)
