@@ -106,8 +106,9 @@ class Applier:
         """Apply a committed entry; the registry rows `(key, value)` to store with the index.
 
         Sidecar and keystore have changed when it returns. Raises `EntryRejected`,
-        `EntryNotApplicable` or `DiskFull` with nothing changed, and after the last the entry may be
-        applied again; or whatever else the disk raises, and then the node must stop.
+        `EntryNotApplicable`, `SidecarCorrupt` or `DiskFull` with nothing changed, and after the
+        last the entry may be applied again; or whatever else the disk raises, and then the node
+        must stop.
         """
         result = self._plan(index, entry)
         self._replace_state(self._with_own_epochs(result.state, result.rows))

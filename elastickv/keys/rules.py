@@ -68,12 +68,14 @@ class Inputs:
 def plan(state: KeyState, index: int, entry: EncryptionEntry, inputs: Inputs) -> Plan:
     """Everything that `entry`, committed at `index`, changes.
 
-    Raises `EntryRejected` or `EntryNotApplicable`.
+    Raises `EntryRejected` or `EntryNotApplicable`, and `SidecarCorrupt` when the sidecar claims the
+    entry and does not hold its keys.
     """
     if isinstance(entry, Registration):
         return Plan(state, plan_rows((entry.row,), inputs.read_row))
     if state.sidecar is not None and index <= state.sidecar.raft_applied_index:
-        return Plan(state, plan_rows(_replayed_rows(state.sidecar, index, entry), inputs.read_row))
+        return Plan(state, plan_rows(_replayed_rows(state, state.sidecar, index, entry, inputs),
+                                     inputs.read_row))
     if isinstance(entry, Bootstrap):
         return _plan_bootstrap(state, index, entry, inputs)
     return _ROTATIONS[entry.tag](state, index, entry, inputs)
@@ -97,14 +99,16 @@ def plan_rows(rows: Sequence[RegistryRow], read_row: ReadRow) -> list[tuple[byte
     return list(written.items())
 
 
-def _replayed_rows(sidecar: Sidecar, index: int,
-                   entry: Bootstrap | Rotation) -> tuple[RegistryRow, ...]:
+def _replayed_rows(state: KeyState, sidecar: Sidecar, index: int, entry: Bootstrap | Rotation,
+                   inputs: Inputs) -> tuple[RegistryRow, ...]:
     """The rows of an entry that the sidecar already holds."""
     if isinstance(entry, Bootstrap):
-        _require_replayed(sidecar, index, entry.storage_dek_id, entry.raft_dek_id)
+        for dek_id, purpose, wrapped in _keys_of(entry):
+            _require_replayed(state.keystore, sidecar, index, dek_id, purpose, wrapped, inputs)
         return entry.rows
     if entry.tag is RotationTag.ROTATE_DEK:
-        _require_replayed(sidecar, index, entry.dek_id)
+        _require_replayed(state.keystore, sidecar, index, entry.dek_id, _purpose(entry),
+                          entry.wrapped, inputs)
         return (entry.proposer,)
     # Only the cutover that took effect registered its proposer; a stale or repeated one did not.
     cutovers = _cutover_indexes(sidecar)
@@ -126,12 +130,20 @@ def is_as_claimed(sidecar: Sidecar, index: int, entry: Entry) -> bool:
     return all(tag is cutover for cutover, at in _cutover_indexes(sidecar).items() if at == index)
 
 
-def _require_replayed(sidecar: Sidecar, index: int, *dek_ids: int) -> None:
-    missing = [dek_id for dek_id in dek_ids if dek_id not in sidecar.keys]
-    if missing:
+def _require_replayed(keystore: Keystore, sidecar: Sidecar, index: int, dek_id: int,
+                      purpose: Purpose, wrapped: bytes, inputs: Inputs) -> None:
+    held, handle = sidecar.keys.get(dek_id), keystore.get(dek_id)
+    if held is None or handle is None:
         raise SidecarCorrupt(
-            f"the sidecar claims entry {index} but lacks its keys {missing}",
+            f"the sidecar claims entry {index} but lacks its key {dek_id}",
             remedy="restore it with elastickv admin encryption resync-sidecar")
+    # A later rotation to this DEK may have brought another wrapping, but no other key.
+    if held.wrapped != wrapped \
+            and not handle.same_key(_unwrap(dek_id, purpose, wrapped, inputs)):
+        raise SidecarCorrupt(
+            f"the sidecar claims entry {index} but holds another key as DEK {dek_id}",
+            remedy="move it away, and the leader's is taken over at the next start; if somebody "
+                   "else could write to this disk, join the node anew")
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -149,15 +161,19 @@ def _install(keystore: Keystore, dek_id: int, purpose: Purpose, wrapped: bytes,
              inputs: Inputs) -> Keystore:
     """The keystore with one more DEK: a new key under a new id, or what is held already."""
     _check_new_key(dek_id, wrapped)
-    try:
-        handle = inputs.unwrap(wrapped, dek_id, purpose)
-    except KekError as error:
-        raise EntryNotApplicable(f"DEK {dek_id} does not unwrap: {error.message}",
-                                 remedy=error.remedy) from None
+    handle = _unwrap(dek_id, purpose, wrapped, inputs)
     try:
         return keystore.with_key(handle)
     except EncryptionConflict as error:
         raise EntryRejected(error.message, remedy=error.remedy) from None
+
+
+def _unwrap(dek_id: int, purpose: Purpose, wrapped: bytes, inputs: Inputs) -> KeyHandle:
+    try:
+        return inputs.unwrap(wrapped, dek_id, purpose)
+    except KekError as error:
+        raise EntryNotApplicable(f"DEK {dek_id} does not unwrap: {error.message}",
+                                 remedy=error.remedy) from None
 
 
 def _record_key(sidecar: Sidecar, dek_id: int, purpose: Purpose, wrapped: bytes,
@@ -196,14 +212,17 @@ def _plan_bootstrap(state: KeyState, index: int, entry: Bootstrap, inputs: Input
     if sidecar.bootstrapped:
         _check_repeated_bootstrap(sidecar, entry)
     keystore = state.keystore
-    for dek_id, purpose, wrapped in (
-            (entry.storage_dek_id, Purpose.STORAGE, entry.wrapped_storage),
-            (entry.raft_dek_id, Purpose.RAFT, entry.wrapped_raft)):
+    for dek_id, purpose, wrapped in _keys_of(entry):
         keystore = _install(keystore, dek_id, purpose, wrapped, inputs)
         sidecar = _record_key(sidecar, dek_id, purpose, wrapped, inputs.created)
     sidecar = replace(sidecar, active_storage=entry.storage_dek_id, active_raft=entry.raft_dek_id)
     return Plan(KeyState(_checked(sidecar, index), keystore),
                 plan_rows(entry.rows, inputs.read_row))
+
+
+def _keys_of(entry: Bootstrap) -> tuple[tuple[int, Purpose, bytes], ...]:
+    return ((entry.storage_dek_id, Purpose.STORAGE, entry.wrapped_storage),
+            (entry.raft_dek_id, Purpose.RAFT, entry.wrapped_raft))
 
 
 def _check_repeated_bootstrap(sidecar: Sidecar, entry: Bootstrap) -> None:

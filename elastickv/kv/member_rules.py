@@ -53,7 +53,7 @@ def _keys(state: object) -> tuple[object, ...]:
     names = ("active_storage_id", "active_raft_id", "storage_envelope_active",
              "storage_envelope_cutover_index", "raft_envelope_cutover_index")
     return (*(getattr(state, name) for name in names),
-            sorted(getattr(state, "wrapped_deks_by_id", {})))
+            sorted(getattr(state, "wrapped_deks_by_id", {}).items()))
 
 
 def _writer(member: MemberReport, leader: MemberReport) -> str:

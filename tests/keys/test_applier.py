@@ -20,6 +20,7 @@ from key_nodes import (
     THIRD,
     W_FOURTH,
     W_STORAGE,
+    W_STORAGE_AGAIN,
     KeyNode,
     bootstrap,
     raft_cutover,
@@ -297,6 +298,55 @@ def test_a_sidecar_that_claims_an_entry_without_its_key_is_refused(tmp_path: Pat
     with pytest.raises(SidecarCorrupt, match="claims entry 20"):
         node.apply(20, rotate())
     assert node.state() == before
+
+
+ROTATED = [(10, bootstrap()), (20, rotate()), (30, rotate(4, W_FOURTH, purpose=2))]
+
+
+@pytest.mark.parametrize(("one", "other", "index"), [
+    (STORAGE, RAFT, 10), (STORAGE, THIRD, 10), (RAFT, 4, 10), (THIRD, 4, 20)])
+def test_a_sidecar_whose_keys_changed_places_is_refused(tmp_path: Path, one: int, other: int,
+                                                        index: int) -> None:
+    """Each is a key of the log, and unwraps: under the other id its nonces would come again."""
+    node = KeyNode(tmp_path)
+    for at, entry in ROTATED:
+        node.apply(at, entry)
+    sidecar = node.applier.sidecar
+    assert sidecar is not None
+    wrapped = {one: sidecar.keys[other].wrapped, other: sidecar.keys[one].wrapped}
+    for dek_id, swapped in wrapped.items():
+        sidecar = sidecar.with_key(dek_id, replace(sidecar.keys[dek_id], wrapped=swapped))
+    node.path.write_bytes(sidecar.encode())
+    node.restart()
+    node.rows.clear()
+    for at, entry in ROTATED:
+        if at < index:
+            node.apply(at, entry)
+    before = node.state()
+    with pytest.raises(SidecarCorrupt, match=f"claims entry {index}"):
+        node.apply(index, dict(ROTATED)[index])
+    assert node.state() == before
+
+
+def test_a_key_that_was_wrapped_again_later_is_no_other_key(tmp_path: Path) -> None:
+    node = KeyNode(tmp_path)
+    sequence = [(10, bootstrap()), (20, rotate()), (30, rotate(STORAGE, W_STORAGE_AGAIN, epoch=1))]
+    for at, entry in sequence:
+        node.apply(at, entry)
+    node.restart()
+    rows, before = dict(node.rows), node.file_bytes()
+    node.rows.clear()
+    for at, entry in sequence:
+        node.apply(at, entry)
+    assert (node.rows, node.file_bytes()) == (rows, before)
+
+
+def test_a_replayed_key_of_another_kek_is_not_judged(tmp_path: Path) -> None:
+    """Which of the two is wrong is not known: the KEK unwraps the sidecar's and not the log's."""
+    node = KeyNode(tmp_path)
+    node.apply(10, bootstrap())
+    with pytest.raises(EntryNotApplicable, match="does not unwrap"):
+        node.apply(10, bootstrap(wrapped_storage=OTHER_KEK.wrap(bytes(32))))
 
 
 # --- epochs ----------------------------------------------------------------------------------
