@@ -82,9 +82,10 @@ def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
     server and as client.
     """
     parse_node_id(node_id, "node id")
-    names = _alternative_names([node_id, "localhost", "127.0.0.1", *hosts])
+    names = [x509.DNSName(node_id),
+             *_alternative_names([node_id, "localhost", "127.0.0.1", *hosts])]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    return _create_leaf(directory, node_id, usages, names, days, now)
+    return _create_leaf(directory, node_id, usages, list(dict.fromkeys(names)), days, now)
 
 
 def create_client(directory: Path, name: str, *, days: int = LEAF_DAYS,

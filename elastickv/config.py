@@ -305,6 +305,9 @@ def parse_node_id(text: str, where: str) -> str:
         raise ConfigError(f"{where}: {text!r} is not a node id",
                           remedy="use 1 to 64 letters, digits, dots, underscores or hyphens, "
                                  "with a letter or digit first and last")
+    if text.lower() == "localhost":
+        raise ConfigError(f"{where}: {text!r} is not a node id: the certificate of every node has "
+                          "this name", remedy="choose another one")
     return text
 
 

@@ -75,6 +75,16 @@ def test_node_certificate(authority: Path) -> None:
     certificate.verify_directly_issued_by(load(certs.pair_paths(authority, "ca")))
 
 
+@pytest.mark.parametrize("node_id", ["n1", "10.0.0.1", "db1.example"])
+def test_a_node_certificate_names_the_node_whatever_its_id_looks_like(authority: Path,
+                                                                      node_id: str) -> None:
+    pair = certs.create_node(authority, node_id, hosts=["10.0.0.1", "db1.example"])
+    names = load(pair).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == list(dict.fromkeys(names))
+    assert ipaddress.ip_address("10.0.0.1") in names.get_values_for_type(x509.IPAddress)
+    certs.check_node_files(TlsFiles(pair.cert, pair.key, authority / "ca.crt"), node_id)
+
+
 def test_client_certificate_cannot_pose_as_a_node(authority: Path) -> None:
     certificate = load(certs.create_client(authority, "alice"))
     assert common_name(certificate) == "alice"
@@ -194,7 +204,7 @@ def test_a_directory_that_takes_no_file_is_named() -> None:
         certs.create_ca(Path("/proc/self"))
 
 
-@pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é"])
+@pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é", "localhost"])
 def test_bad_names(authority: Path, name: str) -> None:
     before = sorted(authority.iterdir())
     with pytest.raises(ConfigError):

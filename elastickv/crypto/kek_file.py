@@ -44,7 +44,7 @@ class FileKekProvider:
                            remedy=f"point --kekFile at a regular file of {KEK_BYTES} bytes")
         if status.st_uid not in (os.geteuid(), _ROOT_UID):
             raise KekTooOpen(f"the KEK file {self.path} belongs to user {status.st_uid}",
-                             remedy=f"chown it to user {os.geteuid()}, who runs the node")
+                             remedy="give it to the user that runs the node, with chown")
         if status.st_mode & 0o077:
             raise KekTooOpen(
                 f"the KEK file {self.path} has mode {stat.S_IMODE(status.st_mode):04o}:"

@@ -102,8 +102,11 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     owner = path.stat().st_uid
     monkeypatch.setattr(kek_file, "_ROOT_UID", owner + 2)
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(KekError, match=f"belongs to user {owner}"):
+    with pytest.raises(KekError, match=f"belongs to user {owner}") as caught:
         FileKekProvider(path).load()
+    # Who looks need not be who runs the node.
+    assert str(owner + 1) not in caught.value.remedy
+    assert "the user that runs the node" in caught.value.remedy
 
 
 def test_a_file_swapped_after_it_was_opened_changes_nothing(
