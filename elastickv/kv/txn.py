@@ -30,15 +30,19 @@ def check_key(key: bytes, field: str = "key") -> None:
                               remedy="use a shorter, non-empty key")
 
 
+def check_batch_count(count: int) -> None:
+    """Raise `InvalidArgument` for more operations and conditions than one request may have."""
+    if count > MAX_BATCH_OPS:
+        raise InvalidArgument(f"a batch has {count} operations and conditions; "
+                              f"the limit is {MAX_BATCH_OPS}", remedy="split the batch")
+
+
 def check_ops(ops: Sequence[Op], conditions: Sequence[Condition], *, max_value_bytes: int,
               max_request_bytes: int) -> int:
     """Raise `InvalidArgument` for a request over a limit; returns its size in bytes otherwise."""
     if not ops:
         raise InvalidArgument("a batch needs at least one operation", remedy="add an operation")
-    if len(ops) + len(conditions) > MAX_BATCH_OPS:
-        raise InvalidArgument(
-            f"a batch has {len(ops) + len(conditions)} operations and conditions; "
-            f"the limit is {MAX_BATCH_OPS}", remedy="split the batch")
+    check_batch_count(len(ops) + len(conditions))
     total = 0
     for op in ops:
         key_bytes = len(op.key)

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
+from elastickv.kv.txn import check_batch_count
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.methods import Methods, unary
 
@@ -93,6 +94,8 @@ class RawKv:
         return response
 
     async def batch(self, request: pb.RawBatchRequest, timeout_s: float) -> pb.RawBatchResponse:
+        # A message takes two bytes on the wire for an operation that is many times as large here.
+        check_batch_count(len(request.ops) + len(request.conditions))
         result = await self._kv.batch(
             [op_of(op) for op in request.ops],
             conditions=[Condition(c.key, c.commit_ts) for c in request.conditions],

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from memory_node import Faults, MemoryKv
 
 from elastickv.errors import InvalidArgument
 from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Op, OpKind, result_too_large
+from elastickv.kv.txn import MAX_BATCH_OPS
 from elastickv.pb import service_pb2 as pb
+from elastickv.server import kv_service
 from elastickv.server.kv_service import (
     MAX_SCAN_LIMIT,
+    RawKv,
     check_scan_limit,
     op_of,
 )
@@ -60,3 +64,19 @@ def test_batch_operations(message: pb.RawBatchOp, op: Op) -> None:
 def test_batch_operations_that_are_refused(message: pb.RawBatchOp) -> None:
     with pytest.raises(InvalidArgument):
         op_of(message)
+
+
+@pytest.mark.parametrize(("ops", "conditions"), [
+    (300_000, 0), (MAX_BATCH_OPS, 1), (1, MAX_BATCH_OPS)],
+    ids=["operations", "one condition too many", "conditions"])
+async def test_a_batch_is_counted_before_anything_is_made_of_it(
+        monkeypatch: pytest.MonkeyPatch, ops: int, conditions: int) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(kv_service, "op_of", made.append)
+    monkeypatch.setattr(kv_service, "Condition", lambda *fields: made.append(fields))
+    request = pb.RawBatchRequest.FromString(b"\x0a\x00" * ops + b"\x12\x00" * conditions)
+    assert (len(request.ops), len(request.conditions)) == (ops, conditions)
+    service = RawKv(MemoryKv(Faults()), max_result_bytes=1)
+    with pytest.raises(InvalidArgument, match=f"{ops + conditions} operations.*{MAX_BATCH_OPS}"):
+        await service.batch(request, 1.0)
+    assert made == []
