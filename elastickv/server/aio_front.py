@@ -20,7 +20,7 @@ from elastickv import audit
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed
 from elastickv.server.errors import CANCELLED, refusal_of, time_for_call
-from elastickv.server.methods import Services, Stream, Unary, parse_request
+from elastickv.server.methods import Services, Stream, Unary, parse_request, too_large
 from elastickv.tls import listener_context
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -49,8 +49,12 @@ def caller_of(context: Context) -> str:
 def unary_handler(name: str, method: Unary) -> Handler:
     """A gRPC handler around a `Unary`."""
     call, parse, names_caller = method.call, method.parse, method.names_caller
+    max_message_bytes = method.max_message_bytes
 
     async def handle(content: bytes, context: Context) -> Any:
+        if len(content) > max_message_bytes:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED,
+                                too_large(len(content), max_message_bytes))
         if names_caller:
             audit.caller.set(caller_of(context))
         try:

@@ -9,7 +9,7 @@ from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
 from elastickv.kv.txn import check_batch_count
 from elastickv.pb import service_pb2 as pb
-from elastickv.server.methods import Methods, unary
+from elastickv.server.methods import AS_FRONT, Methods, unary
 
 MAX_SCAN_LIMIT = 100_000
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
@@ -52,13 +52,15 @@ class RawKv:
     def methods(self) -> Methods:
         """Methods by name."""
         return {
-            "RawPut": unary(self.put, pb.RawPutRequest, pb.RawPutResponse),
+            "RawPut": unary(self.put, pb.RawPutRequest, pb.RawPutResponse,
+                            max_message_bytes=AS_FRONT),
             "RawGet": unary(self.get, pb.RawGetRequest, pb.RawGetResponse),
             "RawDelete": unary(self.delete, pb.RawDeleteRequest, pb.RawDeleteResponse),
             "RawLatestCommitTS": unary(self.latest_commit_ts, pb.RawLatestCommitTSRequest,
                                        pb.RawLatestCommitTSResponse),
             "RawScanAt": unary(self.scan_at, pb.RawScanAtRequest, pb.RawScanAtResponse),
-            "RawBatch": unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse),
+            "RawBatch": unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
+                              max_message_bytes=AS_FRONT),
         }
 
     async def put(self, request: pb.RawPutRequest, timeout_s: float) -> pb.RawPutResponse:
@@ -113,7 +115,7 @@ class TransactionalKv:
     def methods(self) -> Methods:
         """Methods by name."""
         return {
-            "Put": unary(self.put, pb.PutRequest, pb.PutResponse),
+            "Put": unary(self.put, pb.PutRequest, pb.PutResponse, max_message_bytes=AS_FRONT),
             "Get": unary(self.get, pb.GetRequest, pb.GetResponse),
             "Delete": unary(self.delete, pb.DeleteRequest, pb.DeleteResponse),
             "Scan": unary(self.scan, pb.ScanRequest, pb.ScanResponse),

@@ -5,13 +5,20 @@ A method gets the parsed request and the seconds that it may take, and raises `e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
 from elastickv.errors import InvalidArgument
+
+SMALL_MESSAGE_BYTES: Final = 1 << 20
+"""The largest request of a method that takes no value. A message is parsed before it is known
+whether its caller may call the method, and takes many times the memory then."""
+AS_FRONT: Final = sys.maxsize
+"""As large a request as the front takes from anybody."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -19,11 +26,12 @@ Response = TypeVar("Response")
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """One request, one response."""
+    """One request of at most `max_message_bytes`, one response."""
 
     call: Callable[[Any, float], Awaitable[Any]]
     parse: Callable[[bytes], Any]
     serialize: Callable[[Any], bytes]
+    max_message_bytes: int = SMALL_MESSAGE_BYTES
     names_caller: bool = False  # the front sets `audit.caller` before the call
 
 
@@ -53,6 +61,13 @@ def parse_request(parse: Callable[[bytes], Any], content: bytes) -> Any:
 
 
 def unary(call: Callable[[Request, float], Awaitable[Response]], request_type: Any,
-          response_type: Any) -> Unary:
+          response_type: Any, *, max_message_bytes: int = SMALL_MESSAGE_BYTES) -> Unary:
     """A `Unary` of generated message classes."""
-    return Unary(call, request_type.FromString, response_type.SerializeToString)
+    return Unary(call, request_type.FromString, response_type.SerializeToString,
+                 max_message_bytes)
+
+
+def too_large(size: int, max_message_bytes: int) -> str:
+    """The detail of RESOURCE_EXHAUSTED for such a request: gRPC's own words, by which clients tell
+    it from an overload."""
+    return f"message larger than max ({size} vs. {max_message_bytes})"

@@ -25,6 +25,7 @@ from elastickv.pb import encryption_admin_pb2_grpc as admin_grpc
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
+from elastickv.server.methods import SMALL_MESSAGE_BYTES
 
 KEY_LIMIT = str(MAX_KEY_BYTES)
 VALUE_LIMIT = str(MAX_VALUE_BYTES)
@@ -313,6 +314,38 @@ async def test_an_oversized_message_is_refused_and_the_node_goes_on(
     assert "message larger than max" in str(caught.details())  # by this, clients know its cause
     assert node.kv.index == 0
     assert (await kv.RawPut(pb.RawPutRequest(key=b"k", value=b"v"))).success
+
+
+SMALL_METHODS = ["RawKV/RawGet", "RawKV/RawScanAt", "TransactionalKV/PreWrite",
+                 "EncryptionAdmin/RegisterEncryptionWriter", "RaftAdmin/AddVoter",
+                 "grpc.health.v1.Health/Check"]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+@pytest.mark.parametrize("method", SMALL_METHODS)
+async def test_a_method_without_a_value_takes_small_requests_only(
+        channel: grpc.aio.Channel, method: str, compression: grpc.Compression) -> None:
+    """Zeros are no message: a request that is parsed ends as one that does not parse."""
+    call = channel.unary_unary(f"/{method}")
+    refused = await failure(call(bytes(SMALL_MESSAGE_BYTES + 1), compression=compression))
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "message larger than max" in str(refused.details())
+    parsed = await failure(call(bytes(SMALL_MESSAGE_BYTES), compression=compression))
+    assert parsed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not a message" in str(parsed.details())
+
+
+@pytest.mark.parametrize(("method", "message"), [
+    ("RawKV/RawPut", pb.RawPutRequest(key=b"k", value=bytes(2 * SMALL_MESSAGE_BYTES))),
+    ("RawKV/RawBatch", pb.RawBatchRequest(
+        ops=[pb.RawBatchOp(key=b"k", value=bytes(2 * SMALL_MESSAGE_BYTES))])),
+    ("TransactionalKV/Put", pb.PutRequest(key=b"k", value=bytes(2 * SMALL_MESSAGE_BYTES))),
+], ids=["put", "batch", "transactional put"])
+async def test_a_method_with_a_value_gets_as_far_as_the_values_limit(
+        channel: grpc.aio.Channel, method: str, message: Any) -> None:
+    refused = await failure(channel.unary_unary(f"/{method}")(message.SerializeToString()))
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert VALUE_LIMIT in refused.details()
 
 
 async def test_an_error_comes_before_the_callers_own_deadline(

@@ -297,7 +297,7 @@ class H2Connection(asyncio.Protocol):
             if ended and call.deframer is None:
                 call.ended = True
                 self._start(call, single_message(
-                    payload, self._limits.max_message_bytes, call.head.encoding))
+                    payload, call.head.max_message_bytes, call.head.encoding))
                 return
             self._collect(call, payload)
         except BadMessage as error:
@@ -312,7 +312,7 @@ class H2Connection(asyncio.Protocol):
     def _collect(self, call: Call, payload: bytes) -> None:
         """Keep a part of a request. Raises `BadMessage`."""
         if call.deframer is None:
-            call.deframer = Deframer(self._limits.max_message_bytes, call.head.encoding)
+            call.deframer = Deframer(call.head.max_message_bytes, call.head.encoding)
         deframer = call.deframer
         self._buffered -= deframer.buffered
         try:

@@ -55,7 +55,7 @@ class H2Front:
 
     def __init__(self, services: Services, *, max_message_bytes: int,
                  max_connections: int = MAX_CONNECTIONS) -> None:
-        self._table = table_of(services)
+        self._table = table_of(services, max_message_bytes=max_message_bytes)
         self._limits = Limits(max_message_bytes, max(MIN_BUFFERED_BYTES, 4 * max_message_bytes),
                               max(MIN_WAITING_BYTES, 4 * max_message_bytes))
         self._max_connections = max_connections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import grpc
@@ -26,8 +26,9 @@ Table = Mapping[str, Unary | Stream]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request: whom it calls, for how long, and what its compressed messages are compressed with.
-    Exactly one of `method`, `refusal` and `http_status` says how it goes on."""
+    """A request: whom it calls, for how long, what its compressed messages are compressed with, and
+    how large the message of a unary call may be. Exactly one of `method`, `refusal` and
+    `http_status` says how it goes on."""
 
     path: str
     method: Unary | Stream | None = None
@@ -35,12 +36,19 @@ class Head:
     refusal: Status | None = None
     http_status: int = 0
     encoding: str = IDENTITY
+    max_message_bytes: int = 0
 
 
-def table_of(services: Services) -> dict[str, Unary | Stream]:
-    """`/Service/Method` to method."""
-    return {f"/{service}/{name}": method
+def table_of(services: Services, *, max_message_bytes: int) -> dict[str, Unary | Stream]:
+    """`/Service/Method` to method, which takes no more than the front."""
+    return {f"/{service}/{name}": _bounded(method, max_message_bytes)
             for service, methods in services.items() for name, method in methods.items()}
+
+
+def _bounded(method: Unary | Stream, max_message_bytes: int) -> Unary | Stream:
+    if isinstance(method, Stream) or method.max_message_bytes <= max_message_bytes:
+        return method
+    return replace(method, max_message_bytes=max_message_bytes)
 
 
 def parse_timeout(text: str) -> float | None:
@@ -78,14 +86,15 @@ def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
         return Head(path, refusal=Status(grpc.StatusCode.UNIMPLEMENTED,
                                          f"there is no method {path[:200]}", ()))
     encoding = values.get("grpc-encoding", IDENTITY)
+    max_message_bytes = method.max_message_bytes if isinstance(method, Unary) else 0
     timeout = values.get("grpc-timeout")
     if timeout is None:
-        return Head(path, method, encoding=encoding)
+        return Head(path, method, encoding=encoding, max_message_bytes=max_message_bytes)
     timeout_s = parse_timeout(timeout)
     if timeout_s is None:
         return Head(path, refusal=Status(grpc.StatusCode.INTERNAL,
                                          "grpc-timeout is malformed", ()))
-    return Head(path, method, timeout_s, encoding=encoding)
+    return Head(path, method, timeout_s, encoding=encoding, max_message_bytes=max_message_bytes)
 
 
 class HeadReader:

@@ -12,6 +12,7 @@ from typing import Final
 import grpc
 
 from elastickv.server.errors import Status
+from elastickv.server.methods import too_large
 
 PREFIX_BYTES = 5
 IDENTITY: Final = "identity"
@@ -77,9 +78,8 @@ def check_prefix(compressed: int, length: int, max_message_bytes: int) -> None:
     if compressed > 1:
         raise BadMessage(grpc.StatusCode.INTERNAL, "a message has a malformed prefix")
     if length > max_message_bytes:
-        # gRPC's own words, by which clients tell it from an overload.
         raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED,
-                         f"message larger than max ({length} vs. {max_message_bytes})")
+                         too_large(length, max_message_bytes))
 
 
 def decompressed(message: bytes, encoding: str, max_message_bytes: int) -> bytes:

@@ -21,7 +21,7 @@ from elastickv.server.h2.head import (
     table_of,
 )
 from elastickv.server.h2.wire import CONTENT_TYPE_GRPC, Code, ConnectionFailed, literal
-from elastickv.server.methods import Unary
+from elastickv.server.methods import AS_FRONT, SMALL_MESSAGE_BYTES, Unary
 
 
 async def never(request: Any, timeout_s: float) -> Any:
@@ -29,7 +29,7 @@ async def never(request: Any, timeout_s: float) -> Any:
 
 
 METHOD = Unary(never, bytes, bytes)
-TABLE = table_of({"RawKV": {"RawPut": METHOD}})
+TABLE = table_of({"RawKV": {"RawPut": METHOD}}, max_message_bytes=SMALL_MESSAGE_BYTES)
 
 
 def fields(**changed: str | None) -> list[tuple[str, str]]:
@@ -52,7 +52,18 @@ def test_timeouts_that_are_none(text: str) -> None:
 
 def test_a_request() -> None:
     head = head_of(fields(**{"grpc-timeout": "2S", "x-any": "thing"}), TABLE)
-    assert head == Head("/RawKV/RawPut", METHOD, 2.0)
+    assert head == Head("/RawKV/RawPut", METHOD, 2.0, max_message_bytes=SMALL_MESSAGE_BYTES)
+
+
+@pytest.mark.parametrize(("front", "method", "expected"), [
+    (10, 20, 10), (20, 10, 10), (10, AS_FRONT, 10)])
+def test_a_method_takes_no_larger_message_than_the_front(front: int, method: int,
+                                                         expected: int) -> None:
+    table = table_of({"RawKV": {"RawPut": Unary(never, bytes, bytes, method)}},
+                     max_message_bytes=front)
+    head = head_of(fields(), table)
+    assert head is not None
+    assert head.max_message_bytes == expected
 
 
 @pytest.mark.parametrize(("changed", "code"), [
