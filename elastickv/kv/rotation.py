@@ -31,6 +31,9 @@ from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
 
 TICK_S = 1.0
 RETRY_S = 5.0
+CLOCKS_DIFFER_S = 86_400.0
+"""A DEK that is further in the future than this was applied by a clock that was wrong: its age is
+unknown, and would be until that time comes."""
 STARTUP_S = 60.0
 """How long a node that follows leaves the rotation after a start to the one that leads."""
 
@@ -103,7 +106,8 @@ def reason_to_rotate(facts: DekFacts, settings: RotationSettings, *,
         return Reason.WRITES
     if facts.highest_epoch >= NEAR_END_OF_EPOCHS:
         return Reason.EPOCHS
-    if settings.max_age_s and facts.age_s is not None and facts.age_s >= settings.max_age_s:
+    if settings.max_age_s and facts.age_s is not None and not (
+            -CLOCKS_DIFFER_S <= facts.age_s < settings.max_age_s):
         return Reason.AGE
     return Reason.STARTUP if startup_due else None
 

@@ -11,6 +11,7 @@ from elastickv.keys.usage import Limits
 from elastickv.kv import rotation
 from elastickv.kv.member_rules import NEAR_END_OF_EPOCHS
 from elastickv.kv.rotation import (
+    CLOCKS_DIFFER_S,
     RETRY_S,
     STARTUP_S,
     TRANSITIONS,
@@ -39,18 +40,23 @@ FRESH = DekFacts(7, age_s=0.0, writes=0, highest_epoch=1)
     (DekFacts(7, 3600.0, 0, 1), False, Reason.AGE),
     (DekFacts(7, None, 0, 1), False, None),
     (DekFacts(7, -5.0, 0, 1), False, None),
+    (DekFacts(7, -CLOCKS_DIFFER_S, 0, 1), False, None),
+    (DekFacts(7, -CLOCKS_DIFFER_S - 1, 0, 1), False, Reason.AGE),
+    (DekFacts(7, -1e9, 999, 1), False, Reason.WRITES),
     (DekFacts(7, 0.0, 0, NEAR_END_OF_EPOCHS), False, Reason.EPOCHS),
     (FRESH, True, Reason.STARTUP),
     (DekFacts(7, 9999.0, 999, NEAR_END_OF_EPOCHS), True, Reason.WRITES),
-], ids=["fresh", "just below", "writes", "spent", "age", "age unknown", "clock behind", "epochs",
+], ids=["fresh", "just below", "writes", "spent", "age", "age unknown", "clock behind",
+        "clock a day behind", "made in the future", "made in the future, and used up", "epochs",
         "start-up", "several"])
 def test_reason(facts: DekFacts, startup: bool, expected: Reason | None) -> None:
     assert reason_to_rotate(facts, SETTINGS, startup_due=startup) is expected
 
 
 def test_without_an_age_limit_deks_do_not_age() -> None:
-    facts = DekFacts(7, 1e9, 0, 1)
-    assert reason_to_rotate(facts, RotationSettings(Limits(1000))) is None
+    for age in (1e9, -1e9):
+        facts = DekFacts(7, age, 0, 1)
+        assert reason_to_rotate(facts, RotationSettings(Limits(1000))) is None
 
 
 @pytest.mark.parametrize(("created", "expected"), [
