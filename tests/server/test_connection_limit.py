@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import ssl
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -140,6 +141,25 @@ async def test_handshakes_that_come_at_once(tmp_path: Path, monkeypatch: pytest.
         for each in crowd:
             each.close()
         await eventually(lambda: not front._handshakes)
+
+
+async def test_a_crowd_is_accepted_over_several_passes_of_the_loop(tmp_path: Path) -> None:
+    """In between the node does other things, such as heartbeats."""
+    node = MemoryNode(front=FRONT_H2, tls=make_tls(tmp_path))
+    async with running(node):
+        front = node.server._front
+        assert isinstance(front, h2_front.H2Front)
+        crowd = [socket.create_connection(("127.0.0.1", node.server.port))
+                 for _ in range(3 * h2_front.ACCEPTED_AT_ONCE)]
+        counts = [0]
+        async with asyncio.timeout(10):
+            while counts[-1] < len(crowd):
+                await asyncio.sleep(0)
+                counts.append(len(front._handshakes))
+        assert max(after - before for before, after in pairwise(counts)) \
+            == h2_front.ACCEPTED_AT_ONCE
+        for each in crowd:
+            each.close()
 
 
 def is_open(sock: socket.socket) -> bool:

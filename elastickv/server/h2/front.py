@@ -22,6 +22,8 @@ from elastickv.tls import listener_context
 
 MIN_BUFFERED_BYTES = 64 << 20
 MIN_WAITING_BYTES = 256 << 20
+ACCEPTED_AT_ONCE = 32
+"""In one pass of the loop: a TLS handshake costs it about a millisecond."""
 MAX_ENDING = 64
 """Of handshakes in one pass of the loop: their descriptors are free in the next."""
 TLS_TIMEOUT_S = 10.0
@@ -59,7 +61,7 @@ class H2Front:
         self._limits = Limits(max_message_bytes, max(MIN_BUFFERED_BYTES, 4 * max_message_bytes),
                               max(MIN_WAITING_BYTES, 4 * max_message_bytes))
         self._max_connections = max_connections
-        self._listener = Listener(self._accepted)
+        self._listener = Listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
         self._context: ssl.SSLContext | None = None
         self._warned_at = -math.inf
         self._stopping = False
