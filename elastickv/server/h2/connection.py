@@ -42,6 +42,8 @@ STREAM_WINDOW: Final = 4 << 20
 MAX_STREAMED_REQUESTS: Final = 64
 MAX_STREAMED_REQUEST_BYTES: Final = 65_536
 STREAM_GRACE_S: Final = 0.1
+GOODBYE_S: Final = 0.5
+"""How long the peer has to say that it knows of the end, and then to close the connection."""
 LARGE_RESPONSE_BYTES: Final = 65_536
 """Only what was read is that large: what a write comes to is always told."""
 
@@ -52,6 +54,7 @@ _GREETING: Final = wire.settings_frame([
     (wire.SETTINGS_MAX_HEADER_LIST_SIZE, MAX_HEADER_LIST_BYTES),
 ]) + wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
 _PING: Final = wire.frame(wire.PING, 0, 0, b"elastick")
+_GOODBYE: Final = b"goodbye!"
 _STOPPING: Final = Status(grpc.StatusCode.UNAVAILABLE, "the node is stopping", ())
 
 log = logs.get_logger(__name__)
@@ -108,6 +111,8 @@ class H2Connection(asyncio.Protocol):
         self._pump_due = False
         self._write_paused = False
         self._going_away = False
+        self._goodbye: asyncio.TimerHandle | None = None
+        self._end: asyncio.TimerHandle | None = None
         self._budget = Budget(self._loop.time)
         self._watchdog: Watchdog | None = None
         self._reader = FrameReader(
@@ -130,6 +135,9 @@ class H2Connection(asyncio.Protocol):
         self._transport = None
         if self._watchdog is not None:
             self._watchdog.stop()
+        for timer in (self._goodbye, self._end):
+            if timer is not None:
+                timer.cancel()
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if call.task is not None:
@@ -517,6 +525,8 @@ class H2Connection(asyncio.Protocol):
             raise ConnectionFailed(Code.FRAME_SIZE_ERROR, "PING has 8 bytes")
         if not flags & wire.ACK:
             self._send(wire.frame(wire.PING, wire.ACK, 0, payload))
+        elif payload == _GOODBYE and self._goodbye is not None:
+            self._refuse_new_calls()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < 8:
@@ -543,12 +553,24 @@ class H2Connection(asyncio.Protocol):
     # --- ends -----------------------------------------------------------------------------------
 
     def go_away(self) -> None:
-        """Take no new calls; close once the running ones are answered. Streams, which last as long
-        as their callers like, are ended after a moment in which they can still tell something."""
-        if not self._going_away:
-            self._going_away = True
-            self._send(wire.goaway(self._last_stream_id, Code.NO_ERROR))
-            self._loop.call_later(STREAM_GRACE_S, self._end_streams)
+        """Take no new calls once the peer knows; close when the running ones are answered. Streams,
+        which last as long as their callers like, are ended after a moment in which they can still
+        tell something."""
+        if self._goodbye is not None or self._going_away:
+            return
+        # What the peer began before it knew is served: it could not tell whether a write that is
+        # refused here was. Its answer to the PING comes after all of that (RFC 9113, 6.8).
+        self._send(wire.goaway(wire.STREAM_ID_MASK, Code.NO_ERROR)
+                   + wire.frame(wire.PING, 0, 0, _GOODBYE))
+        self._goodbye = self._loop.call_later(GOODBYE_S, self._refuse_new_calls)
+        self._loop.call_later(STREAM_GRACE_S, self._end_streams)
+
+    def _refuse_new_calls(self) -> None:
+        if self._going_away:
+            return
+        self._going_away = True
+        self._send(wire.goaway(self._last_stream_id, Code.NO_ERROR))
+        self._loop.call_later(STREAM_GRACE_S, self._end_streams)
         self._close_if_done()
 
     def _end_streams(self) -> None:
@@ -563,11 +585,13 @@ class H2Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _close_if_done(self) -> None:
-        if self._going_away and not self._calls \
+        """The peer closes: then it has read everything. Were this side first, whatever still comes
+        from the peer would make the kernel reset the connection, and answers could be lost."""
+        if self._going_away and not self._calls and self._end is None \
                 and self._transport is not None and not self._transport.is_closing():
             if self._out:
                 self._flush()
-            self._transport.close()
+            self._end = self._loop.call_later(GOODBYE_S, self._transport.close)
 
 
 def _too_much_unfinished(call: Call) -> BadMessage:

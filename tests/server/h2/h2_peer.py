@@ -49,6 +49,7 @@ class H2Peer:
         self.answers: dict[int, Answer] = {}
         self.settings: dict[int, int] = {}
         self.goaway: int | None = None
+        self.last_stream_ids: list[int] = []  # of every GOAWAY
         self.pings: list[bytes] = []
         self.window_updates: list[tuple[int, int]] = []
 
@@ -113,6 +114,7 @@ class H2Peer:
                 answer.reset = int.from_bytes(payload, "big")
             case wire.GOAWAY:
                 self.goaway = int.from_bytes(payload[4:8], "big")
+                self.last_stream_ids.append(int.from_bytes(payload[:4], "big"))
             case wire.PING:
                 self.pings.append(payload)
             case wire.WINDOW_UPDATE:
@@ -144,6 +146,16 @@ class H2Peer:
             while len(self.pings) == count:
                 if await self.frame() is None:
                     raise ConnectionError("closed")
+
+    async def goodbyes(self, count: int) -> None:
+        """Read until GOAWAY came so many times."""
+        while len(self.last_stream_ids) < count:
+            if await self.frame() is None:
+                raise ConnectionError("closed")
+
+    def knows(self) -> None:
+        """Answer the PING that came with the first GOAWAY."""
+        self.send(wire.frame(wire.PING, wire.ACK, 0, b"goodbye!"))
 
     def close(self) -> None:
         self._writer.transport.abort()

@@ -18,7 +18,7 @@ from memory_node import MAX_VALUE_BYTES, MemoryNode, eventually, running
 
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.grpc_server import FRONT_H2
-from elastickv.server.h2 import budget, wire
+from elastickv.server.h2 import budget, connection, wire
 from elastickv.server.h2.budget import MAX_NUISANCES
 from elastickv.server.h2.connection import (
     CONNECTION_WINDOW,
@@ -658,33 +658,76 @@ async def test_a_peer_that_leaves_gets_its_answers_first(node: MemoryNode, peer:
     assert await peer.end() is None
 
 
+async def stopping(node: MemoryNode, peer: H2Peer) -> asyncio.Task[None]:
+    """The stop of the node's server, as far as the first GOAWAY."""
+    task = asyncio.create_task(node.server.stop(grace_s=60))
+    await peer.goodbyes(1)
+    return task
+
+
 async def test_a_stopping_server_answers_and_says_goodbye(peer: H2Peer, node: MemoryNode) -> None:
     node.faults.hold = asyncio.Event()
     peer.call(1, "/RawKV/RawPut", PUT)
     await eventually(lambda: node.faults.before == ["write"])
-    stopping = asyncio.create_task(node.server.stop(grace_s=10))
-    while peer.goaway is None:
-        await peer.frame()
+    stop = await stopping(node, peer)
     peer.call(3, "/RawKV/RawPut", PUT)
-    assert (await peer.answer(3)).reset == Code.REFUSED_STREAM
+    peer.knows()
+    peer.call(5, "/RawKV/RawPut", PUT)
+    await peer.goodbyes(2)
+    assert peer.last_stream_ids == [wire.STREAM_ID_MASK, 3]
+    assert (await peer.answer(5)).reset == Code.REFUSED_STREAM
     node.faults.hold.set()
     assert (await peer.answer(1)).grpc_status == 0
+    assert (await peer.answer(3)).grpc_status == 0
     assert await peer.end() == Code.NO_ERROR
-    await stopping
-    assert node.kv.index == 1
+    await stop
+    assert node.kv.index == 2
 
 
-async def test_a_stopping_server_does_not_wait_for_streams(peer: H2Peer,
-                                                           node: MemoryNode) -> None:
-    """A health watch would last for ever; it hears that the node stops and is ended."""
-    peer.call(1, "/grpc.health.v1.Health/Watch", b"")
+async def test_a_peer_that_does_not_say_that_it_knows_is_refused_new_calls(
+        peer: H2Peer, node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "GOODBYE_S", 0.01)
     await peer.settle()
-    assert peer.answers[1].data[5:] == b"\x08\x01"
-    await node.server.stop(grace_s=60)
+    stop = await stopping(node, peer)
+    await peer.goodbyes(2)
+    assert peer.last_stream_ids == [wire.STREAM_ID_MASK, 0]
+    assert await peer.end() == Code.NO_ERROR
+    await stop
+
+
+async def test_a_stopping_server_reads_until_the_peer_closes(
+        peer: H2Peer, node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "GOODBYE_S", 60)
+    await peer.settle()
+    stop = await stopping(node, peer)
+    peer.knows()
+    await peer.goodbyes(2)
+    await peer.settle()
+    assert not stop.done()
+    peer.close()
+    async with asyncio.timeout(10):
+        await stop
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "between the two GOAWAYs"])
+async def test_a_stopping_server_does_not_wait_for_streams(peer: H2Peer, node: MemoryNode,
+                                                           late: bool) -> None:
+    """A health watch would last for ever; it hears that the node stops and is ended."""
+    await peer.settle()
+    if not late:
+        peer.call(1, "/grpc.health.v1.Health/Watch", b"")
+        await peer.settle()
+        assert peer.answers[1].data[5:] == b"\x08\x01"
+    stop = await stopping(node, peer)
+    if late:
+        peer.call(1, "/grpc.health.v1.Health/Watch", b"")
+    peer.knows()
     answer = await peer.answer(1)
-    assert answer.data[12:] == b"\x08\x02"
+    assert late or answer.data[12:] == b"\x08\x02"
     assert answer.grpc_status == grpc.StatusCode.UNAVAILABLE.value[0]
     assert await peer.end() == Code.NO_ERROR
+    assert peer.last_stream_ids == [wire.STREAM_ID_MASK, 1]
+    await stop
 
 
 async def test_a_stopping_server_does_not_wait_for_ever(peer: H2Peer, node: MemoryNode) -> None:
