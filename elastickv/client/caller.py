@@ -13,7 +13,14 @@ from elastickv.client.failures import NotReached
 from elastickv.client.pool import Endpoint, Pool
 from elastickv.client.rpcs import RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles
-from elastickv.errors import ClientClosed, ConfigError, ElasticKVError, InvalidArgument, NotLeader
+from elastickv.errors import (
+    ClientClosed,
+    ConfigError,
+    ElasticKVError,
+    InvalidArgument,
+    NotLeader,
+    PeerError,
+)
 
 CONNECT_TIMEOUT_S = 1.0
 MAX_TIMEOUT_S = 1e9
@@ -72,6 +79,9 @@ class Caller:
             except ElasticKVError as error:
                 attempt += 1
                 if not failures.may_retry(error, write=rpc.write):
+                    if isinstance(error, PeerError):
+                        # A member that is frozen or cut off must not get the next write as well.
+                        self._pool.advance(endpoint, unreachable=False)
                     raise
                 if not isinstance(error, NotReached):
                     told = error

@@ -27,6 +27,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # the one that counts, where gRPC knows it
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )

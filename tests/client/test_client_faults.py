@@ -11,7 +11,7 @@ import pytest
 from memory_node import MemoryNode, eventually, running
 from proxy import Proxy, proxied
 
-from elastickv.client import Client
+from elastickv.client import Client, pool
 from elastickv.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -144,7 +144,36 @@ async def test_a_frozen_member_makes_a_write_unknown(nodes: list[MemoryNode],
         proxies[0].freeze()
         with pytest.raises(OutcomeUnknown):
             await client.put(b"k", b"v", timeout_s=0.3)
-    assert asked(nodes) == [1, 0, 0]
+        await client.put(b"k", b"v")
+    assert asked(nodes) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("error", "of_write"), [
+    pytest.param(OutcomeUnknown("m"), OutcomeUnknown, id="unknown"),
+    pytest.param(DeadlineExceeded("m"), DeadlineExceeded, id="not proposed in time"),
+    pytest.param(ZeroDivisionError(), OutcomeUnknown, id="defect"),
+])
+async def test_the_write_after_one_that_is_not_repeated_goes_elsewhere(
+        nodes: list[MemoryNode], error: Exception, of_write: type[Exception]) -> None:
+    nodes[0].faults.errors.append(error)
+    async with Client([node.address for node in nodes]) as client:
+        with pytest.raises(of_write):
+            await client.put(b"k", b"v")
+        await client.put(b"k", b"v")
+    assert asked(nodes) == [1, 1, 0]
+
+
+async def test_a_frozen_connection_is_given_up(nodes: list[MemoryNode], proxies: list[Proxy],
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times as they are, but shorter by a factor, so that this need not last half a minute."""
+    monkeypatch.setattr(pool, "OPTIONS", tuple(
+        (name, value // 20 if "keepalive" in name or "ping" in name else value)
+        for name, value in pool.OPTIONS))
+    async with Client([proxies[0].address], timeout_s=30) as client:
+        await client.get(b"k")
+        proxies[0].freeze()
+        with pytest.raises(OutcomeUnknown, match="UNAVAILABLE"):
+            await client.put(b"k", b"v")
 
 
 async def test_nobody_there() -> None:
