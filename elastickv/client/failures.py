@@ -58,6 +58,9 @@ _BEFORE_PROPOSAL: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
 }
 # gRPC's own words for a message that a side does not take. No request of that size was served.
 _TOO_LARGE = "message larger than max"
+# gRPC's own words at the choice of a connection, which is before a call is written. For a call that
+# it has written it chooses again only where it knows that the member did not begin it.
+_NOT_SENT = "failed to connect to all addresses"
 _READ_FAILURES: Mapping[grpc.StatusCode, type[ElasticKVError]] = {
     grpc.StatusCode.UNAVAILABLE: NotReached,
     grpc.StatusCode.CANCELLED: NotReached,
@@ -97,6 +100,8 @@ def error_of(failure: Failure, *, write: bool) -> ElasticKVError:
     certain = _BEFORE_PROPOSAL.get(failure.code)
     if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in failure.detail:
         certain = InvalidArgument
+    elif failure.code is grpc.StatusCode.UNAVAILABLE and failure.detail.startswith(_NOT_SENT):
+        certain = NotReached
     if certain is not None:
         return certain(_told(failure))
     if write:

@@ -20,7 +20,10 @@ PROBE_TIMEOUT_S = 0.2
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),  # endpoints fail and recover apart
-    ("grpc.enable_retries", 0),  # what may be retried is decided here, not by the transport
+    # What may be retried is decided here. The transport repeats only what it knows that the member
+    # did not begin (beyond the last stream of a GOAWAY): more takes a policy, and none is taken.
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config_disable_resolution", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1000),

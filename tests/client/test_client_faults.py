@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -260,6 +261,49 @@ async def test_many_calls_over_a_failing_member(nodes: list[MemoryNode],
         # put was under way at the cut, nobody has noticed it yet.
         await client.get(b"0")
         await client.put(b"after", b"v")
+
+
+PREFACE_BYTES = 24
+GOAWAY, HEADERS, SETTINGS = 7, 1, 4
+
+
+def frame(kind: int, content: bytes = b"", flags: int = 0) -> bytes:
+    """An HTTP/2 frame of stream 0."""
+    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + bytes(4) + content
+
+
+@pytest.mark.parametrize("last_stream_id", [0, 1], ids=["not begun", "perhaps begun"])
+async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
+        nodes: list[MemoryNode], last_stream_id: int) -> None:
+    """The member listens no more, and answers the first call with GOAWAY alone."""
+    calls: list[int] = []
+    listeners: list[asyncio.Server] = []
+
+    async def stopping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frame(SETTINGS))
+        await reader.readexactly(PREFACE_BYTES)
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while head := await reader.readexactly(9):
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == SETTINGS and not head[4]:
+                    writer.write(frame(SETTINGS, flags=1))
+                elif head[3] == HEADERS:
+                    calls.append(int.from_bytes(head[5:], "big"))
+                    listeners[0].close()
+                    writer.write(frame(GOAWAY, last_stream_id.to_bytes(4, "big") + bytes(4)))
+                    writer.close()
+        writer.close()
+
+    listeners.append(await asyncio.start_server(stopping, "127.0.0.1", 0))
+    address = f"127.0.0.1:{listeners[0].sockets[0].getsockname()[1]}"
+    async with Client([address, nodes[1].address]) as client:
+        if last_stream_id:
+            with pytest.raises(OutcomeUnknown):
+                await client.put(b"k", b"v")
+        else:
+            await client.put(b"k", b"v")
+    assert calls == [1]
+    assert nodes[1].kv.index == (0 if last_stream_id else 1)
 
 
 # --- a server that is not ours ---------------------------------------------------------------

@@ -129,6 +129,27 @@ def test_a_message_that_the_transport_does_not_take_is_the_callers_mistake(
     assert type(error_of(failure, write=write)) is InvalidArgument
 
 
+NO_CONNECTION = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: refused"
+NOT_SENT: dict[str, tuple[Failure, type[ElasticKVError]]] = {
+    "no connection": (Failure(Code.UNAVAILABLE, NO_CONNECTION, "h:1"), NotReached),
+    "said of another's connection": (
+        Failure(Code.UNAVAILABLE, f"upstream: {NO_CONNECTION}", "h:1"), OutcomeUnknown),
+    "with another status": (Failure(Code.UNKNOWN, NO_CONNECTION, "h:1"), OutcomeUnknown),
+    "the member says otherwise": (
+        Failure(Code.UNAVAILABLE, NO_CONNECTION, "h:1", {errors.TRAILER_OUTCOME: "unknown"}),
+        OutcomeUnknown),
+    "lost afterwards": (Failure(Code.UNAVAILABLE, "Socket closed", "h:1"), OutcomeUnknown),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SENT)
+def test_a_write_for_which_no_connection_was_made_is_certain(name: str) -> None:
+    failure, kind = NOT_SENT[name]
+    error = error_of(failure, write=True)
+    assert type(error) is kind
+    assert may_retry(error, write=True) is (kind is NotReached)
+
+
 @pytest.mark.parametrize(("error", "read", "write"), [
     (NoLeader("m"), True, True),
     (NotLeader("m"), True, True),
