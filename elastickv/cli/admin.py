@@ -11,7 +11,13 @@ import click
 
 from elastickv.cli.client import command
 from elastickv.cli.connection import Connection
-from elastickv.cli.output import emit, output_option, print_fields, print_table
+from elastickv.cli.output import (
+    emit,
+    emit_change,
+    output_option,
+    print_fields,
+    print_table,
+)
 from elastickv.client import (
     Client,
     CutoverResult,
@@ -90,7 +96,12 @@ def encryption_row(member: MemberEncryption) -> dict[str, object]:
 @command(encryption, "bootstrap", "elastickv admin encryption bootstrap")
 def bootstrap(connection: Connection, output: str) -> None:
     """Give the cluster its first DEKs. The leader makes, wraps and replicates them."""
-    emit(connection.run(lambda api: api.encryption.bootstrap())._asdict(), output)
+    show_change(connection.run(lambda api: api.encryption.bootstrap())._asdict(), output)
+
+
+def show_change(fields: dict[str, object], output: str) -> None:
+    """What an entry of the log came to, and its index."""
+    emit_change(fields, output, f"the change was applied at index {fields['applied_index']}")
 
 
 @command(encryption, "rotate-dek", "elastickv admin encryption rotate-dek --purpose storage")
@@ -100,7 +111,7 @@ def rotate_dek(connection: Connection, purpose: str, output: str) -> None:
     """Make a new DEK active. The leader makes it; old DEKs stay for reading."""
     chosen = Purpose[purpose.upper()]
     result = connection.run(lambda api: api.encryption.rotate_dek(chosen))
-    emit({"purpose": purpose, **result._asdict()}, output)
+    show_change({"purpose": purpose, **result._asdict()}, output)
 
 
 @command(encryption, "register-writer",
@@ -119,7 +130,7 @@ def register_writer(connection: Connection, dek_id: int, names: tuple[str, ...],
     if not writers:
         raise ConfigError("no writer is given", remedy="give --writer or --writer-id")
     index = connection.run(lambda api: api.encryption.register_writers(dek_id, writers))
-    emit({"applied_index": index, "writers": len(writers)}, output)
+    show_change({"applied_index": index, "writers": len(writers)}, output)
 
 
 def parse_writer(text: str, *, by_name: bool) -> Writer:
@@ -167,7 +178,8 @@ def show_cutover(result: CutoverResult, output: str) -> None:
         if members:
             print_table(members)
 
-    emit({**fields, "members": members}, output, table=table)
+    emit_change({**fields, "members": members}, output, "the cutover has taken effect",
+                table=table)
 
 
 @command(encryption, "resync-sidecar",
@@ -204,7 +216,7 @@ def resync_sidecar(connection: Connection, raft_id: str, data_directory: Path, k
         print_fields(fields)
         print_table(keys)
 
-    emit({**fields, "keys": keys}, output, table=table)
+    emit_change({**fields, "keys": keys}, output, "the sidecar was restored", table=table)
 
 
 @encryption.command("probe-node-id",
@@ -334,9 +346,11 @@ def transfer(connection: Connection, node_id: str, output: str) -> None:
         return await api.raft.status()
 
     status = connection.run(work)
-    emit({"leader": status.leader_id, "term": status.term}, output)
+    emit_change({"leader": status.leader_id, "term": status.term}, output,
+                "leadership was handed over")
 
 
 def show_index(index: int, output: str) -> None:
     """The log index of a configuration."""
-    emit({"configuration_index": index}, output)
+    emit_change({"configuration_index": index}, output,
+                f"the change was applied at index {index}")

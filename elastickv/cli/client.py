@@ -18,6 +18,8 @@ from elastickv.cli.output import (
     TABLE,
     display_bytes,
     emit,
+    emit_bytes,
+    emit_change,
     output_option,
     print_table,
     progress,
@@ -58,7 +60,13 @@ def put(connection: Connection, key: str, value: str | None, value_file: Path | 
     name = values.parse_bytes(key, "the key")
     content = values.read_value(value, value_file)
     result = connection.run(lambda api: api.put(name, content, ttl_ms=ttl_ms))
-    emit(result._asdict(), output)
+    show_write(result, output)
+
+
+def show_write(result: WriteResult, output: str, **more: object) -> None:
+    """Where a write was applied and at which timestamp."""
+    emit_change({**result._asdict(), **more}, output,
+                f"the write was applied at index {result.commit_index}")
 
 
 @command(client, "get", "elastickv client get greeting")
@@ -84,8 +92,7 @@ def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, outpu
     if not result.exists:
         progress("not found")
     elif raw:
-        sys.stdout.buffer.write(result.value)
-        sys.stdout.buffer.flush()
+        emit_bytes(result.value)
     else:
         emit(result.value, output)
     return int(ExitCode.OK if result.exists else ExitCode.ERROR)
@@ -103,7 +110,7 @@ def staleness(stale_ms: int) -> str:
 def delete(connection: Connection, key: str, output: str) -> None:
     """Remove KEY. Removing an absent key succeeds."""
     name = values.parse_bytes(key, "the key")
-    emit(connection.run(lambda api: api.delete(name))._asdict(), output)
+    show_write(connection.run(lambda api: api.delete(name)), output)
 
 
 @command(client, "scan", "elastickv client scan --prefix user/ --limit 10")
@@ -186,8 +193,8 @@ def batch(connection: Connection, operations: tuple[str, ...], path: Path | None
     if chunk and wanted:
         raise ConfigError("--chunk contradicts --if", remedy="a condition holds for one batch")
     size = chunk or max(1, len(ops))
-    emit(connection.run(lambda api: apply_chunks(api, ops, wanted, size))._asdict()
-         | {"operations": len(ops)}, output)
+    show_write(connection.run(lambda api: apply_chunks(api, ops, wanted, size)), output,
+               operations=len(ops))
 
 
 def batch_operations(words: Sequence[str], path: Path | None) -> list[Put | Delete]:
@@ -199,7 +206,7 @@ def batch_operations(words: Sequence[str], path: Path | None) -> list[Put | Dele
         return values.parse_operations(words)
     try:
         if str(path) == values.STDIN:
-            return list(values.parse_lines(sys.stdin))
+            return list(values.parse_lines(line.decode("utf-8") for line in values.stdin()))
         with path.open(encoding="utf-8") as lines:
             return list(values.parse_lines(lines))
     except OSError as error:
@@ -234,7 +241,7 @@ async def apply_chunks(api: Client, ops: Sequence[Put | Delete], conditions: Seq
 @contextlib.contextmanager
 def progress_bar(total: int, verb: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar on stderr while a long command runs; nothing where stderr is no terminal."""
-    if not shown or not sys.stderr.isatty():
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
         yield lambda count: None
         return
     with click.progressbar(length=total, label=verb, file=sys.stderr) as bar:

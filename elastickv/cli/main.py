@@ -83,7 +83,8 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
         result = command.main(args=arguments, prog_name="elastickv", standalone_mode=False,
                               **context)
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError, ValueError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED

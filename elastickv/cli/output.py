@@ -8,14 +8,18 @@ always base64, so that a program never has to guess.
 from __future__ import annotations
 
 import base64
+import contextlib
 import enum
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
+
+from elastickv.errors import ElasticKVError
 
 TABLE = "table"
 JSON = "json"
@@ -33,22 +37,59 @@ def output_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def emit(document: object, output: str, *, table: Callable[[], None] | None = None) -> None:
-    """Print a result: `document` as JSON, or by calling `table` (default: by its shape)."""
-    if output == JSON:
-        click.echo(to_json(document))
-    elif table is not None:
-        table()
-    elif isinstance(document, Mapping):
-        print_fields(document)
-    elif isinstance(document, Sequence) and not isinstance(document, str | bytes):
-        print_table(document)
-    else:
-        click.echo(cell(document))
+    """Print a result: `document` as JSON, or by calling `table` (default: by its shape). Raises
+    `ElasticKVError` where stdout cannot be written, `BrokenPipeError` where nobody reads it."""
+    try:
+        if output == JSON:
+            click.echo(to_json(document))
+        elif table is not None:
+            table()
+        elif isinstance(document, Mapping):
+            print_fields(document)
+        elif isinstance(document, Sequence) and not isinstance(document, str | bytes):
+            print_table(document)
+        else:
+            click.echo(cell(document))
+    except BrokenPipeError:
+        discard_stdout()
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise ElasticKVError(f"the output cannot be written: {error.strerror}") from None
+
+
+def emit_change(document: object, output: str, done: str, *,
+                table: Callable[[], None] | None = None) -> None:
+    """`emit` of what a change came to. Where that cannot be printed, `done` says on stderr that the
+    change was made: an error would say that it was not."""
+    try:
+        emit(document, output, table=table)
+    except (BrokenPipeError, ElasticKVError):
+        progress(f"{done}; its result could not be printed")
+
+
+def emit_bytes(content: bytes) -> None:
+    """`emit` of bytes as they are."""
+    def write() -> None:
+        if sys.stdout is not None:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+
+    emit(content, TABLE, table=write)
+
+
+def discard_stdout() -> None:
+    """Let nothing more be written. Python's own flush at exit would fail as well, and change the
+    exit code."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(message: str) -> None:
-    """One line for the person who waits, on stderr."""
-    click.echo(message, err=True)
+    """One line for the person who waits, on stderr. Never an error, which would hide a result or
+    another error."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(message, err=True)
 
 
 def to_json(document: object) -> str:
@@ -114,7 +155,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str 
     """
     names = list(columns) or (list(rows[0]) if rows else [])
     cells = [[cell(row.get(name)) for name in names] for row in rows]
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         if names:
             click.echo("\t".join(names))
         for line in cells:

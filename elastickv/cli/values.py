@@ -1,4 +1,5 @@
-"""Keys and values on a command line: bytes in both directions. Pure, apart from `read_value`.
+"""Keys and values on a command line: bytes in both directions. Pure, apart from `read_value` and
+`stdin`.
 
 A key or a value is its UTF-8 text, or `base64:...`, which is also how unprintable ones are shown,
 so that what was printed can be pasted back.
@@ -12,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from elastickv.client import Condition, Delete, Put
 from elastickv.errors import ConfigError, InvalidArgument
@@ -75,8 +76,20 @@ def read_value(argument: str | None, path: Path | None) -> bytes:
             raise ConfigError(f"--value-file: cannot read {path}: {error.strerror}",
                               remedy="name a readable file") from None
     if path is not None or argument == STDIN:
-        return sys.stdin.buffer.read()
+        try:
+            return stdin().read()
+        except OSError as error:
+            raise ConfigError(f"cannot read the value from stdin: {error.strerror}",
+                              remedy="name a readable file") from None
     return parse_bytes(argument or "", "the value")
+
+
+def stdin() -> BinaryIO:
+    """stdin as bytes, which no locale decodes. Raises `ConfigError`."""
+    # None in a process that was started without one.
+    if sys.stdin is None:
+        raise ConfigError("stdin is closed", remedy="name a file instead of -")
+    return sys.stdin.buffer
 
 
 def parse_conditions(texts: Sequence[str]) -> list[Condition]:

@@ -56,9 +56,10 @@ MAX_REQUEST_BYTES = 256 * 1024
 
 @dataclass
 class Faults:
-    """What the next calls run into: errors in order, then a gate that holds calls until set."""
+    """What the next calls run into: errors in order (None = none), and a gate that holds calls
+    until set."""
 
-    errors: deque[BaseException] = field(default_factory=deque)
+    errors: deque[BaseException | None] = field(default_factory=deque)
     hold: asyncio.Event | None = None
     before: list[str] = field(default_factory=list)
 
@@ -71,8 +72,8 @@ class Faults:
                     await self.hold.wait()
             except TimeoutError:
                 raise DeadlineExceeded("held until the deadline") from None
-        if self.errors:
-            raise self.errors.popleft()
+        if self.errors and (error := self.errors.popleft()) is not None:
+            raise error
 
 
 class MemoryKv:
