@@ -17,6 +17,7 @@ from elastickv.cli.output import (
     output_option,
     print_fields,
     print_table,
+    progress,
 )
 from elastickv.client import (
     Client,
@@ -341,13 +342,17 @@ def remove(connection: Connection, node_id: str, previous_index: int, output: st
 @click.argument("node_id", default="")
 def transfer(connection: Connection, node_id: str, output: str) -> None:
     """Hand leadership to NODE_ID, or to the most up-to-date voter."""
-    async def work(api: Client) -> RaftStatus:
+    async def work(api: Client) -> RaftStatus | None:
         await api.raft.transfer_leadership(node_id)
-        return await api.raft.status()
+        try:
+            return await api.raft.status()
+        except ElasticKVError as error:
+            progress(f"leadership was handed over; who leads now could not be asked: {error}")
+            return None
 
     status = connection.run(work)
-    emit_change({"leader": status.leader_id, "term": status.term}, output,
-                "leadership was handed over")
+    emit_change({"leader": status.leader_id if status else None,
+                 "term": status.term if status else None}, output, "leadership was handed over")
 
 
 def show_index(index: int, output: str) -> None:

@@ -8,7 +8,8 @@ from memory_node import MemoryNode
 
 from elastickv.cli.main import run
 from elastickv.crypto.nonce import full_node_id, node_id16
-from elastickv.errors import ExitCode, OutcomeUnknown
+from elastickv.errors import ExitCode, NoLeader, OutcomeUnknown
+from elastickv.raft.engine import EngineStatus
 
 
 def test_from_bootstrap_to_rotation(shell: Shell, memory_node: MemoryNode) -> None:
@@ -162,6 +163,18 @@ def test_membership(shell: Shell, memory_node: MemoryNode) -> None:
     assert [member.node_id for member in memory_node.engine.configuration] == ["n1", "n2"]
     done = shell("admin", "raft", "transfer", "n2", "--output", "json")
     assert done.document == {"leader": "n2", "term": 3}
+
+
+def test_a_transfer_after_which_nobody_can_be_asked_succeeded(
+        shell: Shell, memory_node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unanswered() -> EngineStatus:
+        raise NoLeader("just left")
+
+    monkeypatch.setattr(memory_node.engine, "status", unanswered)
+    done = shell("admin", "raft", "transfer", "n2", "--timeout", "0.3", "--output", "json")
+    assert (done.code, done.document) == (ExitCode.OK, {"leader": None, "term": None})
+    assert memory_node.engine.leader_id == "n2"
+    assert done.err == "leadership was handed over; who leads now could not be asked: just left\n"
 
 
 @pytest.mark.parametrize("command", [
