@@ -39,7 +39,8 @@ class Client:
     """Reads and writes one cluster. Use it as `async with Client([...]) as client:`.
 
     `endpoints` are `host:port` of any members; `tls` None means plain text. Every call takes
-    `timeout_s`, which bounds the call with its retries, and raises `elastickv.errors` only:
+    `timeout_s`, which bounds the call with its retries (where nobody can be reached it takes up to
+    0.2 seconds more to learn why), and raises `elastickv.errors` only:
 
     * reads are retried on other members; writes only where they certainly did not happen;
     * `OutcomeUnknown`: the write may have happened; read before you decide to write again;

@@ -22,7 +22,6 @@ from elastickv.errors import (
     PeerError,
 )
 
-CONNECT_TIMEOUT_S = 1.0
 MAX_TIMEOUT_S = 1e9
 """What a deadline can be counted in; longer than anybody waits."""
 
@@ -95,8 +94,9 @@ class Caller:
                        remaining_s: float) -> ResponseT:
         now = asyncio.get_running_loop().time
         started = now()
-        await endpoint.connect(min(remaining_s, CONNECT_TIMEOUT_S))
-        limit_s = failures.attempt_timeout_s(remaining_s - (now() - started), len(self._pool),
+        known = len(self._pool)
+        await endpoint.connect(failures.connect_timeout_s(remaining_s, known))
+        limit_s = failures.attempt_timeout_s(remaining_s - (now() - started), known,
                                              write=rpc.write)
         if limit_s <= 0:
             raise NotReached(f"{endpoint.address}: no time was left to ask it")

@@ -32,6 +32,7 @@ from elastickv.errors import (
     Unreachable,
 )
 
+CONNECT_TIMEOUT_S = 1.0
 FIRST_BACKOFF_S = 0.02
 MAX_BACKOFF_S = 0.5
 MIN_READ_ATTEMPT_S = 0.25
@@ -150,6 +151,11 @@ def backoff_s(attempt: int, endpoints: int, draw: float) -> float:
     rounds = min(attempt // max(1, endpoints), 16)
     ceiling_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * float(1 << rounds))
     return ceiling_s * (0.5 + draw / 2)
+
+
+def connect_timeout_s(remaining_s: float, endpoints: int) -> float:
+    """How long connecting to one member may take: it leaves time to try another."""
+    return min(remaining_s if endpoints < 2 else remaining_s / 2, CONNECT_TIMEOUT_S)
 
 
 def attempt_timeout_s(remaining_s: float, endpoints: int, *, write: bool) -> float:

@@ -91,7 +91,7 @@ class Endpoint:
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
         except TimeoutError:
-            raise NotReached(f"{self.address}: no connection within {timeout_s:.1f} s") from None
+            raise NotReached(f"{self.address}: no connection within {timeout_s:.2f} s") from None
 
     async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
                    timeout_s: float) -> ResponseT:
@@ -184,7 +184,7 @@ class Pool:
         return self._learned[address]
 
     async def unreachable(self) -> Unreachable:
-        """The error that says why no endpoint could be reached."""
+        """The error that says why no endpoint could be reached, after `PROBE_TIMEOUT_S` at most."""
         reasons = await asyncio.gather(*(endpoint.why_unreachable()
                                          for endpoint in self._endpoints))
         return Unreachable("no member could be reached: " + "; ".join(reasons),

@@ -13,6 +13,7 @@ from memory_node import MemoryNode, eventually, running
 from proxy import Proxy, proxied
 
 from elastickv.client import Client, pool
+from elastickv.client.failures import CONNECT_TIMEOUT_S
 from elastickv.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -136,6 +137,17 @@ async def test_a_frozen_member_leaves_a_read_time_to_ask_another(
         proxies[0].freeze()
         assert not (await client.get(b"k")).exists
     assert asked(nodes) == [1, 1, 0]
+
+
+@pytest.mark.parametrize("write", [True, False])
+async def test_a_member_that_never_answers_leaves_time_to_connect_to_another(
+        nodes: list[MemoryNode], proxies: list[Proxy], write: bool) -> None:
+    """Also when the whole time is shorter than a connection may take otherwise."""
+    proxies[0].freeze()
+    async with Client([proxy.address for proxy in proxies],
+                      timeout_s=CONNECT_TIMEOUT_S * 0.9) as client:
+        await (client.put(b"k", b"v") if write else client.get(b"k"))
+    assert asked(nodes) == [0, 1, 0]
 
 
 async def test_a_frozen_member_makes_a_write_unknown(nodes: list[MemoryNode],

@@ -9,12 +9,14 @@ import pytest
 
 from elastickv import errors
 from elastickv.client.failures import (
+    CONNECT_TIMEOUT_S,
     MAX_BACKOFF_S,
     MIN_READ_ATTEMPT_S,
     Failure,
     NotReached,
     attempt_timeout_s,
     backoff_s,
+    connect_timeout_s,
     error_of,
     may_retry,
 )
@@ -198,3 +200,14 @@ def test_pauses_grow_to_a_ceiling(endpoints: int) -> None:
 def test_how_long_an_attempt_may_take(remaining_s: float, endpoints: int, write: bool,
                                       given_s: float) -> None:
     assert attempt_timeout_s(remaining_s, endpoints, write=write) == given_s
+
+
+@pytest.mark.parametrize(("remaining_s", "endpoints", "given_s"), [
+    (5.0, 3, CONNECT_TIMEOUT_S),
+    (5.0, 1, CONNECT_TIMEOUT_S),
+    (0.6, 1, 0.6),
+    (0.6, 2, 0.3),
+    (0.0, 2, 0.0),
+])
+def test_how_long_connecting_may_take(remaining_s: float, endpoints: int, given_s: float) -> None:
+    assert connect_timeout_s(remaining_s, endpoints) == given_s
