@@ -586,6 +586,18 @@ def _check_insecure_addresses(settings: NodeSettings) -> None:
                 remedy="use --tls-cert, --tls-key and --tls-ca, or loopback addresses")
 
 
+def unreachable_founder(settings: NodeSettings) -> str:
+    """Why no other machine could join the cluster that this node founds; "" = nothing is wrong.
+
+    No reason not to start: a cluster may have one member for good, or all of them on one machine.
+    """
+    if not settings.founding_members or settings.address.is_loopback \
+            or not settings.raft_address.is_loopback:
+        return ""
+    return (f"--raftAddress {settings.raft_address} is a loopback address, and a member keeps the"
+            " one that it founds a cluster with: members on other machines could not reach it")
+
+
 def describe(settings: NodeSettings) -> dict[str, str]:
     """The settings as text for the start-up log line. Paths only: no file's content."""
     def text(setting: Setting) -> str:

@@ -425,6 +425,8 @@ def run_node(settings: NodeSettings) -> int:
         log.info("core dumps off")
     log.info("descriptors limited", limit=descriptors.raise_limit())
     log.info("settings", **config.describe(settings))
+    if problem := config.unreachable_founder(settings):
+        log.warning("other machines cannot reach this member", reason=problem)
     if settings.tls is not None:
         from elastickv.certs import uncovered_host
 

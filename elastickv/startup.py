@@ -38,7 +38,7 @@ from elastickv.raft.configuration import ConfigurationFile
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 from elastickv.raft.hardstate import HardStateFile, owner_of
 from elastickv.raft.install_marker import MARKER_FILE_NAME, MarkerFile
-from elastickv.raft.membership import Configuration
+from elastickv.raft.membership import Configuration, require_own_address
 from elastickv.raft.peer_memory import PeerMemory
 from elastickv.store.inspection import inspect
 from elastickv.store.mvcc_store import decode_number
@@ -163,6 +163,7 @@ def later_verdicts(settings: NodeSettings, disk: Disk) -> list[Verdict]:
     checks: Sequence[tuple[str, Callable[[], None]]] = (
         ("raft-files", lambda: _require_raft_files(settings, disk)),
         ("cluster", lambda: require_cluster(settings, disk)),
+        ("raft-address", lambda: _require_raft_address(settings, disk)),
         ("member", lambda: _require_member(settings, disk)),
         ("audit-log", lambda: audit.require_usable(settings.audit_file, settings.raft_data_dir)),
     )
@@ -181,10 +182,14 @@ def _verdict(name: str, check: Callable[[], None]) -> Verdict:
 
 def _require_raft_files(settings: NodeSettings, disk: Disk) -> None:
     directory = settings.raft_data_dir / "raft"
-    HardStateFile(disk, directory / HARD_STATE)
+    _hard_state(settings, disk)
     _base_configuration(settings, disk)
     MarkerFile(disk, directory / MARKER_FILE_NAME).load()
     PeerMemory(disk, directory / peer_memory.FILE_NAME)
+
+
+def _hard_state(settings: NodeSettings, disk: Disk) -> HardStateFile:
+    return HardStateFile(disk, settings.raft_data_dir / "raft" / HARD_STATE)
 
 
 def _base_configuration(settings: NodeSettings, disk: Disk) -> Configuration | None:
@@ -192,10 +197,18 @@ def _base_configuration(settings: NodeSettings, disk: Disk) -> Configuration | N
     return ConfigurationFile(disk, path).load()
 
 
+def _require_raft_address(settings: NodeSettings, disk: Disk) -> None:
+    """By the configuration that the log begins with: what the log says of it, the node finds."""
+    base = _base_configuration(settings, disk)
+    joins = settings.raft_join and not _hard_state(settings, disk).state.joined
+    if base is not None and not joins:
+        require_own_address(base, settings.raft_id, str(settings.raft_address))
+
+
 def _require_member(settings: NodeSettings, disk: Disk) -> None:
     """A node that was removed knew the members without it when it last ran."""
     base = _base_configuration(settings, disk)
-    was_member = HardStateFile(disk, settings.raft_data_dir / "raft" / HARD_STATE).state.joined or (
+    was_member = _hard_state(settings, disk).state.joined or (
         base is not None and base.find(settings.raft_id) is not None)
     known = {contact.node_id for contact in contacts.load(disk, settings.raft_data_dir)}
     if was_member and known and settings.raft_id not in known:

@@ -364,3 +364,18 @@ def test_durations(text: str, seconds: int) -> None:
 def test_what_is_no_duration_is_refused_with_the_forms_that_are(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--dek-max-age.*90d"):
         config.parse_duration(text, "--dek-max-age")
+
+
+@pytest.mark.parametrize(("given", "warns"), [
+    pytest.param({"address": "10.0.0.1:1", "raft_bootstrap": "true"}, True, id="default"),
+    pytest.param({"address": "h1:1", "raft_address": "localhost:2", "raft_bootstrap_members":
+                  "n1=localhost:2"}, True, id="named"),
+    pytest.param({"address": "10.0.0.1:1", "raft_address": "10.0.0.1:2", "raft_bootstrap": "true"},
+                 False, id="reachable"),
+    pytest.param({"raft_bootstrap": "true"}, False, id="both loopback"),
+    pytest.param({"address": "10.0.0.1:1"}, False, id="founds none"),
+])
+def test_a_founder_that_no_other_machine_can_reach_warns(
+        given: dict[str, str], warns: bool) -> None:
+    settings = config.resolve({**TLS, **given}, {})
+    assert ("--raftAddress" in config.unreachable_founder(settings)) is warns

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from elastickv.errors import ConditionFailed, InvalidArgument, MembershipConflict, WireError
+from elastickv.errors import (
+    ConditionFailed,
+    InvalidArgument,
+    MembershipConflict,
+    StartupRefused,
+    WireError,
+)
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.rules import has_majority
 
@@ -70,6 +76,29 @@ class Configuration:
     def ids(self, suffrage: Suffrage) -> list[str]:
         """Sorted ids of the members with `suffrage`."""
         return sorted(m.node_id for m in self.members if m.suffrage is suffrage)
+
+
+class RaftAddressChanged(StartupRefused):
+    """The members reach this node at another address than its --raftAddress. Only a node that is
+    added anew gets another one."""
+
+    guard = "raft-address"
+
+
+def require_own_address(configuration: Configuration, node_id: str, raft_address: str) -> None:
+    """Raise `RaftAddressChanged` if the members know this node by another address than its own.
+
+    With one such member the links that it makes itself still work. Two cannot link with each other,
+    and without a majority no change of the membership could tell the others.
+    """
+    member = configuration.find(node_id)
+    if member is not None and raft_address and member.address != raft_address:
+        raise RaftAddressChanged(
+            f"the other members reach {node_id} at {member.address}, and --raftAddress is"
+            f" {raft_address}",
+            remedy=f"give --raftAddress {member.address} (where it listens is"
+                   " --raft-listen-address), or remove this node and join it anew at the new"
+                   " address")
 
 
 class MembershipLog:

@@ -51,6 +51,7 @@ from elastickv.raft.membership import (
     encode_members,
     plan_change,
     require_majority_up,
+    require_own_address,
 )
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.proposals import AppliedWaiters, Proposals
@@ -118,7 +119,12 @@ class PySyncObjEngine:
         self._storage = RaftStorage(self._settings, self._disk, self._machine.applied_index,
                                     self._generator, self._cleanup, self._cleanup_failed)
         self._journal = self._storage.journal
-        self._refuse_if_removed()
+        try:
+            self._refuse_if_removed()
+            self._refuse_if_moved()
+        except BaseException:
+            self._storage.close(sync=False)
+            raise
         self._build()
         self._running = True
         try:
@@ -137,10 +143,15 @@ class PySyncObjEngine:
         if self._storage.has_joined(self._storage.applied_index) \
                 and current.find(self.node_id) is None \
                 and current.index <= self._storage.applied_index:
-            self._storage.close(sync=False)
             raise RemovedFromCluster(
                 f"member {self.node_id} was removed from the cluster",
                 remedy="it may join again with an empty data directory")
+
+    def _refuse_if_moved(self) -> None:
+        # One that has yet to join may have been told of a member that had its name before.
+        if not self._settings.joining or self._storage.has_joined(self._storage.applied_index):
+            require_own_address(self._storage.membership.current, self.node_id,
+                                self._settings.raft_address)
 
     def _build(self) -> None:
         storage, settings = self._storage, self._settings

@@ -151,8 +151,8 @@ def test_doctor_judges_the_tls_files(tmp_path: Path) -> None:
     assert "is not a certificate of node n1" in said
 
 
-def test_a_certificate_that_does_not_cover_the_address_is_a_warning(tmp_path: Path) -> None:
-    """Clients may reach the node under another name, and it has always started."""
+def test_addresses_that_others_cannot_use_are_warnings(tmp_path: Path) -> None:
+    """Clients may reach the node under another name, and members may all be on one machine."""
     certs.create_ca(tmp_path)
     pair = certs.create_node(tmp_path, "n1")
     flags = ["--raftId", "n1", "--raftBootstrap", "--raftDataDir", str(tmp_path / "data"),
@@ -166,6 +166,7 @@ def test_a_certificate_that_does_not_cover_the_address_is_a_warning(tmp_path: Pa
     code, errors = run_node(tmp_path, *flags[2:])
     assert code == ExitCode.STARTUP_REFUSED
     assert "is not valid for 192.0.2.1" in errors
+    assert "127.0.0.1:50151 is a loopback address" in errors
 
 
 def test_signals_on_the_way_out_change_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastickv.errors import ConditionFailed, InvalidArgument, MembershipConflict, WireError
+from elastickv.errors import (
+    ConditionFailed,
+    ExitCode,
+    InvalidArgument,
+    MembershipConflict,
+    WireError,
+)
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.membership import (
     CONFIGURATION_KIND,
@@ -15,10 +21,12 @@ from elastickv.raft.membership import (
     Configuration,
     MembershipChange,
     MembershipLog,
+    RaftAddressChanged,
     decode_members,
     encode_members,
     plan_change,
     require_majority_up,
+    require_own_address,
 )
 
 VOTER, LEARNER = Suffrage.VOTER, Suffrage.LEARNER
@@ -142,6 +150,25 @@ def test_majorities_before_and_after_a_change_overlap(wanted):
     before = {m.node_id for m in THREE if m.suffrage is VOTER}
     after = {m.node_id for m in plan_change(wanted, READY) if m.suffrage is VOTER}
     assert len(before ^ after) <= 1
+
+
+@pytest.mark.parametrize(("node_id", "raft_address"), [
+    pytest.param("n2", "h:2", id="the same"),
+    pytest.param("n3", "h:3", id="a learner"),
+    pytest.param("n9", "h:9", id="no member"),
+    pytest.param("n2", "", id="not told"),
+])
+def test_own_address_that_is_accepted(node_id, raft_address):
+    require_own_address(CURRENT, node_id, raft_address)
+
+
+@pytest.mark.parametrize("raft_address", ["h:4", "g:2", "h:1", "H:2"])
+def test_own_address_that_the_members_do_not_know_is_refused(raft_address):
+    with pytest.raises(RaftAddressChanged) as caught:
+        require_own_address(CURRENT, "n2", raft_address)
+    assert caught.value.exit_code is ExitCode.STARTUP_REFUSED
+    assert f"n2 at h:2, and --raftAddress is {raft_address}" in caught.value.message
+    assert "--raftAddress h:2 " in caught.value.remedy
 
 
 def test_history_follows_the_log():
