@@ -152,9 +152,12 @@ def require_cluster(settings: NodeSettings, disk: Disk, applied_index: int = 0) 
     # Entries may be in the log that no flush has brought to the store yet.
     base = _base_configuration(settings, disk)
     if base is None or not base.members:
-        raise NoCluster(f"{settings.raft_id} belongs to no cluster",
-                        remedy="give --raftBootstrap or --raftBootstrapMembers to found one,"
-                               " or --raftJoin to join one")
+        raise NoCluster(
+            f"{settings.raft_id} belongs to no cluster, by what is in {settings.raft_data_dir}",
+            remedy="if it has run before, check that --raftDataDir is its directory and that the"
+                   " disk is mounted; if the disk is new, remove the member and join it anew; for a"
+                   " new node give --raftJoin to join one, or --raftBootstrap or"
+                   " --raftBootstrapMembers to found one")
 
 
 def later_verdicts(settings: NodeSettings, disk: Disk) -> list[Verdict]:

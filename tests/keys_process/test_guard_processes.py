@@ -416,7 +416,8 @@ def damaged(name: str) -> Callable[[Case], None]:
 
 
 LATER = [
-    pytest.param("cluster", no_cluster, ExitCode.STARTUP_REFUSED, "--raftBootstrap", id="cluster"),
+    pytest.param("cluster", no_cluster, ExitCode.STARTUP_REFUSED,
+                 "if it has run before, check that --raftDataDir", id="cluster"),
     pytest.param("audit-log", directory_of_the_log_file, ExitCode.USAGE, "--audit-log",
                  id="audit-log"),
     *(pytest.param("raft-files", damaged(name), ExitCode.CORRUPTION, "join it anew",
