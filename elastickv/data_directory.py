@@ -7,8 +7,10 @@ import errno
 import fcntl
 import os
 import pwd
+import shlex
 import socket
 import ssl
+import sys
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -131,6 +133,18 @@ def other_owner(directory: Path) -> str:
         return pwd.getpwuid(owner).pw_name
     except KeyError:
         return f"#{owner}"
+
+
+def program() -> str:
+    """This program, as a shell takes it under whatever PATH."""
+    path = Path(sys.executable).with_name("elastickv")
+    return shlex.quote(str(path)) if path.exists() else "elastickv"
+
+
+def as_user(owner: str, command: str) -> str:
+    """How to run a command of this program as `owner`, which is what `other_owner` says."""
+    return (f"run it as that user: sudo -u {shlex.quote(owner)} {program()} {command} (sudo takes"
+            " no ELASTICKV_ variable along: give options, with files that the user may read)")
 
 
 def failure_of(error: BaseException) -> BaseException:

@@ -25,7 +25,7 @@ from elastickv.config import NodeSettings
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.crypto.nonce import full_node_id
-from elastickv.data_directory import file_failure
+from elastickv.data_directory import file_failure, program
 from elastickv.durable import Disk
 from elastickv.errors import (
     DiskFailed,
@@ -162,17 +162,19 @@ def _write(disk: Disk, path: Path, sidecar: Sidecar) -> None:
 
 
 def command_line(settings: NodeSettings, endpoints: Sequence[str]) -> str:
-    """What to type on this machine to resync this node by hand, with the node's own certificate."""
-    arguments = ["--raftId", settings.raft_id, "--raftDataDir", str(settings.raft_data_dir),
-                 "--kekFile", str(settings.kek_file),
+    """What the node's user is to type on this machine to resync this node by hand, in whatever
+    directory, with the node's own certificate."""
+    arguments = ["--raftId", settings.raft_id,
+                 "--raftDataDir", str(settings.raft_data_dir.absolute()),
+                 "--kekFile", str(settings.kek_file and settings.kek_file.absolute()),
                  "--endpoints", ",".join(endpoints) or "<a member>"]
     tls = settings.tls
     if tls is None:
         arguments.append("--insecure")
     else:
-        arguments += ["--tls-ca", str(tls.ca), "--tls-cert", str(tls.cert),
-                      "--tls-key", str(tls.key)]
-    return f"{RESYNC_COMMAND} {shlex.join(arguments)}"
+        arguments += ["--tls-ca", str(tls.ca.absolute()), "--tls-cert", str(tls.cert.absolute()),
+                      "--tls-key", str(tls.key.absolute())]
+    return f"{program()} {RESYNC_COMMAND.partition(' ')[2]} {shlex.join(arguments)}"
 
 
 async def repair(settings: NodeSettings, disk: Disk, store: Store,
@@ -259,5 +261,5 @@ class _Repair:
     def _refusal(self, reason: str) -> GuardFailed:
         failure = self._failure
         return type(failure)(f"{failure.problem}; the leader could not be asked: {reason}",
-                             remedy="start the node when a leader is up, or run: "
-                                    + command_line(self._settings, self._endpoints))
+                             remedy="start the node when a leader is up, or run, as the node's"
+                                    " user: " + command_line(self._settings, self._endpoints))

@@ -4,7 +4,6 @@ finds out after them. Reads only, apart from the file-system probe."""
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -227,7 +226,7 @@ def _user(settings: NodeSettings) -> Verdict:
         return Verdict("user", Status.WARN,
                        f"the node last ran as user {owner}, and this is another user: whether the"
                        " node can use its files is not told here",
-                       f"run it as that user: sudo -u {shlex.quote(owner)} elastickv doctor ...")
+                       data_directory.as_user(owner, "doctor ..."))
     return Verdict("user", Status.PASS)
 
 

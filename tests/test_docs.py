@@ -80,13 +80,16 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
-    """Every `elastickv ...` in a shell block of the documentation, as arguments."""
+    """Every `elastickv ...` in a shell block of the documentation, also with its path and under
+    sudo, as arguments."""
     found: list[tuple[str, list[str]]] = []
     for page in PAGES:
         for _, block in SHELL_BLOCK.findall(page.read_text(encoding="utf-8")):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0].removeprefix(".venv/bin/") == "elastickv":
+                if words[:2] == ["sudo", "-u"]:
+                    words = words[3:]
+                if words and Path(words[0]).name == "elastickv":
                     found.append((page.name, words[1:]))
     return found
 

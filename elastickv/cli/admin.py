@@ -185,7 +185,9 @@ def show_cutover(result: CutoverResult, output: str) -> None:
 
 @command(encryption, "resync-sidecar",
          "elastickv admin encryption resync-sidecar --raftId n3 --raftDataDir /var/lib/elastickv"
-         " --kekFile /etc/elastickv/kek.key")
+         " --kekFile /etc/elastickv/kek.key --endpoints 10.0.0.1:50051,10.0.0.2:50051"
+         " --tls-ca /etc/elastickv/ca.crt --tls-cert /etc/elastickv/n3.crt"
+         " --tls-key /etc/elastickv/n3.key")
 @click.option("--raftId", "--raft-id", "raft_id", required=True, envvar="ELASTICKV_RAFT_ID",
               show_envvar=True, metavar="<id>", help="The stopped node's id.")
 @click.option("--raftDataDir", "--raft-data-dir", "data_directory", required=True,
@@ -199,7 +201,7 @@ def resync_sidecar(connection: Connection, raft_id: str, data_directory: Path, k
     """Restore the sidecar of a stopped node, on its machine, from the cluster's leader.
 
     For a sidecar that is lost, damaged or an old copy. A node does this by itself at its start when
-    it knows a member that answers.
+    it knows a member that answers. Run it as the node's user, with the node's own certificate.
     """
     from elastickv.cli.resync import resync_stopped_node
 

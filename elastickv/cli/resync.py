@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
 from elastickv import data_directory as ownership
@@ -59,7 +58,7 @@ def _require_user(data_directory: Path) -> None:
     if owner:
         raise DataDirectoryUnusable(
             f"the node on {data_directory} runs as user {owner}, and this is another user",
-            remedy=f"run the same command as that user: sudo -u {shlex.quote(owner)} ...")
+            remedy=ownership.as_user(owner, "..."))
 
 
 def _writer_rows(data_directory: Path) -> list[tuple[bytes, bytes]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,7 @@ import pytest_asyncio
 
 from elastickv.crypto.kek_file import FileKekProvider, write_kek_file
 from elastickv.crypto.nonce import full_node_id, node_id16
+from elastickv.data_directory import program
 from elastickv.durable import OsDisk
 from elastickv.errors import ExitCode
 from elastickv.keys import sidecar as sidecar_file
@@ -486,7 +488,8 @@ def test_doctor_says_that_another_user_runs_the_node(case: Case) -> None:
     code, out, _ = elastickv("doctor", *case.arguments)
     assert code == ExitCode.OK
     assert "user\twarn" in out
-    assert "sudo -u" in out
+    assert "sudo takes no ELASTICKV_ variable along" in out
+    assert f"sudo -u {pwd.getpwuid(1).pw_name} {program()} doctor" in out
 
 
 def give_away(directory: Path, user: int) -> None:

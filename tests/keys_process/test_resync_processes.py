@@ -4,6 +4,7 @@ when a leader answers, by the printed command when none does."""
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from elastickv.client import Purpose
 from elastickv.contacts import FILE_NAME
+from elastickv.data_directory import program
 from elastickv.durable import OsDisk
 from elastickv.errors import ExitCode
 from elastickv.keys import sidecar as sidecar_file
@@ -95,7 +97,8 @@ async def test_without_a_leader_it_refuses_and_the_printed_command_repairs_it(
     code, errors = refused_start(node)
     assert code == ExitCode.STARTUP_REFUSED, errors
     assert sidecar_of(node) == spoilt
-    command = re.search(r"elastickv (admin encryption resync-sidecar [^\n\"]*)", errors)
+    command = re.search(
+        re.escape(program()) + r" (admin encryption resync-sidecar [^\n\"]*)", errors)
     assert command is not None, errors
 
     code, _, errors = elastickv(*shlex.split(command[1]), "--timeout", "2")
@@ -204,7 +207,8 @@ async def test_the_command_refuses_to_write_what_the_nodes_user_could_not_read(
         os.chown(path, 1, 1)
     code, _, errors = elastickv(*arguments_of_the_command(cluster))
     assert code == ExitCode.STARTUP_REFUSED
-    assert "sudo -u" in errors
+    assert "sudo takes no ELASTICKV_ variable along" in errors
+    assert f"sudo -u {pwd.getpwuid(1).pw_name} {program()} ..." in errors
     assert not (node.directory / RELATIVE_PATH).exists()
 
 
