@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -267,8 +268,8 @@ class OsDisk:
             _raise_if_full(error, path)
             raise UnsupportedFileSystem(
                 f"the directory {path} cannot be made or used: {error.strerror}",
-                remedy="put --raftDataDir on a local file system, where this user may read and"
-                       " write") from None
+                remedy=_remedy(error, path, "put --raftDataDir on a local file system, where this"
+                                            " user may read and write")) from None
 
     def replace(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(path.name + ".tmp")
@@ -303,8 +304,18 @@ class OsDisk:
             os.close(descriptor)
 
 
-def probe_file_system(disk: Disk, directory: Path, name: str = PROBE_FILE) -> None:
+def _remedy(error: Exception, path: Path, otherwise: str) -> str:
+    if not isinstance(error, PermissionError):
+        return otherwise
+    user = os.geteuid()
+    return (f"make it for user {user}, who runs the node (install -d -o {user} -m 700"
+            f" {shlex.quote(str(path))}), or choose another --raftDataDir")
+
+
+def probe_file_system(disk: Disk, directory: Path, name: str = PROBE_FILE,
+                      wanted: Path | None = None) -> None:
     """Prove that `directory` supports what durability needs: write, fsync, rename, directory fsync.
+    `wanted` will be made in it, if that is not the one itself.
 
     No two processes may use the same file `name` in it at once. Raises `UnsupportedFileSystem`
     naming the directory (guard `file-system`).
@@ -325,4 +336,5 @@ def probe_file_system(disk: Disk, directory: Path, name: str = PROBE_FILE) -> No
             raise
         raise UnsupportedFileSystem(
             f"{directory} cannot write, fsync, rename and fsync its directory ({error.strerror})",
-            remedy="put --raftDataDir on a local, writable ext4 or xfs file system") from None
+            remedy=_remedy(error, wanted or directory, "put --raftDataDir on a local, writable ext4"
+                                                       " or xfs file system")) from None

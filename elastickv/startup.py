@@ -252,7 +252,7 @@ def _probe(settings: NodeSettings, disk: Disk, name: str = PROBE_FILE) -> tuple[
     directory = settings.raft_data_dir.absolute()
     try:
         existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
-        probe_file_system(disk, existing, name)
+        probe_file_system(disk, existing, name, directory)
     except ElasticKVError as error:
         return error.message, error.remedy
     except OSError as error:

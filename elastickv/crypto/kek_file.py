@@ -30,13 +30,18 @@ class FileKekProvider:
                                  os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             raise KekError(f"cannot open the KEK file {self.path}: {error.strerror}",
-                           remedy="point --kekFile at a readable file of exactly"
-                                  f" {KEK_BYTES} bytes") from None
+                           remedy=self._remedy(error)) from None
         try:
             self._check(os.fstat(descriptor))
             return Kek(self._read(descriptor), source=str(self.path))
         finally:
             os.close(descriptor)
+
+    def _remedy(self, error: OSError) -> str:
+        if isinstance(error, PermissionError):
+            return (f"give it to user {os.geteuid()}, who runs the node, with mode 600, and let"
+                    " that user into its directory")
+        return f"point --kekFile at a readable file of exactly {KEK_BYTES} bytes"
 
     def _check(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,16 @@ import pytest
 from elastickv import certs
 from elastickv.errors import ExitCode
 
+BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+                  if os.geteuid() == 0 else ())
+"""The mode bits of files hold for root, too (capabilities(7))."""
 
-def run_node(directory: Path, *flags: str, timeout_s: float = 60) -> tuple[int, str]:
+
+def run_node(directory: Path, *flags: str, timeout_s: float = 60,
+             launcher: Sequence[str] = ()) -> tuple[int, str]:
     """Exit code and stderr of a node that is expected to end by itself."""
     done = subprocess.run(
-        [sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
+        [*launcher, sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
          "--raftDataDir", str(directory / "data"), *flags],
         capture_output=True, text=True, timeout=timeout_s, check=False)
     return done.returncode, done.stderr
@@ -75,6 +80,31 @@ def test_encryption_without_a_kek(tmp_path: Path) -> None:
     assert code == ExitCode.STARTUP_REFUSED
     assert "--kekFile" in errors
     assert "Traceback" not in errors
+
+
+def test_kek_file_that_the_user_may_not_read(tmp_path: Path) -> None:
+    kek = tmp_path / "kek.key"
+    kek.write_bytes(bytes(32))
+    kek.chmod(0)
+    code, errors = run_node(tmp_path, "--insecure", "--encryption-enabled", "--kekFile", str(kek),
+                            launcher=BOUND_BY_MODES)
+    assert code == ExitCode.STARTUP_REFUSED
+    assert f"Remedy: give it to user {os.geteuid()}, who runs the node" in errors
+
+
+def test_data_directory_that_the_user_may_not_make(tmp_path: Path) -> None:
+    """It is no matter of the file system."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    code, errors = run_node(closed, "--insecure", launcher=BOUND_BY_MODES)
+    assert code == ExitCode.STARTUP_REFUSED
+    assert f"install -d -o {os.geteuid()} -m 700 {closed / 'data'}" in errors.split("Remedy:")[-1]
+    done = subprocess.run(
+        [*BOUND_BY_MODES, sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1",
+         "--raftBootstrap", "--insecure", "--raftDataDir", str(closed / "data")],
+        capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.ERROR
+    assert f"install -d -o {os.geteuid()}" in done.stdout
 
 
 def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
