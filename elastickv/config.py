@@ -484,8 +484,21 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str],
             text, where = setting.default, setting.flags[0]
         values[setting.name] = parse_value(setting, text, where)
     settings = NodeSettings(**values)
-    check(settings)
+    try:
+        check(settings)
+    except ConfigError as error:
+        raise naming_variables(error, flags, environment) from None
     return settings
+
+
+def naming_variables(error: ConfigError, flags: Mapping[str, str],
+                     environment: Mapping[str, str]) -> ConfigError:
+    """`error`, and of the flags in its message those that nobody gave: a variable set them."""
+    said = [f"{setting.flags[0]} is set by the variable {setting.variable}"
+            for setting in SETTINGS
+            if setting.name not in flags and environment.get(setting.variable)
+            and re.search(rf"{setting.flags[0]}(?![\w-])", error.message)]
+    return ConfigError("; ".join([error.message, *said]), remedy=error.remedy)
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str],

@@ -379,3 +379,22 @@ def test_a_founder_that_no_other_machine_can_reach_warns(
         given: dict[str, str], warns: bool) -> None:
     settings = config.resolve({**TLS, **given}, {})
     assert ("--raftAddress" in config.unreachable_founder(settings)) is warns
+
+
+@pytest.mark.parametrize(("flags", "environment", "named"), [
+    pytest.param({}, {"ELASTICKV_TLS_CERT": "c"}, ["ELASTICKV_TLS_CERT"], id="a variable"),
+    pytest.param({"tls_cert": "c"}, {"ELASTICKV_TLS_CERT": "c"}, [], id="the flag won"),
+    pytest.param({"tls_cert": "c"}, {"ELASTICKV_TLS_CERT": ""}, [], id="empty"),
+    pytest.param({"tls_cert": "c"}, {"ELASTICKV_LOG_LEVEL": "info"}, [],
+                 id="of another setting"),
+    pytest.param({"tls_cert": "c"}, {"ELASTICKV_INSECURE": "true", "ELASTICKV_ADDRESS": "h:1"},
+                 ["ELASTICKV_INSECURE"], id="the other of two"),
+])
+def test_settings_that_contradict_each_other_name_the_variables_they_came_from(
+        flags: dict[str, str], environment: dict[str, str], named: list[str]) -> None:
+    given = {"raft_id": "n1"} | ({} if "ELASTICKV_INSECURE" in environment
+                                 else {"insecure": "true"})
+    with pytest.raises(ConfigError, match="--insecure contradicts --tls-cert") as caught:
+        config.resolve({**flags, **given}, environment)
+    assert [name for name in ("ELASTICKV_TLS_CERT", "ELASTICKV_INSECURE", "ELASTICKV_ADDRESS",
+                              "ELASTICKV_LOG_LEVEL") if name in str(caught.value)] == named

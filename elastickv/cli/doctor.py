@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -33,11 +33,11 @@ def doctor(config_path: str, output: str, **options: str | None) -> int:
     """
     hygiene.disable_core_dumps()  # before a key is read
     flags = {name: text for name, text in options.items() if text is not None}
-    return show(verdicts(config.load(flags, os.environ, config_path)), output)
+    return show(verdicts(config.load(flags, os.environ, config_path), flags), output)
 
 
-def verdicts(settings: NodeSettings) -> list[Verdict]:
-    """Gather the facts and judge them."""
+def verdicts(settings: NodeSettings, flags: Mapping[str, str]) -> list[Verdict]:
+    """Gather the facts and judge them. `flags` are those that were given."""
     # Imported here: they bring the store with them.
     from elastickv import startup
     from elastickv.durable import OsDisk
@@ -46,17 +46,18 @@ def verdicts(settings: NodeSettings) -> list[Verdict]:
     results = run_guards(startup.examine(settings, OsDisk()))
     results += startup.later_verdicts(settings, OsDisk())
     if settings.tls is not None:
-        results.append(_tls_files(settings.tls, settings.raft_id, settings.address.host))
+        results.append(_tls_files(settings.tls, settings.raft_id, settings.address.host, flags))
     return results
 
 
-def _tls_files(files: TlsFiles, raft_id: str, host: str) -> Verdict:
+def _tls_files(files: TlsFiles, raft_id: str, host: str, flags: Mapping[str, str]) -> Verdict:
     from elastickv.certs import check_node_files, uncovered_host
 
     try:
         check_node_files(files, raft_id)
         problem = uncovered_host(files, host)
     except ConfigError as error:
+        error = config.naming_variables(error, flags, os.environ)
         return Verdict("tls-files", Status.FAIL, error.message, error.remedy)
     if problem:
         return Verdict("tls-files", Status.WARN, problem,

@@ -10,6 +10,7 @@ import click
 
 from elastickv import config, hygiene
 from elastickv.config import Kind, Setting
+from elastickv.errors import ConfigError
 
 
 def metavar(setting: Setting) -> str:
@@ -59,7 +60,10 @@ def node(config_path: str, **options: str | None) -> int:
     if settings.tls is not None:
         from elastickv.certs import check_node_files
 
-        check_node_files(settings.tls, settings.raft_id)
+        try:
+            check_node_files(settings.tls, settings.raft_id)
+        except ConfigError as error:
+            raise config.naming_variables(error, flags, os.environ) from None
     # Read when grpc is imported, hence before that. With this listener a call takes a fifth more
     # processor time (docs/adr/0005-two-grpc-fronts.md).
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")

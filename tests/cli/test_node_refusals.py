@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,14 @@ BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search"
 
 
 def run_node(directory: Path, *flags: str, timeout_s: float = 60,
-             launcher: Sequence[str] = ()) -> tuple[int, str]:
+             launcher: Sequence[str] = (),
+             variables: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Exit code and stderr of a node that is expected to end by itself."""
     done = subprocess.run(
         [*launcher, sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
          "--raftDataDir", str(directory / "data"), *flags],
-        capture_output=True, text=True, timeout=timeout_s, check=False)
+        capture_output=True, text=True, timeout=timeout_s, check=False,
+        env={**os.environ, **(variables or {})})
     return done.returncode, done.stderr
 
 
@@ -105,6 +107,26 @@ def test_data_directory_that_the_user_may_not_make(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == ExitCode.ERROR
     assert f"install -d -o {os.geteuid()}" in done.stdout
+
+
+def test_a_tls_file_that_a_variable_names(tmp_path: Path) -> None:
+    """As in the shell of an operator, whose own certificate is in it."""
+    certs.create_ca(tmp_path)
+    alice, n1 = certs.create_client(tmp_path, "alice"), certs.create_node(tmp_path, "n1")
+    variables = {"ELASTICKV_TLS_CERT": str(alice.cert), "ELASTICKV_TLS_KEY": str(n1.key)}
+    code, errors = run_node(tmp_path, "--tls-key", str(alice.key), "--tls-ca",
+                            str(tmp_path / "ca.crt"), variables=variables)
+    assert code == ExitCode.USAGE
+    assert "is not a certificate of node n1" in errors
+    assert "--tls-cert is set by the variable ELASTICKV_TLS_CERT" in errors
+    assert "ELASTICKV_TLS_KEY" not in errors
+    done = subprocess.run(
+        [sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1", "--raftBootstrap",
+         "--raftDataDir", str(tmp_path / "data"), "--tls-key", str(alice.key), "--tls-ca",
+         str(tmp_path / "ca.crt")], env={**os.environ, **variables},
+        capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.ERROR
+    assert "--tls-cert is set by the variable ELASTICKV_TLS_CERT" in done.stdout
 
 
 def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
