@@ -32,7 +32,8 @@ _FOREIGN = ("move it away and put this node's own back; without one, the leader'
 _REFUSED = ("remove this node and join it anew: it may lack writes that it refused under this"
             f" sidecar and the others applied; if it never ran with it, {_FOREIGN}")
 _LEFT_OVER = "move it away: a node that holds nothing yet gets its keys with the log"
-_RENAME = "choose another --raftId (elastickv admin encryption probe-node-id shows what is taken)"
+_RENAME = ("choose another --raftId; elastickv admin encryption probe-node-id shows which ids"
+           " collide")
 
 
 class GuardFailed(StartupRefused):
