@@ -4,6 +4,7 @@ go on dialling the old one."""
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -79,6 +80,28 @@ async def test_a_member_that_joined_is_known_by_the_address_in_the_log(cluster: 
     newcomer.start()
     assert await cluster.exit_code("n2") == ExitCode.STARTUP_REFUSED
     assert f"{newcomer.raft_address}, and --raftAddress is {new}" in newcomer.log
+
+
+async def test_a_member_moves_by_being_removed_and_joined_anew(cluster: Cluster) -> None:
+    """The old address is in the log that it is sent, and is its own no more."""
+    node = cluster.newcomer("n2", "n1")
+    node.start()
+    await cluster.logged("n2", "waiting to be added")
+    async with cluster.client("n1") as client:
+        await client.raft.add_learner("n2", node.raft_address)
+        await cluster.ready("n2")
+        await client.raft.remove_server("n2")
+        assert await cluster.exit_code("n2") == ExitCode.REMOVED
+        shutil.rmtree(node.directory)
+        new = moved(node)
+        node.start()
+        await cluster.logged("n2", f"add-learner n2 {new}")
+        await client.raft.add_learner("n2", new)
+        await cluster.ready("n2")
+        assert {(m.node_id, m.address) for m in await client.raft.members()} == {
+            ("n1", cluster.nodes["n1"].raft_address), ("n2", new)}
+    node.kill(signal.SIGKILL)
+    await cluster.start("n2")
 
 
 async def test_a_newcomer_that_waits_may_move(cluster: Cluster) -> None:
