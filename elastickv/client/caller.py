@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import grpc
+from google.protobuf.message import EncodeError
 
 from elastickv.client import failures
 from elastickv.client.failures import NotReached
@@ -42,13 +43,16 @@ class Caller:
         `elastickv.errors`: `InvalidArgument` for what does not fit its field; `ClientClosed` or,
         for a write under way, `OutcomeUnknown` when `close` is called."""
         try:
-            message = request()
+            content = request().SerializeToString()
         except ValueError as error:
             raise InvalidArgument(f"an argument does not fit its field: {error}",
                                   remedy="give a number or text within the field's limits"
                                   ) from None
+        except EncodeError as error:
+            raise InvalidArgument(f"the request cannot be sent: {error}",
+                                  remedy="make it smaller") from None
         try:
-            return await self._call(rpc, message, timeout_s)
+            return await self._call(rpc, content, timeout_s)
         except grpc.aio.UsageError:
             if not self._closed:
                 raise
@@ -60,7 +64,7 @@ class Caller:
                 raise
             raise failures.closed_during(write=rpc.write) from None
 
-    async def _call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+    async def _call(self, rpc: Rpc[RequestT, ResponseT], request: bytes,
                     timeout_s: float | None) -> ResponseT:
         now = asyncio.get_running_loop().time
         if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:
@@ -90,7 +94,7 @@ class Caller:
             if pause_s:
                 await asyncio.sleep(pause_s)
 
-    async def _attempt(self, endpoint: Endpoint, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+    async def _attempt(self, endpoint: Endpoint, rpc: Rpc[RequestT, ResponseT], request: bytes,
                        remaining_s: float) -> ResponseT:
         now = asyncio.get_running_loop().time
         started = now()

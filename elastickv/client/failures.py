@@ -119,6 +119,12 @@ def closed_during(*, write: bool) -> ElasticKVError:
     return ClientClosed("the client was closed while the call was under way")
 
 
+def unparsed(address: str, *, write: bool) -> ElasticKVError:
+    """The error of an answer that is no message of its method."""
+    told = f"{address}: the answer does not parse"
+    return OutcomeUnknown(told, remedy=_READ_FIRST) if write else errors.WireError(told)
+
+
 def _typed(name: str, failure: Failure, message: str, remedy: str) -> ElasticKVError:
     if name == NotLeader.__name__:
         return NotLeader(message, leader_address=failure.trailers.get(TRAILER_LEADER, ""))

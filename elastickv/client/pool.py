@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from elastickv.client.failures import NotReached
+from elastickv.client.failures import NotReached, unparsed
 from elastickv.client.rpcs import RAFT_STATUS, RequestT, ResponseT, Rpc
 from elastickv.config import TlsFiles, parse_address
-from elastickv.errors import ConfigError, ForkedProcess, Unreachable
+from elastickv.errors import ConfigError, ForkedProcess, Unreachable, WireError
 
 MAX_LEARNED_ENDPOINTS = 16
 PROBE_TIMEOUT_S = 0.2
@@ -93,24 +94,30 @@ class Endpoint:
         except TimeoutError:
             raise NotReached(f"{self.address}: no connection within {timeout_s:.2f} s") from None
 
-    async def call(self, rpc: Rpc[RequestT, ResponseT], request: RequestT,
+    async def call(self, rpc: Rpc[RequestT, ResponseT], request: bytes,
                    timeout_s: float) -> ResponseT:
-        """One attempt. Raises `grpc.aio.AioRpcError`."""
+        """One attempt. Raises `grpc.aio.AioRpcError`, and `OutcomeUnknown` or `WireError` for an
+        answer that does not parse."""
         method = self._methods.get(rpc.path)
         if method is None:
-            method = self._channel.unary_unary(
-                rpc.path, request_serializer=rpc.request.SerializeToString,
-                response_deserializer=rpc.parse)
-            self._methods[rpc.path] = method
-        response: ResponseT = await method(request, timeout=timeout_s)
-        return response
+            # Bytes both ways: where a function of ours fails, gRPC sends or returns nothing.
+            method = self._methods[rpc.path] = self._channel.unary_unary(
+                rpc.path, request_serializer=None, response_deserializer=None)
+        content = await method(request, timeout=timeout_s)
+        try:
+            return rpc.parse(content)
+        except DecodeError:
+            raise unparsed(self.address, write=rpc.write) from None
 
     async def why_unreachable(self) -> str:
         """The transport's reason (refused, wrong certificate), asked for with a harmless read."""
         try:
-            await self.call(RAFT_STATUS, RAFT_STATUS.request(), PROBE_TIMEOUT_S)
+            await self.call(RAFT_STATUS, RAFT_STATUS.request().SerializeToString(),
+                            PROBE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             return f"{self.address}: {error.details()}"
+        except WireError as error:
+            return str(error)
         return f"{self.address}: answers again"
 
     async def close(self) -> None:

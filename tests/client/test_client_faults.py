@@ -9,11 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import EncodeError
 from memory_node import MemoryNode, eventually, running
 from proxy import Proxy, proxied
 
 from elastickv.client import Client, pool
+from elastickv.client.caller import Caller
 from elastickv.client.failures import CONNECT_TIMEOUT_S
+from elastickv.client.rpcs import Rpc
 from elastickv.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -24,7 +27,9 @@ from elastickv.errors import (
     OutcomeUnknown,
     Overloaded,
     Unreachable,
+    WireError,
 )
+from elastickv.pb import service_pb2 as pb
 
 
 @pytest.fixture
@@ -322,13 +327,14 @@ async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
 
 
 async def scripted(answer: Callable[[grpc.aio.ServicerContext[Any, Any]], Any],
-                   seen: list[str]) -> tuple[grpc.aio.Server, str]:
-    """A server whose every RawKV method ends as `answer` says, without our trailers."""
+                   seen: list[str], content: bytes = b"") -> tuple[grpc.aio.Server, str]:
+    """A server whose every RawKV method ends as `answer` says, without our trailers, or answers
+    `content`."""
     def handler(name: str) -> grpc.RpcMethodHandler[Any, Any]:
         async def handle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             seen.append(name)
             await answer(context)
-            return b""
+            return content
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -369,6 +375,40 @@ async def test_an_unavailable_read_without_trailers_is_retried() -> None:
         assert not (await client.get(b"k")).exists
     assert seen == ["RawGet"] * 3
     await server.stop(0)
+
+
+async def answers(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Without an error."""
+
+
+async def test_an_answer_that_does_not_parse() -> None:
+    seen: list[str] = []
+    server, address = await scripted(answers, seen, content=b"\xff\xff\xff")
+    async with Client([address]) as client:
+        with pytest.raises(OutcomeUnknown, match="does not parse") as of_write:
+            await client.put(b"k", b"v")
+        with pytest.raises(WireError, match="does not parse") as of_read:
+            await client.get(b"k")
+    assert address in str(of_write.value)
+    assert address in str(of_read.value)
+    assert seen == ["RawPut", "RawGet"]
+    await server.stop(0)
+
+
+class Unserializable:
+    """A message of more than 2 GiB, but small."""
+
+    def SerializeToString(self) -> bytes:
+        raise EncodeError("Failed to serialize proto")
+
+
+async def test_a_request_that_cannot_be_serialized_is_not_sent(nodes: list[MemoryNode]) -> None:
+    rpc = Rpc("/RawKV/RawPut", Unserializable, pb.RawPutResponse.FromString, write=True)
+    caller = Caller([nodes[0].address], None, 5.0)
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        await caller.call(rpc, Unserializable)
+    await caller.close()
+    assert asked(nodes) == [0, 0, 0]
 
 
 # --- a client that is closed -----------------------------------------------------------------
