@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -35,15 +37,19 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop in a daemon thread."""
+    """An event loop in a daemon thread. Both end with this object at the latest."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._entry = threading.Lock()
-        self._closing = False
-        self._thread = threading.Thread(target=self._loop.run_forever, name="elastickv-client",
+        # Reentrant, for a signal handler that interrupts the thread that holds it.
+        self._entry = threading.RLock()
+        # Taken for good by the one call that closes; nothing can come between test and set.
+        self._closing = threading.Lock()
+        self._thread = threading.Thread(target=_serve, args=(self._loop,), name="elastickv-client",
                                         daemon=True)
         self._thread.start()
+        self._abandoned = weakref.finalize(self, _abandon, self._loop)
+        self._abandoned.atexit = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; an interrupted caller cancels it. Raises `ClientClosed`,
@@ -54,10 +60,14 @@ class _Loop:
             work.close()
             raise
         with self._entry:
-            if self._closing:
+            try:
+                if self._closing.locked():
+                    raise RuntimeError
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            except RuntimeError:
+                # asyncio's, too: a signal handler may have closed the loop since the test.
                 work.close()
-                raise ClientClosed("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+                raise ClientClosed("the client is closed") from None
         try:
             return future.result()
         except BaseException:
@@ -73,15 +83,30 @@ class _Loop:
                 last.close()
             return
         with self._entry:
-            if self._closing:
+            if not self._closing.acquire(blocking=False):
                 if last is not None:
                     last.close()
                 return
-            self._closing = True
+        self._abandoned.detach()
         asyncio.run_coroutine_threadsafe(_finish(last), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _abandon(loop: asyncio.AbstractEventLoop) -> None:
+    """The end of a loop that nobody closed and nobody can use any more. Called by the garbage
+    collector in any thread, so it takes no lock."""
+    if is_forked():
+        return
+    loop.call_soon_threadsafe(loop.stop)
+    warnings.warn("a SyncClient was not closed", ResourceWarning, stacklevel=2)
 
 
 async def _finish(last: Coroutine[Any, Any, None] | None) -> None:

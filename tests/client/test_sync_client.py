@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from memory_node import MemoryNode, in_thread
 
+from elastickv import certs
 from elastickv.client import (
     Client,
     Condition,
@@ -27,6 +31,7 @@ from elastickv.client import (
     SyncClient,
     SyncEncryptionCalls,
     SyncRaftCalls,
+    TlsFiles,
     Writer,
 )
 from elastickv.errors import (
@@ -95,6 +100,23 @@ def test_administration(node: MemoryNode) -> None:
         client.raft.transfer_leadership()
 
 
+def test_the_documented_program(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
+    [program] = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    authority = tmp_path / "certs"
+    certs.create_ca(authority)
+    certs.create_client(authority, "alice")
+    pair = certs.create_node(authority, "n1")
+    with in_thread(MemoryNode(tls=TlsFiles(pair.cert, pair.key, authority / "ca.crt"))) as node:
+        assert "10.0.0.1:50051" in program
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program.replace("10.0.0.1:50051", node.address)],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(page.parents[2])},
+            capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert node.kv.index == 2
+
+
 def test_errors_are_typed(node: MemoryNode) -> None:
     node.encryption.gate = False
     with SyncClient([node.address]) as client:
@@ -138,6 +160,97 @@ def test_closing_ends_the_calls_of_other_threads(node: MemoryNode, reachable: bo
             client.close()
             assert isinstance(call.exception(20), OutcomeUnknown if reachable else ClientClosed)
     node.faults.hold = None
+
+
+SIGNAL = """
+import asyncio, faulthandler, signal, sys
+from elastickv.client import SyncClient
+from elastickv.errors import ClientClosed, OutcomeUnknown
+
+faulthandler.dump_traceback_later(20, exit=True)
+client = SyncClient([sys.argv[1]])
+signal.signal(signal.SIGTERM, lambda number, frame: client.close())
+schedule = asyncio.run_coroutine_threadsafe
+
+def around(work, loop):
+    asyncio.run_coroutine_threadsafe = schedule
+    if sys.argv[2] == "before":
+        signal.raise_signal(signal.SIGTERM)
+    future = schedule(work, loop)
+    if sys.argv[2] == "after":
+        signal.raise_signal(signal.SIGTERM)
+    return future
+
+asyncio.run_coroutine_threadsafe = around
+try:
+    if sys.argv[3] == "close":
+        client.close()
+    else:
+        client.put(b"k", b"v")
+except (ClientClosed, OutcomeUnknown) as error:
+    print(type(error).__name__)
+client.close()
+print("closed")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", ["put", "close"])
+def test_a_signal_handler_may_close_the_client(node: MemoryNode, moment: str, call: str) -> None:
+    """At the worst moments: while the thread that it interrupts hands a call to the client."""
+    node.faults.hold = asyncio.Event()
+    done = subprocess.run([sys.executable, "-W", "error", "-c", SIGNAL, node.address, moment, call],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "closed"
+    if call == "put":
+        ended = {"before": {"ClientClosed"}, "after": {"ClientClosed", "OutcomeUnknown"}}[moment]
+        assert done.stdout.splitlines()[0] in ended
+    node.faults.hold = None
+
+
+ABANDONED = """
+import gc, os, sys, threading, time, warnings
+from elastickv.client import SyncClient
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+def use(client):
+    client.get(b"k")
+    client.raft.status()
+
+with SyncClient([sys.argv[1]]) as client:
+    use(client)
+del client
+gc.collect()
+threads, before = set(threading.enumerate()), descriptors()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(10):
+        use(SyncClient([sys.argv[1]]))
+        gc.collect()
+print(sum(entry.category is ResourceWarning and "SyncClient" in str(entry.message)
+          for entry in caught))
+for thread in set(threading.enumerate()) - threads:
+    thread.join(5)
+# gRPC closes its connections in threads of its own.
+deadline = time.monotonic() + 10
+while descriptors() > before and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(len(set(threading.enumerate()) - threads), max(0, descriptors() - before))
+kept = SyncClient([sys.argv[1]]).raft
+gc.collect()
+print(kept.status().node_id)
+"""
+
+
+def test_a_client_that_nobody_closed_ends_with_a_warning(node: MemoryNode) -> None:
+    done = subprocess.run([sys.executable, "-c", ABANDONED, node.address],
+                          capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["10", "0 0", "n1"], done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_operations_of_a_batch_may_use_the_client(node: MemoryNode) -> None:
