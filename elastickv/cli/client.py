@@ -65,8 +65,14 @@ def put(connection: Connection, key: str, value: str | None, value_file: Path | 
 
 def show_write(result: WriteResult, output: str, **more: object) -> None:
     """Where a write was applied and at which timestamp."""
-    emit_change({**result._asdict(), **more}, output,
+    text = timestamp_text(result.commit_ts) if output == JSON else {}
+    emit_change({**result._asdict(), **text, **more}, output,
                 f"the write was applied at index {result.commit_index}")
+
+
+def timestamp_text(commit_ts: int) -> dict[str, str]:
+    """The JSON field of a timestamp for programs whose numbers have 53 bits."""
+    return {"commit_ts_text": str(commit_ts)}
 
 
 @command(client, "get", "elastickv client get greeting")
@@ -84,7 +90,7 @@ def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, outpu
     if output == JSON:
         emit({**values.described("key", name), "exists": result.exists,
               **values.described("value", result.value), "commit_ts": result.commit_ts,
-              "read_at_index": result.read_at_index,
+              **timestamp_text(result.commit_ts), "read_at_index": result.read_at_index,
               **({"stale_ms": result.stale_ms} if stale else {})}, output)
         return int(ExitCode.OK if result.exists else ExitCode.ERROR)
     if stale:

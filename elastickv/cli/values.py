@@ -100,7 +100,7 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
         if not equals or not commit_ts.isascii() or not commit_ts.isdigit() \
                 or len(commit_ts) > _LONGEST_TS or int(commit_ts) >= 1 << 64:
             raise ConfigError(f"--if: {text!r} is not <key>=<commit ts>",
-                              remedy="take the timestamp from `get --output json`; 0 = absent")
+                              remedy="take commit_ts_text of `get --output json`; 0 = absent")
         conditions.append(Condition(parse_bytes(key, "--if"), int(commit_ts)))
     return conditions
 

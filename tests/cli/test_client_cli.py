@@ -40,7 +40,8 @@ def test_get_as_json(shell: Shell) -> None:
     assert found.code == 0
     assert found.document == {
         "key": encoded(b"k"), "key_text": "k", "exists": True, "value": encoded(b"hello"),
-        "value_text": "hello", "commit_ts": written["commit_ts"], "read_at_index": 1}
+        "value_text": "hello", "commit_ts": written["commit_ts"],
+        "commit_ts_text": str(written["commit_ts"]), "read_at_index": 1}
     absent = shell("client", "get", "other", "--output", "json")
     assert (absent.code, absent.document["exists"], absent.document["value"]) == (1, False, "")
 
@@ -184,6 +185,23 @@ def test_batch_is_atomic_and_conditional(shell: Shell, memory_node: MemoryNode) 
     assert "condition" in refused.err
     held = done.document["commit_ts"]
     assert shell("client", "batch", "put", "b", "3", "--if", f"b={held}").code == 0
+
+
+@pytest.mark.parametrize("words", [["put", "k", "2"], ["delete", "k"], ["batch", "put", "k", "2"]],
+                         ids=lambda words: words[0])
+def test_a_timestamp_is_also_text_that_no_program_rounds(shell: Shell, words: list[str]) -> None:
+    shell("client", "put", "k", "1")
+    document = shell("client", "get", "k", "--output", "json").document
+    text = document["commit_ts_text"]
+    assert int(text) == document["commit_ts"] > 1 << 53
+    written = shell("client", *words, "--output", "json").document
+    assert written["commit_ts_text"] == str(written["commit_ts"])
+    assert b"commit ts text" not in shell("client", *words).out
+    assert shell("client", "get", "k", "--ts", text).out == b"1\n"
+    shell("client", "put", "k", "3")
+    last = shell("client", "get", "k", "--output", "json").document["commit_ts_text"]
+    assert shell("client", "batch", "put", "k", "4", "--if", f"k={text}").code == 1
+    assert shell("client", "batch", "put", "k", "4", "--if", f"k={last}").code == 0
 
 
 def test_a_chunk_that_fails_says_how_far_it_came(shell: Shell, memory_node: MemoryNode,
