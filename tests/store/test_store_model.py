@@ -23,6 +23,7 @@ from elastickv.store.gc import Compactor
 from elastickv.store.mvcc import visible
 from elastickv.store.mvcc_store import FlushJob, Store
 from elastickv.store.snapshot import StoreSnapshots
+from elastickv.store.tables import MapFull
 from elastickv.store.values import plain_record, tombstone_record
 from tests.store.conftest import LATEST, open_backend
 
@@ -100,14 +101,25 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.job is not None)
     @rule()
     def run_flush(self) -> None:
-        assert self.job is not None
-        self.job.run()
+        self.run_job()
+
+    def run_job(self) -> None:
+        """A map that turns out to be too small grows with the next attempt."""
+        while True:
+            assert self.job is not None
+            try:
+                self.job.run()
+            except MapFull:
+                self.store.finish_flush(self.job)
+                self.job = self.store.begin_flush()
+            else:
+                return
 
     @precondition(lambda self: self.job is not None)
     @rule()
     def finish_flush(self) -> None:
+        self.run_job()
         assert self.job is not None
-        self.job.run()
         self.store.finish_flush(self.job)
         assert self.store.durable_index == self.job.index
         self.job = None
