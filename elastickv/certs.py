@@ -27,7 +27,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from elastickv.config import MAX_COMMON_NAME_CHARACTERS, TlsFiles, parse_node_id
+from elastickv.config import (
+    MAX_COMMON_NAME_CHARACTERS,
+    TlsFiles,
+    parse_node_id,
+    require_certifiable,
+)
 from elastickv.errors import ConfigError
 from elastickv.tls import refusal_of
 
@@ -81,7 +86,7 @@ def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
     It is valid for the node id, `localhost`, 127.0.0.1 and `hosts` (names or IP addresses), as
     server and as client.
     """
-    parse_node_id(node_id, "node id")
+    require_certifiable(parse_node_id(node_id, "node id"))
     names = [x509.DNSName(node_id),
              *_alternative_names([node_id, "localhost", "127.0.0.1", *hosts])]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

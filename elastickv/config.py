@@ -305,10 +305,14 @@ def parse_node_id(text: str, where: str) -> str:
         raise ConfigError(f"{where}: {text!r} is not a node id",
                           remedy="use 1 to 64 letters, digits, dots, underscores or hyphens, "
                                  "with a letter or digit first and last")
-    if text.lower() == "localhost":
-        raise ConfigError(f"{where}: {text!r} is not a node id: the certificate of every node has "
-                          "this name", remedy="choose another one")
     return text
+
+
+def require_certifiable(node_id: str) -> None:
+    """Raise `ConfigError` for an id by which no certificate could tell a node."""
+    if node_id == "localhost":
+        raise ConfigError("localhost cannot be the id of a new node: the certificate of every node"
+                          " has this name", remedy="choose another one")
 
 
 def parse_members(text: str, where: str) -> tuple[MemberAddress, ...]:

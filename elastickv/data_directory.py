@@ -125,6 +125,8 @@ def other_owner(directory: Path) -> str:
     try:
         # Written at every start of a node.
         owner = os.stat(directory / "raft" / HARD_STATE).st_uid
+    except PermissionError:
+        owner = os.stat(directory).st_uid
     except OSError:
         return ""
     if owner == os.geteuid():

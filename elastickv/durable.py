@@ -307,8 +307,8 @@ class OsDisk:
 def _remedy(error: Exception, path: Path, otherwise: str) -> str:
     if not isinstance(error, PermissionError):
         return otherwise
-    user = os.geteuid()
-    return (f"make it for user {user}, who runs the node (install -d -o {user} -m 700"
+    # Who looks need not be who runs the node: no user is named.
+    return (f"run this as the node's user, whose directory it must be (install -d -o <user> -m 700"
             f" {shlex.quote(str(path))}), or choose another --raftDataDir")
 
 

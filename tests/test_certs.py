@@ -204,7 +204,12 @@ def test_a_directory_that_takes_no_file_is_named() -> None:
         certs.create_ca(Path("/proc/self"))
 
 
-@pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é", "localhost"])
+def test_no_node_is_named_as_every_node_is(authority: Path) -> None:
+    with pytest.raises(ConfigError, match="localhost"):
+        certs.create_node(authority, "localhost")
+
+
+@pytest.mark.parametrize("name", ["", "ca", "a/b", "..", "a b", "n" * 65, "é"])
 def test_bad_names(authority: Path, name: str) -> None:
     before = sorted(authority.iterdir())
     with pytest.raises(ConfigError):

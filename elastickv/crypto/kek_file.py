@@ -39,8 +39,8 @@ class FileKekProvider:
 
     def _remedy(self, error: OSError) -> str:
         if isinstance(error, PermissionError):
-            return (f"give it to user {os.geteuid()}, who runs the node, with mode 600, and let"
-                    " that user into its directory")
+            return ("run this as the user that runs the node; the file must be that user's, with"
+                    " mode 600, in a directory that the user may enter")
         return f"point --kekFile at a readable file of exactly {KEK_BYTES} bytes"
 
     def _check(self, status: os.stat_result) -> None:

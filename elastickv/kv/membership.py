@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from elastickv.config import parse_address, parse_node_id
+from elastickv.config import parse_address, parse_node_id, require_certifiable
 from elastickv.crypto.nonce import full_node_id
 from elastickv.errors import (
     ConfigError,
@@ -266,6 +266,7 @@ class MembershipController:
         until = min(deadline, loop.time() + patience_s)
         while True:
             identity = await self._learner_identity(change.node_id, _remaining_s(deadline))
+            self._require_known_address(change.node_id, identity.raft_address)
             try:
                 require_applied(change.node_id, identity.applied_index, required_index)
             except MembershipConflict:
@@ -274,6 +275,17 @@ class MembershipController:
                 await asyncio.sleep(RETRY_S)
             else:
                 return replace(change, min_applied_index=required_index)
+
+    def _require_known_address(self, node_id: str, raft_address: str) -> None:
+        """A node that the members know by another address does not start again: see
+        `raft.membership.require_own_address`."""
+        known = {member.node_id: member.address for member in self._engine.members()}
+        if known.get(node_id, raft_address) != raft_address:
+            raise MembershipConflict(
+                f"{node_id} was added at {known[node_id]}, and its --raftAddress is {raft_address}:"
+                " it could not be started again",
+                remedy=f"start it with --raftAddress {known[node_id]}, or remove it and add it at"
+                       f" {raft_address}")
 
     async def _learner_identity(self, node_id: str, timeout_s: float) -> _Identity:
         try:
@@ -362,13 +374,15 @@ def _change_of(call: _Call) -> MembershipChange:
     except ValueError:
         raise InvalidArgument(f"unknown membership operation {call.operation!r}",
                               remedy="run the same version on every node") from None
+    address = call.address
     if kind in ADDITIONS:
         try:
-            parse_node_id(call.node_id, "the id of a new member")
-            parse_address(call.address, "the raft address of a new member")
+            require_certifiable(parse_node_id(call.node_id, "the id of a new member"))
+            # As the member itself writes it: the two are compared as text.
+            address = str(parse_address(address, "the raft address of a new member"))
         except ConfigError as error:
             raise InvalidArgument(error.message, remedy=error.remedy) from None
-    return MembershipChange(kind, call.node_id, call.address, call.previous_index,
+    return MembershipChange(kind, call.node_id, address, call.previous_index,
                             call.min_applied_index, call.skip_min_applied_check)
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from elastickv.config import parse_address
 from elastickv.errors import (
     ConditionFailed,
+    ConfigError,
     InvalidArgument,
     MembershipConflict,
     StartupRefused,
@@ -92,13 +94,21 @@ def require_own_address(configuration: Configuration, node_id: str, raft_address
     and without a majority no change of the membership could tell the others.
     """
     member = configuration.find(node_id)
-    if member is not None and raft_address and member.address != raft_address:
+    if member is not None and raft_address and _normal(member.address) != raft_address:
         raise RaftAddressChanged(
             f"the other members reach {node_id} at {member.address}, and --raftAddress is"
             f" {raft_address}",
             remedy=f"give --raftAddress {member.address} (where it listens is"
                    " --raft-listen-address), or remove this node and join it anew at the new"
                    " address")
+
+
+def _normal(address: str) -> str:
+    """An address as flags spell it; one that was stored in another spelling reaches the same."""
+    try:
+        return str(parse_address(address, "the raft address"))
+    except ConfigError:
+        return address
 
 
 class MembershipLog:

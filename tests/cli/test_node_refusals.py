@@ -91,7 +91,7 @@ def test_kek_file_that_the_user_may_not_read(tmp_path: Path) -> None:
     code, errors = run_node(tmp_path, "--insecure", "--encryption-enabled", "--kekFile", str(kek),
                             launcher=BOUND_BY_MODES)
     assert code == ExitCode.STARTUP_REFUSED
-    assert f"Remedy: give it to user {os.geteuid()}, who runs the node" in errors
+    assert "Remedy: run this as the user that runs the node" in errors
 
 
 def test_data_directory_that_the_user_may_not_make(tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_data_directory_that_the_user_may_not_make(tmp_path: Path) -> None:
     closed.mkdir(mode=0o500)
     code, errors = run_node(closed, "--insecure", launcher=BOUND_BY_MODES)
     assert code == ExitCode.STARTUP_REFUSED
-    assert f"install -d -o {os.geteuid()} -m 700 {closed / 'data'}" in errors.split("Remedy:")[-1]
+    assert f"install -d -o <user> -m 700 {closed / 'data'}" in errors.split("Remedy:")[-1]
     done = subprocess.run(
         [*BOUND_BY_MODES, sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1",
          "--raftBootstrap", "--insecure", "--raftDataDir", str(closed / "data")],
         capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == ExitCode.ERROR
-    assert f"install -d -o {os.geteuid()}" in done.stdout
+    assert "install -d -o <user>" in done.stdout
 
 
 def test_a_tls_file_that_a_variable_names(tmp_path: Path) -> None:

@@ -269,8 +269,8 @@ def test_who_is_no_member_changes_nothing(method: str, call: object) -> None:
 
 
 @pytest.mark.parametrize(("node_id", "raft_address"), [
-    ("n 5", "h:1"), ("x\ny", "h:1"), ("", "h:1"), ("n5", "garbage"), ("n5", "127.0.0.1:99999"),
-    ("n5", "")])
+    ("n 5", "h:1"), ("x\ny", "h:1"), ("", "h:1"), ("localhost", "h:1"), ("n5", "garbage"),
+    ("n5", "127.0.0.1:99999"), ("n5", "")])
 def test_a_new_member_has_an_id_and_an_address_that_can_be_one(node_id: str,
                                                                raft_address: str) -> None:
     async def scenario() -> None:
@@ -393,6 +393,22 @@ def test_preconditions() -> None:
             timeout_s=TIMEOUT_S)
         assert promoted > index
         assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+def test_a_learner_that_was_added_at_another_address_is_not_promoted() -> None:
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        await world.newcomer()
+        await leader.membership.add_learner("n9", "[10.0.0.9]:01", previous_index=0,
+                                            timeout_s=TIMEOUT_S)
+        with pytest.raises(MembershipConflict, match=r"added at 10\.0\.0\.9:1, .* is host-n9:1"):
+            await leader.membership.promote_learner(
+                "n9", previous_index=0, min_applied_index=0, skip_min_applied_check=False,
+                timeout_s=TIMEOUT_S)
+        assert leader.suffrages()["n9"] is Suffrage.LEARNER
 
     run(scenario())
 

@@ -162,6 +162,12 @@ def test_own_address_that_is_accepted(node_id, raft_address):
     require_own_address(CURRENT, node_id, raft_address)
 
 
+@pytest.mark.parametrize("stored", ["10.0.0.4:9000", "[10.0.0.4]:9000", "10.0.0.4:09000"])
+def test_own_address_is_the_same_in_any_spelling_that_was_stored(stored):
+    known = Configuration(20, (Member("n4", stored),))
+    require_own_address(known, "n4", "10.0.0.4:9000")
+
+
 @pytest.mark.parametrize("raft_address", ["h:4", "g:2", "h:1", "H:2"])
 def test_own_address_that_the_members_do_not_know_is_refused(raft_address):
     with pytest.raises(RaftAddressChanged) as caught:
