@@ -25,6 +25,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     # did not begin (beyond the last stream of a GOAWAY): more takes a policy, and none is taken.
     ("grpc.enable_retries", 1),
     ("grpc.service_config_disable_resolution", 1),
+    ("grpc.per_rpc_retry_buffer_size", (1 << 31) - 1),  # it repeats nothing larger
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1000),

@@ -64,6 +64,9 @@ class _Loop:
                 if self._closing.locked():
                     raise RuntimeError
                 future = asyncio.run_coroutine_threadsafe(work, self._loop)
+                # What a loop has taken is done before it is closed.
+                if self._loop.is_closed() and not future.done():
+                    raise RuntimeError
             except RuntimeError:
                 # asyncio's, too: a signal handler may have closed the loop since the test.
                 work.close()

@@ -153,7 +153,8 @@ class GrpcServer:
             await asyncio.sleep(HEALTH_INTERVAL_S)
 
     async def stop(self, *, grace_s: float) -> None:
-        """Refuse new calls, let running ones end within `grace_s` seconds."""
+        """Take no new calls once the clients know; let running ones end within `grace_s`
+        seconds."""
         if self._health_task is not None:
             self._health_task.cancel()
         self._health.set(dict.fromkeys((*NEEDS_LEADER, *WITHOUT_LEADER), False))

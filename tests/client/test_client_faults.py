@@ -13,7 +13,7 @@ from google.protobuf.message import EncodeError
 from memory_node import MemoryNode, eventually, running
 from proxy import Proxy, proxied
 
-from elastickv.client import Client, pool
+from elastickv.client import Client, Put, pool
 from elastickv.client.caller import Caller
 from elastickv.client.failures import CONNECT_TIMEOUT_S
 from elastickv.client.rpcs import Rpc
@@ -289,10 +289,12 @@ def frame(kind: int, content: bytes = b"", flags: int = 0) -> bytes:
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + bytes(4) + content
 
 
-@pytest.mark.parametrize("last_stream_id", [0, 1], ids=["not begun", "perhaps begun"])
+@pytest.mark.parametrize(("last_stream_id", "count"), [(0, 1), (0, 4), (1, 1)],
+                         ids=["not begun", "not begun, large", "perhaps begun"])
 async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
-        nodes: list[MemoryNode], last_stream_id: int) -> None:
+        nodes: list[MemoryNode], last_stream_id: int, count: int) -> None:
     """The member listens no more, and answers the first call with GOAWAY alone."""
+    values = [Put(b"%d" % number, bytes(65_530)) for number in range(count)]
     calls: list[int] = []
     listeners: list[asyncio.Server] = []
 
@@ -308,7 +310,8 @@ async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
                     calls.append(int.from_bytes(head[5:], "big"))
                     listeners[0].close()
                     writer.write(frame(GOAWAY, last_stream_id.to_bytes(4, "big") + bytes(4)))
-                    writer.close()
+                    if last_stream_id:
+                        break
         writer.close()
 
     listeners.append(await asyncio.start_server(stopping, "127.0.0.1", 0))
@@ -316,9 +319,9 @@ async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
     async with Client([address, nodes[1].address]) as client:
         if last_stream_id:
             with pytest.raises(OutcomeUnknown):
-                await client.put(b"k", b"v")
+                await client.batch(values)
         else:
-            await client.put(b"k", b"v")
+            await client.batch(values)
     assert calls == [1]
     assert nodes[1].kv.index == (0 if last_stream_id else 1)
 

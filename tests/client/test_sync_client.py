@@ -176,6 +176,15 @@ def around(work, loop):
     asyncio.run_coroutine_threadsafe = schedule
     if sys.argv[2] == "before":
         signal.raise_signal(signal.SIGTERM)
+    if sys.argv[2] == "within":
+        append = loop._call_soon
+
+        def interrupted(*arguments, **options):
+            del loop._call_soon
+            signal.raise_signal(signal.SIGTERM)
+            return append(*arguments, **options)
+
+        loop._call_soon = interrupted
     future = schedule(work, loop)
     if sys.argv[2] == "after":
         signal.raise_signal(signal.SIGTERM)
@@ -194,7 +203,7 @@ print("closed")
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
 @pytest.mark.parametrize("call", ["put", "close"])
 def test_a_signal_handler_may_close_the_client(node: MemoryNode, moment: str, call: str) -> None:
     """At the worst moments: while the thread that it interrupts hands a call to the client."""
@@ -205,7 +214,8 @@ def test_a_signal_handler_may_close_the_client(node: MemoryNode, moment: str, ca
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "closed"
     if call == "put":
-        ended = {"before": {"ClientClosed"}, "after": {"ClientClosed", "OutcomeUnknown"}}[moment]
+        ended = {"before": {"ClientClosed"}, "within": {"ClientClosed"},
+                 "after": {"ClientClosed", "OutcomeUnknown"}}[moment]
         assert done.stdout.splitlines()[0] in ended
     node.faults.hold = None
 

@@ -531,6 +531,8 @@ class H2Connection(asyncio.Protocol):
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < 8:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, "GOAWAY is malformed")
+        if self._goodbye is not None:
+            self._refuse_new_calls()
         self._going_away = True
         self._close_if_done()
 
@@ -591,7 +593,13 @@ class H2Connection(asyncio.Protocol):
                 and self._transport is not None and not self._transport.is_closing():
             if self._out:
                 self._flush()
-            self._end = self._loop.call_later(GOODBYE_S, self._transport.close)
+            self._end = self._loop.call_later(GOODBYE_S, self._close)
+
+    def _close(self) -> None:
+        """Over TLS, closing waits for the peer to say that it closes, too."""
+        if self._transport is not None:
+            self._transport.close()
+            self._end = self._loop.call_later(GOODBYE_S, self.abort)
 
 
 def _too_much_unfinished(call: Call) -> BadMessage:

@@ -131,7 +131,8 @@ class H2Front:
             self._all_gone.set()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, let running ones end within `grace_s` seconds."""
+        """Take no new calls once the clients know; let running ones end within `grace_s`
+        seconds."""
         self._stopping = True
         self._listener.close()
         for handshake in list(self._handshakes.values()):
