@@ -257,101 +257,21 @@ class LmdbView:
 
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
                 reverse: bool = False) -> Iterator[Item]:
-        entries = self._backward(table, start, end) if reverse else self._forward(table, start, end)
-        return records.reveal_all(table, entries)
-
-    def _forward(self, table: Table, start: bytes, end: bytes) -> Iterator[Item]:
-        if self._txn is None:
-            self._raise_closed()
-        try:
-            cursor = self._txn.cursor(self._databases[table])
-            if not (cursor.set_range(start) if start else cursor.first()):
-                return
-            for entry in cursor.iternext():
-                if end and entry[0] >= end:
-                    return
-                yield entry
-        except lmdb.Error as error:
-            self._raise_ended(error)
-
-    def _backward(self, table: Table, start: bytes, end: bytes) -> Iterator[Item]:
-        if self._txn is None:
-            self._raise_closed()
-        try:
-            cursor = self._txn.cursor(self._databases[table])
-            found = cursor.prev() if end and cursor.set_range(end) else cursor.last()
-            if not found:
-                return
-            for entry in cursor.iterprev():
-                if entry[0] < start:
-                    return
-                yield entry
-        except lmdb.Error as error:
-            self._raise_ended(error)
+        return records.reveal_all(table, self._walk(
+            table, _backward if reverse else _forward, start, end))
 
     def newest(self, table: Table, start: bytes, end: bytes, suffix: bytes, *,
                reverse: bool = False) -> Iterator[Found]:
-        walk = self._newest_backward if reverse else self._newest_forward
-        return records.reveal_found(table, walk(table, start, end, suffix))
+        return records.reveal_found(table, self._walk(
+            table, _newest_backward if reverse else _newest_forward, start, end, suffix))
 
-    # Both walks read keys, and of values those of answers. A seek costs several times what a step
-    # does, so they step until they meet a prefix with a second entry.
-
-    def _newest_forward(self, table: Table, start: bytes, end: bytes,
-                        suffix: bytes) -> Iterator[Found]:
+    def _walk(self, table: Table, walk: Callable[..., Iterator[Any]],
+              *arguments: bytes) -> Iterator[Any]:
+        """What `walk` finds with a cursor of its own, until the view is closed."""
         if self._txn is None:
             self._raise_closed()
-        size = len(suffix)
-        one_each = True
         try:
-            cursor = self._txn.cursor(self._databases[table])
-            key_of, step, seek = cursor.key, cursor.next, cursor.set_range
-            key = key_of() if (seek(start) if start else cursor.first()) else b""
-            while key and not (end and key >= end):
-                prefix = key[:-size]
-                if key[-size:] < suffix:
-                    key = key_of() if seek(prefix + suffix) else b""
-                    if not key.startswith(prefix):
-                        yield prefix + suffix, None
-                        continue
-                yield key, cursor.value()
-                if one_each:
-                    key = key_of() if step() else b""
-                    if not key.startswith(prefix):
-                        continue
-                    one_each = False
-                key = key_of() if seek(prefix + b"\xff" * (size + 1)) else b""
-        except lmdb.Error as error:
-            self._raise_ended(error)
-
-    def _newest_backward(self, table: Table, start: bytes, end: bytes,
-                         suffix: bytes) -> Iterator[Found]:
-        if self._txn is None:
-            self._raise_closed()
-        size = len(suffix)
-        one_each = True
-        try:
-            cursor = self._txn.cursor(self._databases[table])
-            key_of, step, seek = cursor.key, cursor.prev, cursor.set_range
-            key = key_of() if (step() if end and seek(end) else cursor.last()) else b""
-            while key and key >= start:
-                prefix = key[:-size]
-                if key[-size:] < suffix:
-                    yield prefix + suffix, None
-                else:
-                    if one_each:
-                        entry = cursor.item()
-                        key = key_of() if step() else b""
-                        if not key.startswith(prefix):
-                            yield entry
-                            continue
-                        one_each = False
-                    seek(prefix + suffix)
-                    yield cursor.item()
-                key = key_of() if step() else b""
-                if key.startswith(prefix):
-                    seek(prefix)
-                    key = key_of() if step() else b""
+            yield from walk(self._txn.cursor(self._databases[table]), *arguments)
         except lmdb.Error as error:
             self._raise_ended(error)
 
@@ -370,3 +290,74 @@ class LmdbView:
             self._cursors = {}
             self._txn.abort()
             self._txn = None
+
+
+# The walks of a cursor, as `ReadView` describes them; values are as they are stored.
+
+
+def _forward(cursor: Any, start: bytes, end: bytes) -> Iterator[Item]:
+    if not (cursor.set_range(start) if start else cursor.first()):
+        return
+    for entry in cursor.iternext():
+        if end and entry[0] >= end:
+            return
+        yield entry
+
+
+def _backward(cursor: Any, start: bytes, end: bytes) -> Iterator[Item]:
+    if not (cursor.prev() if end and cursor.set_range(end) else cursor.last()):
+        return
+    for entry in cursor.iterprev():
+        if entry[0] < start:
+            return
+        yield entry
+
+
+# These two read keys, and of values those of answers. A seek costs several times what a step does,
+# so they step until they meet a prefix with a second entry.
+
+
+def _newest_forward(cursor: Any, start: bytes, end: bytes, suffix: bytes) -> Iterator[Found]:
+    size = len(suffix)
+    one_each = True
+    key_of, step, seek = cursor.key, cursor.next, cursor.set_range
+    key = key_of() if (seek(start) if start else cursor.first()) else b""
+    while key and not (end and key >= end):
+        prefix = key[:-size]
+        if key[-size:] < suffix:
+            key = key_of() if seek(prefix + suffix) else b""
+            if not key.startswith(prefix):
+                yield prefix + suffix, None
+                continue
+        yield key, cursor.value()
+        if one_each:
+            key = key_of() if step() else b""
+            if not key.startswith(prefix):
+                continue
+            one_each = False
+        key = key_of() if seek(prefix + b"\xff" * (size + 1)) else b""
+
+
+def _newest_backward(cursor: Any, start: bytes, end: bytes, suffix: bytes) -> Iterator[Found]:
+    size = len(suffix)
+    one_each = True
+    key_of, step, seek = cursor.key, cursor.prev, cursor.set_range
+    key = key_of() if (step() if end and seek(end) else cursor.last()) else b""
+    while key and key >= start:
+        prefix = key[:-size]
+        if key[-size:] < suffix:
+            yield prefix + suffix, None
+        else:
+            if one_each:
+                entry = cursor.item()
+                key = key_of() if step() else b""
+                if not key.startswith(prefix):
+                    yield entry
+                    continue
+                one_each = False
+            seek(prefix + suffix)
+            yield cursor.item()
+        key = key_of() if step() else b""
+        if key.startswith(prefix):
+            seek(prefix)
+            key = key_of() if step() else b""
