@@ -63,6 +63,7 @@ from elastickv.raft.membership import (
     ChangeKind,
     Configuration,
     MembershipChange,
+    leads_to,
     plan_change,
 )
 from elastickv.store.mvcc_store import Store
@@ -280,7 +281,7 @@ class MembershipController:
         """A node that the members know by another address does not start again: see
         `raft.membership.require_own_address`."""
         known = {member.node_id: member.address for member in self._engine.members()}
-        if known.get(node_id, raft_address) != raft_address:
+        if node_id in known and not leads_to(known[node_id], raft_address):
             raise MembershipConflict(
                 f"{node_id} was added at {known[node_id]}, and its --raftAddress is {raft_address}:"
                 " it could not be started again",

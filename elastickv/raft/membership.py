@@ -94,7 +94,7 @@ def require_own_address(configuration: Configuration, node_id: str, raft_address
     and without a majority no change of the membership could tell the others.
     """
     member = configuration.find(node_id)
-    if member is not None and raft_address and _normal(member.address) != raft_address:
+    if member is not None and raft_address and not leads_to(member.address, raft_address):
         raise RaftAddressChanged(
             f"the other members reach {node_id} at {member.address}, and --raftAddress is"
             f" {raft_address}",
@@ -103,12 +103,13 @@ def require_own_address(configuration: Configuration, node_id: str, raft_address
                    " address")
 
 
-def _normal(address: str) -> str:
-    """An address as flags spell it; one that was stored in another spelling reaches the same."""
+def leads_to(stored: str, raft_address: str) -> bool:
+    """Whether a member's address is a node's --raftAddress; earlier versions stored any spelling.
+    """
     try:
-        return str(parse_address(address, "the raft address"))
+        return str(parse_address(stored, "the raft address")) == raft_address
     except ConfigError:
-        return address
+        return stored == raft_address
 
 
 class MembershipLog:
