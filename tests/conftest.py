@@ -59,3 +59,15 @@ def one_member(tmp_path: Path, cluster_type: type[Cluster]) -> Iterator[Cluster]
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+async def one_plain_member(tmp_path: Path,
+                           cluster_type: type[Cluster]) -> AsyncIterator[Cluster]:
+    """A cluster of one that runs without encryption."""
+    cluster = cluster_type(tmp_path / "cluster", size=1, encryption=False)
+    try:
+        await cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()

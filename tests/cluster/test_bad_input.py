@@ -40,16 +40,6 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluste
         cluster.stop()
 
 
-@pytest.fixture
-async def gate_off(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", size=1, encryption=False)
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-
-
 BAD_CALLS: dict[str, tuple[str, str, object, str]] = {
     "empty key": ("kv", "RawPut", pb.RawPutRequest(key=b"", value=b"v"), "480"),
     "long key": ("kv", "RawPut", pb.RawPutRequest(key=b"k" * 481, value=b"v"), "480"),
@@ -115,8 +105,8 @@ MUTATIONS = {
 }
 
 
-async def test_a_closed_gate_proposes_nothing(gate_off: Cluster) -> None:
-    async with grpc.aio.insecure_channel(gate_off.endpoints[0]) as channel:
+async def test_a_closed_gate_proposes_nothing(one_plain_member: Cluster) -> None:
+    async with grpc.aio.insecure_channel(one_plain_member.endpoints[0]) as channel:
         raft, stub = RaftAdminStub(channel), EncryptionAdminStub(channel)
         before = await raft.Status(pb.RaftAdminStatusRequest())
         for method, request in MUTATIONS.items():

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +18,8 @@ pytestmark = [pytest.mark.cluster]
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster = Cluster(tmp_path / "cluster", size=1, encryption=False)
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+def cluster(one_plain_member: Cluster) -> Cluster:
+    return one_plain_member
 
 
 def moved(node: NodeProcess) -> str:
