@@ -16,6 +16,7 @@ import contextlib
 import enum
 import io
 import logging
+import math
 import os
 import select
 import sys
@@ -98,6 +99,21 @@ def format_exception(logger: object, method: str,
         event["traceback"] = [f"{frame.filename}:{frame.lineno} in {frame.name}"
                               for frame in frames]
     return event
+
+
+class Seldom:
+    """When something that keeps happening may be logged again: once in `every_s` seconds."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._next_at = -math.inf
+
+    def due(self, now: float) -> bool:
+        """Whether it is to be logged at `now` (seconds)."""
+        if now < self._next_at:
+            return False
+        self._next_at = now + self._every_s
+        return True
 
 
 class LineOutput:

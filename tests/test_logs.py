@@ -287,3 +287,9 @@ def test_a_long_line_whose_reader_leaves_is_nobodys_failure(pipe: tuple[int, Tex
     dropped, last = events_in(path.read_bytes().strip())
     assert (dropped["event"], dropped["lines"]) == ("log lines were dropped", 2)
     assert last["event"] == "last"
+
+
+def test_what_keeps_happening_is_logged_once_in_a_while() -> None:
+    seldom = logs.Seldom(60.0)
+    assert [now for now in (-5.0, 0.0, 54.9, 55.0, 56.0, 200.0) if seldom.due(now)] == [
+        -5.0, 55.0, 200.0]

@@ -6,7 +6,6 @@ Everything runs in one event loop. What an event leads to is up to the pump (`pu
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,7 +21,7 @@ from elastickv.errors import (
     RemovedFromCluster,
     WireError,
 )
-from elastickv.logs import get_logger
+from elastickv.logs import Seldom, get_logger
 from elastickv.raft import frames
 from elastickv.raft.applying import REGULAR_KIND, Applying
 from elastickv.raft.calls import PeerCalls
@@ -106,7 +105,7 @@ class PySyncObjEngine:
         self._housekeeping_at = 0.0
         self._on_sync = on_sync
         self._freshness = Freshness()
-        self._disk_full_logged_at = -math.inf
+        self._disk_full_line = Seldom(_DISK_FULL_REPEAT_S)
         self._proposals = Proposals()
         self._waiters = AppliedWaiters()
         self._calls = PeerCalls(self.node_id, self._send, settings.max_entry_bytes,
@@ -292,9 +291,7 @@ class PySyncObjEngine:
         it. Anything else is tried again."""
         if self._core.is_leading() and self._journal.last_term < self._core.term():
             self._core.follow_nobody()
-        now = self._loop.time()
-        if now - self._disk_full_logged_at >= _DISK_FULL_REPEAT_S:
-            self._disk_full_logged_at = now
+        if self._disk_full_line.due(self._loop.time()):
             log.error("disk full", node=self.node_id, error=str(error))
 
     def _remembered(self, error: BaseException | None) -> None:

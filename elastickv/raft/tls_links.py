@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 import socket
 import ssl
@@ -29,7 +28,7 @@ from elastickv.certs import allows_server
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError, WireError
 from elastickv.listening import Listener
-from elastickv.logs import get_logger
+from elastickv.logs import Seldom, get_logger
 from elastickv.raft.frames import (
     PROTOCOL_VERSION,
     SLACK_BYTES,
@@ -224,7 +223,7 @@ class TlsLinks:
         self._listener = make_listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
         self._strangers: dict[_Connection, socket.socket] = {}
         self._handshakes: dict[asyncio.Task[None], None] = {}
-        self._warned_at = -math.inf
+        self._warning = Seldom(WARN_EVERY_S)
         self._flush_scheduled = False
         self._stopped = False
         self.port = 0
@@ -316,9 +315,7 @@ class TlsLinks:
         handshake.add_done_callback(self._handshakes.pop)
 
     def _warn(self) -> None:
-        now = self._loop.time()
-        if now >= self._warned_at + WARN_EVERY_S:
-            self._warned_at = now
+        if self._warning.due(self._loop.time()):
             log.warning("links are closed before they have greeted: there are too many",
                         strangers=len(self._strangers))
 

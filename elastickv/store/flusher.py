@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from elastickv.errors import DiskFull
-from elastickv.logs import get_logger
+from elastickv.logs import Seldom, get_logger
 from elastickv.store.gc import Compactor
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import MapFull
@@ -59,7 +59,7 @@ class Flusher:
         self._compact_at: float | None = None
         self._audit_pending = True
         self._flushed_last = False
-        self._log_full_at = 0.0
+        self._disk_full_line = Seldom(DISK_FULL_LOG_S)
         self.error: DiskFull | None = None
         store.on_dirty(self._notice)
 
@@ -164,8 +164,7 @@ class Flusher:
         except DiskFull as error:
             self.error = error
             self._due_at = loop.time() + DISK_FULL_RETRY_S
-            if loop.time() >= self._log_full_at:
-                self._log_full_at = loop.time() + DISK_FULL_LOG_S
+            if self._disk_full_line.due(loop.time()):
                 log.error("disk full", error=str(error))
             return
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -63,7 +62,7 @@ class H2Front:
         self._max_connections = max_connections
         self._listener = Listener(self._accepted, at_once=ACCEPTED_AT_ONCE)
         self._context: ssl.SSLContext | None = None
-        self._warned_at = -math.inf
+        self._warning = logs.Seldom(WARN_EVERY_S)
         self._stopping = False
         self._handshakes: dict[H2Connection, _Handshake] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -101,9 +100,7 @@ class H2Front:
         return True
 
     def _warn(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._warned_at + WARN_EVERY_S:
-            self._warned_at = now
+        if self._warning.due(asyncio.get_running_loop().time()):
             log.warning("client connections are closed: there are too many",
                         handshakes=len(self._handshakes), connections=len(self._connections))
 
