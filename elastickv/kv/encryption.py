@@ -119,7 +119,7 @@ class EncryptionController:
 
     def start(self) -> None:
         """The engine runs: become a writer, and watch for DEKs that are due."""
-        self._keep_clear_entries_apart()
+        self._shed_clear_entries()
         self.ensure_writers()
         if self._gate:
             self.rotation.start()
@@ -151,18 +151,18 @@ class EncryptionController:
 
     def keys_changed(self, index: int) -> None:
         """After an encryption entry: become a writer of what is active now."""
-        self._keep_clear_entries_apart()
+        self._shed_clear_entries()
         self.ensure_writers()
         self._changed()
 
-    def _keep_clear_entries_apart(self) -> None:
-        """From the raft cutover on, entries in the clear go with their own segments. The sidecar
-        may know of the cutover before its entry is applied here."""
+    def _shed_clear_entries(self) -> None:
+        """From the raft cutover on, entries in the clear leave the log. The sidecar may know of the
+        cutover before its entry is applied here."""
         sidecar = self._applier.sidecar
         cutover_index = sidecar.raft_envelope_cutover_index if sidecar else 0
         if cutover_index != self._known_cutover_index:
             self._known_cutover_index = cutover_index
-            self._engine.forbid_log_reuse(cutover_index)
+            self._engine.shed_clear_entries(cutover_index)
 
     def ensure_writers(self) -> None:
         """Start confirming this node for the active DEKs."""

@@ -10,13 +10,15 @@ from elastickv.raft.settings import EngineSettings
 class LogSize(NamedTuple):
     """What the rule looks at. `durable_state_index` is the state machine's durable index. Without
     the segments up to `surplus_index` the log would be within its limit of bytes; it is the anchor
-    where the log is within it already. A peer that was sent the state needs what follows
+    where the log is within it already. Up to `clear_index` go segments with entries in the clear
+    (at most the anchor: there are none). A peer that was sent the state needs what follows
     `sent_index` (None: there is none)."""
 
     anchor_index: int
     last_index: int
     durable_state_index: int
     surplus_index: int
+    clear_index: int = 0
     sent_index: int | None = None
 
 
@@ -39,12 +41,13 @@ def compaction_target(size: LogSize, settings: EngineSettings) -> int:
     Never above what the state machine has made durable. A tail is kept for slow followers: so many
     entries, but no more bytes of them than the log may have. Whoever is sent the state is slower
     than that, and what follows it is kept whatever it takes: else it would have to be sent again,
-    and under load for ever.
+    and under load for ever. Of what is in the clear no tail is kept: a member that joins is to be
+    sent the state, and not that.
     """
-    entries = size.last_index - size.anchor_index
-    if entries <= settings.compact_entries and size.surplus_index <= size.anchor_index:
-        return 0
-    tail_index = max(size.last_index - settings.keep_entries, size.surplus_index)
+    tail_index = size.clear_index
+    if size.last_index - size.anchor_index > settings.compact_entries \
+            or size.surplus_index > size.anchor_index:
+        tail_index = max(tail_index, size.surplus_index, size.last_index - settings.keep_entries)
     target = min(size.durable_state_index, tail_index)
     if size.sent_index is not None:
         target = min(target, size.sent_index)

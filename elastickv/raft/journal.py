@@ -15,8 +15,9 @@ Invariants:
   has dropped goes oldest first, one file after the other. A crash may bring some of it back.
 * A dropped segment becomes a spare, in whose file a later segment begins (`segment.py`), or it is
   deleted: when there are spares enough, and when it may hold what was in the log before
-  `forbid_reuse` or before the start. So those entries are in no file for longer than the log needs
-  them.
+  `shed_clear_entries` or before the start. So those entries are in no file for longer than the
+  log needs them.
+* No segment that begins behind the entries in the clear holds any.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Journal:
         self._open()
         self.durable_index = self.last_index
         self._reusable_from = self.last_index + 1
+        self._clear_until = 0
 
     # --- reading ---------------------------------------------------------------------------
 
@@ -126,6 +128,13 @@ class Journal:
             if size > max_bytes:
                 return segment.last_index
         return self.anchor_index
+
+    @property
+    def clear_index(self) -> int:
+        """The last index of the finished segments that begin in the clear; the anchor's when there
+        are none."""
+        begin_in_clear = bisect_right(self._starts, self._clear_until)
+        return self._starts[min(begin_in_clear, len(self._starts) - 1)] - 1
 
     def _segment_of(self, index: int) -> Segment:
         return self._segments[bisect_right(self._starts, index) - 1]
@@ -209,7 +218,7 @@ class Journal:
                                  f"of term {self.last_term}")
         records.check_size(command, self._max_command_bytes)
         active = self._segments[-1]
-        if active.size >= self._segment_bytes:
+        if active.size >= self._segment_bytes or active.first_index <= self._clear_until < index:
             active = self._roll()
         active.append(records.encode(index, term, command, self.durable_index, active.salt))
         active.note(index, term, len(command), command[:1] == self._marked_kind)
@@ -329,10 +338,11 @@ class Journal:
             self._delete_oldest()
         return dropped > 0
 
-    def forbid_reuse(self, index: int) -> None:
-        """What is in the log now, and what comes up to `index`, is to be in no file of a later
-        segment. For when entries stop being in the clear: what is left of older ones would be in
-        the files of newer ones."""
+    def shed_clear_entries(self, index: int) -> None:
+        """Entries up to `index` are in the clear, the later ones are not. The next one behind them
+        begins a segment, so that theirs can be dropped (`clear_index`), and what is in the log now
+        is in no file of a later segment."""
+        self._clear_until = max(self._clear_until, index)
         self._reusable_from = max(self._reusable_from, self.last_index + 1, index + 1)
         self._dropped.extend(self._spares)
         self._spares.clear()

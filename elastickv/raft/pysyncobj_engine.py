@@ -444,7 +444,7 @@ class PySyncObjEngine:
             LogSize(journal.anchor_index, journal.last_index,
                     min(self._machine.durable_index, self._core.applied_index()),
                     journal.surplus_index(self._settings.compact_bytes),
-                    self._sender.sent_index()),
+                    journal.clear_index, self._sender.sent_index()),
             self._settings)
         if target:
             self._storage.compact_to(target)
@@ -605,8 +605,8 @@ class PySyncObjEngine:
                        self._client_addresses.get(m.node_id, ""))
                 for m in sorted(self._context.configuration.members, key=lambda m: m.node_id)]
 
-    def forbid_log_reuse(self, index: int) -> None:
-        self._journal.forbid_reuse(index)
+    def shed_clear_entries(self, index: int) -> None:
+        self._journal.shed_clear_entries(index)
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         self._roles.subscribe(callback)

@@ -65,3 +65,20 @@ async def test_nothing_in_the_clear_is_left_in_the_files_of_later_segments(tmp_p
         assert not in_the_clear(cluster)
     finally:
         cluster.stop()
+
+
+async def test_a_small_log_sheds_what_was_in_the_clear(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        await cluster.start()
+        async with cluster.client() as client:
+            await client.put(b"key", VALUE)
+            assert in_the_clear(cluster)
+            await cluster.encrypt()
+            await client.put(b"key", VALUE)
+            async with asyncio.timeout(TIMEOUT_S):
+                while in_the_clear(cluster):
+                    await asyncio.sleep(0.1)
+            assert await client.get(b"key")
+    finally:
+        cluster.stop()

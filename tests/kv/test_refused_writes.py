@@ -38,7 +38,7 @@ class RefusingEngine:
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:
         """The role stays."""
 
-    def forbid_log_reuse(self, index: int) -> None:
+    def shed_clear_entries(self, index: int) -> None:
         """There is no log."""
 
     def is_leader(self) -> bool:

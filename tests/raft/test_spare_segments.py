@@ -123,7 +123,7 @@ def test_what_was_in_the_log_when_reuse_was_forbidden_goes_with_its_files(tmp_pa
     journal = filled(tmp_path, 50, segment_bytes=SMALL_SEGMENT)
     compact(journal, 20)
     assert spares(tmp_path)
-    journal.forbid_reuse(0)
+    journal.shed_clear_entries(0)
     assert not spares(tmp_path)
     last = journal.last_index
     extend_to(journal, 100)
@@ -134,10 +134,43 @@ def test_what_was_in_the_log_when_reuse_was_forbidden_goes_with_its_files(tmp_pa
     assert all(int(path.stem) > last for path in spares(tmp_path))
 
 
+def test_the_entry_behind_the_last_one_in_the_clear_begins_a_segment(tmp_path):
+    journal = filled(tmp_path, 10)
+    last = journal.last_index
+    journal.shed_clear_entries(last - 3)
+    assert journal.clear_index == journal.anchor_index
+    extend_to(journal, last + 5)
+    assert [int(path.stem) for path in segments(tmp_path)] == [FIRST, last + 1]
+    assert journal.clear_index == last
+    journal.close()
+    again = open_journal(tmp_path)
+    again.shed_clear_entries(last - 3)
+    extend_to(again, last + 10)
+    assert len(segments(tmp_path)) == 2
+    assert again.clear_index == last
+    compact(again, again.clear_index)
+    assert again.anchor_index == again.clear_index == last
+
+
+def test_entries_to_come_may_be_in_the_clear(tmp_path):
+    journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
+    journal.shed_clear_entries(70)
+    extend_to(journal, 100)
+    assert 71 in [int(path.stem) for path in segments(tmp_path)]
+    assert journal.clear_index == 70
+
+
+def test_nothing_behind_a_snapshot_is_in_the_clear(tmp_path):
+    journal = filled(tmp_path, 10)
+    journal.shed_clear_entries(journal.last_index)
+    journal.reset(1000, 4)
+    assert journal.clear_index == journal.anchor_index == 1000
+
+
 def assert_reuse_behind(journal: Journal, path: Path, index: int) -> None:
     """As the log goes on, segments become spares that begin behind `index`, and no others."""
     extend_to(journal, index + 80)
-    compact(journal, index + 10)
+    compact(journal, index)
     assert not spares(path)
     compact(journal, index + 80)
     assert spares(path)
@@ -146,7 +179,7 @@ def assert_reuse_behind(journal: Journal, path: Path, index: int) -> None:
 
 def test_reuse_can_be_forbidden_for_entries_to_come(tmp_path):
     journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
-    journal.forbid_reuse(70)
+    journal.shed_clear_entries(70)
     assert_reuse_behind(journal, tmp_path, 70)
 
 
@@ -158,7 +191,7 @@ def test_a_file_that_is_becoming_a_spare_when_reuse_is_forbidden_is_deleted(tmp_
     cleanup.jobs.clear()
     work()
     assert spares(tmp_path)
-    journal.forbid_reuse(0)
+    journal.shed_clear_entries(0)
     done(None)
     while cleanup.jobs:
         cleanup.step()
@@ -187,7 +220,7 @@ def test_a_reset_deletes_the_spares(tmp_path):
 
 def test_a_reset_allows_nothing_that_was_forbidden(tmp_path):
     journal = filled(tmp_path, 10, segment_bytes=SMALL_SEGMENT)
-    journal.forbid_reuse(140)
+    journal.shed_clear_entries(140)
     journal.reset(100, 1)
     assert_reuse_behind(journal, tmp_path, 140)
 
