@@ -5,7 +5,8 @@ gets GOAWAY and the connection ends; everything that a peer can make this side k
 
     header block 32 KiB, decoded fields 16 KiB      one frame 64 KiB
     calls at a time MAX_CALLS                       request bytes kept, over all calls
-    RST_STREAM, PING, SETTINGS, empty DATA          by a budget that time and responses refill
+    RST_STREAM of either side, PING, SETTINGS,
+    empty DATA                                      by a budget that time and responses refill
     bytes of responses that wait for the peer
 
 While the peer does not read, nothing more is read from it. One that reads and grants no window is
@@ -469,7 +470,10 @@ class H2Connection(asyncio.Protocol):
             self._buffered -= call.deframer.buffered
 
     def _reset(self, call: Call, code: Code | None) -> None:
-        """End a call without a response; RST_STREAM unless the peer sent it."""
+        """End a call without a response; RST_STREAM unless the peer sent it. Raises
+        `ConnectionFailed` when the peer makes this side do so all the time (CVE-2025-8671)."""
+        if code is not None:
+            self._budget.spend()
         self._drop(call)
         self._windows.forget(call.stream_id)
         if call.task is not None:
@@ -505,11 +509,12 @@ class H2Connection(asyncio.Protocol):
             if payload:
                 raise ConnectionFailed(Code.FRAME_SIZE_ERROR, "an acknowledgement is empty")
             return
-        for name, value in wire.parse_settings(payload):
-            if name == wire.SETTINGS_INITIAL_WINDOW_SIZE:
-                self._windows.set_initial(value)
-            elif name == wire.SETTINGS_MAX_FRAME_SIZE:
-                self._windows.max_frame_bytes = value
+        # Of a setting that is there many times the last counts: applying one looks at every stream.
+        settings = dict(wire.parse_settings(payload))
+        if (size := settings.get(wire.SETTINGS_INITIAL_WINDOW_SIZE)) is not None:
+            self._windows.set_initial(size)
+        if (size := settings.get(wire.SETTINGS_MAX_FRAME_SIZE)) is not None:
+            self._windows.max_frame_bytes = size
         self._send(wire.SETTINGS_ACK)
         self._pump_due = True
 
@@ -558,7 +563,10 @@ class H2Connection(asyncio.Protocol):
         """Take no new calls once the peer knows; close when the running ones are answered. Streams,
         which last as long as their callers like, are ended after a moment in which they can still
         tell something."""
-        if self._goodbye is not None or self._going_away:
+        if self._goodbye is not None:
+            return
+        if self._going_away:  # said by the peer
+            self._loop.call_later(STREAM_GRACE_S, self._end_streams)
             return
         # What the peer began before it knew is served: it could not tell whether a write that is
         # refused here was. Its answer to the PING comes after all of that (RFC 9113, 6.8).

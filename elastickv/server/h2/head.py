@@ -119,11 +119,13 @@ class HeadReader:
         entries = self._decoder.header_table.dynamic_entries
         before = (len(entries), entries[0] if entries else None)
         try:
-            fields = self._decoder.decode(block)
-        except (hpack.HPACKError, UnicodeDecodeError, IndexError):
+            fields = self._decoder.decode(block, raw=True)
+        except (hpack.HPACKError, IndexError):
             raise ConnectionFailed(Code.COMPRESSION_ERROR, "a header block does not decode") \
                 from None
-        head = head_of(cast("list[tuple[str, str]]", fields), self._table)
+        # Any byte may stand in a value (RFC 9110, 5.5); what is compared here is ASCII.
+        head = head_of(((name.decode("latin-1"), value.decode("latin-1"))
+                        for name, value in cast("list[tuple[bytes, bytes]]", fields)), self._table)
         after = (len(entries), entries[0] if entries else None)
         resized = bool(block) and block[0] & 0xE0 == 0x20
         if before[0] != after[0] or before[1] is not after[1] or resized:

@@ -29,6 +29,7 @@ from elastickv.server.h2.connection import (
     STREAM_WINDOW,
 )
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, MAX_HEADER_BLOCK_BYTES
+from elastickv.server.h2.sending import SendWindows
 from elastickv.server.h2.wire import Code
 
 PUT = pb.RawPutRequest(key=b"k", value=b"v").SerializeToString()
@@ -475,6 +476,22 @@ async def test_a_flood_of_window_updates_for_a_call_that_is_over(node: MemoryNod
     await still_serves(node)
 
 
+async def test_of_a_setting_that_is_repeated_the_last_counts(
+        node: MemoryNode, peer: H2Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[int] = []
+    set_initial = SendWindows.set_initial
+
+    def counted(self: SendWindows, size: int) -> None:
+        applied.append(size)
+        set_initial(self, size)
+
+    monkeypatch.setattr(SendWindows, "set_initial", counted)
+    peer.send(wire.settings_frame(
+        [(wire.SETTINGS_INITIAL_WINDOW_SIZE, size) for size in range(10_000)]))
+    await peer.settle()
+    assert applied == [9_999]
+
+
 # --- connections that are ended ----------------------------------------------------------------
 
 
@@ -485,6 +502,13 @@ def frames(*parts: bytes) -> Callable[[H2Peer], bytes]:
 def begun(peer: H2Peer) -> bytes:
     """A request whose DATA is to come, on stream 1."""
     return wire.frame(wire.HEADERS, wire.END_HEADERS, 1, peer.block())
+
+
+def flood(peer: H2Peer, then: Callable[[int], bytes]) -> bytes:
+    """Calls without end, each followed by what makes the server reset it."""
+    return b"".join(
+        wire.frame(wire.HEADERS, wire.END_HEADERS, stream_id, peer.block()) + then(stream_id)
+        for stream_id in range(1, 4 * MAX_NUISANCES, 2))
 
 
 VIOLATIONS: dict[str, tuple[Callable[[H2Peer], bytes], Code]] = {
@@ -556,6 +580,16 @@ VIOLATIONS: dict[str, tuple[Callable[[H2Peer], bytes], Code]] = {
     "a flood of empty CONTINUATION": (
         lambda peer: wire.frame(wire.HEADERS, 0, 1, peer.block())
         + wire.frame(wire.CONTINUATION, 0, 1, b"") * (2 * MAX_NUISANCES), Code.ENHANCE_YOUR_CALM),
+    "resets that the peer provokes by DATA": (
+        lambda peer: flood(peer, lambda stream_id: wire.frame(
+            wire.DATA, wire.END_STREAM, stream_id, wire.prefixed(PUT)) * 2),
+        Code.ENHANCE_YOUR_CALM),
+    "resets that the peer provokes by HEADERS": (
+        lambda peer: flood(peer, lambda stream_id: wire.frame(
+            wire.HEADERS, wire.END_HEADERS, stream_id, peer.block())), Code.ENHANCE_YOUR_CALM),
+    "resets that the peer provokes by windows": (
+        lambda peer: flood(peer, lambda stream_id: wire.window_update(stream_id, wire.MAX_WINDOW)),
+        Code.ENHANCE_YOUR_CALM),
     "rapid resets": (
         lambda peer: b"".join(
             wire.frame(wire.HEADERS, wire.END_HEADERS, 2 * n + 1, peer.block())
@@ -707,6 +741,16 @@ async def test_a_stopping_server_reads_until_the_peer_closes(
     peer.close()
     async with asyncio.timeout(10):
         await stop
+
+
+async def test_a_stopping_server_ends_the_streams_of_a_peer_that_has_said_goodbye(
+        peer: H2Peer, node: MemoryNode) -> None:
+    peer.call(1, "/grpc.health.v1.Health/Watch", b"")
+    peer.send(wire.goaway(0, Code.NO_ERROR))
+    await peer.settle()
+    async with asyncio.timeout(10):
+        await node.server.stop(grace_s=60)
+    assert (await peer.answer(1)).grpc_status == grpc.StatusCode.UNAVAILABLE.value[0]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "between the two GOAWAYs"])

@@ -157,11 +157,16 @@ def test_what_is_remembered_is_bounded() -> None:
 
 @pytest.mark.parametrize("block", [
     b"\x80", b"\xff\xff\xff\xff\xff\xff\xff", b"\x00\x05ab", b"\x40", b"\xc0",
-    b"\x00\x01\xff\x01\xff", b"\x3f\xff\xff\xff\xff\xff"])
+    b"\x3f\xff\xff\xff\xff\xff"])
 def test_blocks_that_do_not_decode(block: bytes) -> None:
     with pytest.raises(ConnectionFailed) as caught:
         reader().read(block)
     assert caught.value.code is Code.COMPRESSION_ERROR
+
+
+def test_a_value_may_hold_any_byte() -> None:
+    block = b"\x83\x86\x04\x0d/RawKV/RawPut" + CONTENT_TYPE_GRPC + literal(b"user-agent", b"caf\xe9")
+    assert reader().read(block) == head_of(fields(), TABLE)
 
 
 def test_too_many_fields_are_refused() -> None:
