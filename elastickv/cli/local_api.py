@@ -17,7 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from elastickv.client import SyncClient
-from elastickv.client.pool import credentials_of
+from elastickv.client.pool import OPTIONS, credentials_of
 from elastickv.config import TlsFiles
 from elastickv.errors import Unreachable
 
@@ -64,7 +64,7 @@ class ClusterApi:
 
     def require_ready(self, address: str) -> None:
         """Raises `Unreachable` unless the member's health is SERVING and it knows a leader."""
-        with grpc.secure_channel(address, credentials_of(self._tls)) as channel:
+        with grpc.secure_channel(address, credentials_of(self._tls), OPTIONS) as channel:
             try:
                 answer = health_pb2_grpc.HealthStub(channel).Check(
                     health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -108,6 +109,9 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
 def main() -> None:
     """Entry point of the `elastickv` script."""
     open_missing_standard_files()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Keys and values are printed as UTF-8, whatever the locale is.
+        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     code = run()
     try:
         if sys.stderr is not None:

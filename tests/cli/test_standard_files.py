@@ -112,6 +112,13 @@ def test_operations_on_stdin_are_utf_8_in_every_locale(memory_node: MemoryNode) 
     assert (found.returncode, found.stdout) == (ExitCode.OK, "1\n")
 
 
+def test_what_is_printed_is_utf_8_in_every_locale(memory_node: MemoryNode) -> None:
+    value = "\u043f\u0440\u0438\u0432\u0435\u0442"
+    assert run(memory_node, f"client put greeting {value}").returncode == ExitCode.OK
+    found = run(memory_node, "client get greeting", encoding="latin-1")
+    assert (found.returncode, found.stdout) == (ExitCode.OK, f"{value}\n")
+
+
 def test_wrong_options_are_wrong_options_without_stderr(memory_node: MemoryNode) -> None:
     for redirection in ("2>/dev/full", "2>&-"):
         assert run(memory_node, f"client get {redirection}").returncode == ExitCode.USAGE
