@@ -40,6 +40,7 @@ from elastickv.raft.frames import (
     frame,
 )
 from elastickv.raft.links import LinkEvents
+from elastickv.raft.name_lookup import NameLookup, ThreadedNameLookup
 from elastickv.tls import link_context
 
 log = get_logger("elastickv.raft.links")
@@ -195,14 +196,15 @@ class TlsLinks:
     """`Links` over TCP. `tls` None is plain text, for loopback only (the caller checks that).
 
     `dial_from` is the host that its own connections come from; "" lets the system choose.
-    `make_listener` and the loop's `create_connection` and `connect_accepted_socket` are all that it
-    asks of the network.
+    `make_listener`, `names` and the loop's `create_connection` and `connect_accepted_socket` are
+    all that it asks of the network.
     """
 
     def __init__(self, node_id: str, listen_address: str, *, tls: TlsFiles | None,
                  max_entry_bytes: int, dial_from: str = "",
                  generator: random.Random | None = None,
-                 make_listener: type[Listener] = Listener) -> None:
+                 make_listener: type[Listener] = Listener,
+                 names: NameLookup | None = None) -> None:
         self.node_id = node_id
         self.secure = tls is not None
         self.max_frame_bytes = max_entry_bytes + SLACK_BYTES
@@ -212,6 +214,7 @@ class TlsLinks:
         self._server_context = link_context(tls, server=True) if tls else None
         self._client_context = link_context(tls, server=False) if tls else None
         self._generator = generator or random.Random()
+        self._names = names or ThreadedNameLookup()
         self._addresses: dict[str, str] = {}
         self._current: dict[str, _Connection] = {}
         # Dictionaries for their order: a set of connections has another in every process.
@@ -391,9 +394,7 @@ class TlsLinks:
         connection = _Connection(self, peer_id)
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await self._loop.create_connection(lambda: connection, host, port,
-                                                   ssl=self._client_context,
-                                                   local_addr=self._dial_from)
+                await self._connect(connection, host, port)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
         except (OSError, TimeoutError, ssl.SSLError) as error:
@@ -403,6 +404,21 @@ class TlsLinks:
             connection.abort()
         finally:
             self._dialling.pop(peer_id, None)
+
+    async def _connect(self, connection: _Connection, host: str, port: int) -> None:
+        """Raises the last address's `OSError`."""
+        *others, last = await self._names.addresses(host)
+        for address in others:
+            with contextlib.suppress(OSError):
+                await self._connect_to(connection, host, address, port)
+                return
+        await self._connect_to(connection, host, last, port)
+
+    async def _connect_to(self, connection: _Connection, host: str, address: str,
+                          port: int) -> None:
+        await self._loop.create_connection(
+            lambda: connection, address, port, ssl=self._client_context,
+            server_hostname=host if self.secure else None, local_addr=self._dial_from)
 
     def _complain(self, peer_id: str, address: str, error: Exception) -> None:
         """Once per peer until it is connected: the next attempt is only 100 ms away."""

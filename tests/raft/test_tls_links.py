@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -17,8 +19,9 @@ from elastickv import certs
 from elastickv.certs import create_ca, create_client, create_node, pair_paths
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed, ConfigError
-from elastickv.raft import tls_links
+from elastickv.raft import name_lookup, tls_links
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, Vote, encode_message, frame
+from elastickv.raft.name_lookup import ThreadedNameLookup
 from elastickv.raft.tls_links import (
     MAX_GREETING_BYTES,
     TlsLinks,
@@ -129,6 +132,62 @@ async def test_link_comes_back_after_the_peer_restarts(make, until):
     assert one.send("n2", b"x")
     await until(lambda: ("received", "n1", b"x") in heard_again.events)
     assert again.port == two.port
+
+
+async def test_a_name_that_is_looked_up_for_long_delays_no_other_peer(make, until, monkeypatch):
+    dead, answered = [], threading.Event()
+
+    def look_up(host: str) -> list[str]:
+        if host == "dead.example":
+            dead.append(host)
+            answered.wait()
+            raise OSError("no server answered")
+        return ["::1", "127.0.0.1"]
+
+    monkeypatch.setattr(name_lookup, "look_up", look_up)
+    monkeypatch.setattr(tls_links, "DIAL_TIMEOUT_S", 0.01)
+    one, _ = await make("n1")
+    two, heard_two = await make("n2")
+    one.set_peers({"n3": "dead.example:1"})
+    await until(lambda: "n3" in one._complained and not one._dialling)
+    one.set_peers({"n3": "dead.example:1", "n2": f"n2.example:{two.port}"})
+    two.set_peers({"n1": address_of(one)})
+    await until(lambda: ("connected", "n1") in heard_two.events)
+    assert dead == ["dead.example"], "one lookup at a time"
+    answered.set()
+    await until(lambda: len(dead) > 1)
+
+
+def test_a_loop_does_not_wait_for_a_name_at_its_end(monkeypatch):
+    answered = threading.Event()
+
+    def look_up(host: str) -> list[str]:
+        answered.wait()
+        return [host]
+
+    monkeypatch.setattr(name_lookup, "look_up", look_up)
+
+    async def give_up() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await ThreadedNameLookup().addresses("dead.example")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(give_up())
+    answered.set()
+
+
+@pytest.mark.parametrize(("host", "is_one"), [
+    ("10.0.0.1", True), ("::1", True), ("fe80::1%eth0", True), ("localhost", False),
+    ("1.2.3", False), ("n1.example.com", False)])
+def test_what_needs_no_lookup(host, is_one):
+    assert name_lookup.is_address(host) is is_one
+
+
+def test_a_name_without_address_is_an_os_error():
+    for host in ("n1.invalid", "a" * 70 + ".example"):
+        with pytest.raises(OSError, match=r"."):
+            name_lookup.look_up(host)
 
 
 async def test_node_with_the_higher_id_dials_when_the_other_does_not_know_it(make, until):

@@ -37,7 +37,7 @@ from elastickv.store.values import open_record
 from tests.sim.disk import Medium, MountedDisk
 from tests.sim.invariants import Oracle
 from tests.sim.loop import Crashed, Life, SimLoop
-from tests.sim.network import Network, SimListener
+from tests.sim.network import HostNames, Network, SimListener
 from tests.sim.plan import Plan
 from tests.sim.random_streams import Streams
 from tests.sim.trace import Trace
@@ -282,7 +282,7 @@ class SimNode:
             **cluster.plan.settings)
         links = TlsLinks(self.name, address_of(self.name), tls=None,
                          max_entry_bytes=settings.max_entry_bytes, generator=generator,
-                         make_listener=SimListener)
+                         make_listener=SimListener, names=HostNames())
         engine = PySyncObjEngine(
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
             cleanup=LateOffload(cluster.loop, generator, cluster.plan.sync_delay_s),

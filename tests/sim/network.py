@@ -47,6 +47,13 @@ class Conditions:
         self.jitter_s = 0.002
 
 
+class HostNames:
+    """Hosts are dialled by their names."""
+
+    async def addresses(self, host: str) -> list[str]:
+        return [host]
+
+
 class Endpoint:
     """One end of a connection, as the asyncio transport of its protocol."""
 

@@ -165,7 +165,8 @@ def test_blocks_that_do_not_decode(block: bytes) -> None:
 
 
 def test_a_value_may_hold_any_byte() -> None:
-    block = b"\x83\x86\x04\x0d/RawKV/RawPut" + CONTENT_TYPE_GRPC + literal(b"user-agent", b"caf\xe9")
+    block = (b"\x83\x86\x04\x0d/RawKV/RawPut" + CONTENT_TYPE_GRPC
+             + literal(b"user-agent", b"caf\xe9"))
     assert reader().read(block) == head_of(fields(), TABLE)
 
 
