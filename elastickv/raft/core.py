@@ -38,7 +38,11 @@ class Core(Protocol):
         ...
 
     def leader_id(self) -> str:
-        """"" when no leader is known."""
+        """Who leads; "" when no leader is known, or it has fallen silent."""
+        ...
+
+    def term_leader_id(self) -> str:
+        """Who leads in this term, silent or not; "" when that is not known."""
         ...
 
     def voters(self) -> list[str]:
@@ -80,6 +84,11 @@ class Core(Protocol):
 
     def postpone_election(self) -> None:
         """No election for another random timeout."""
+        ...
+
+    def leader_fell_silent(self) -> None:
+        """Nothing was heard of the leader for an election timeout, unless this node leads: none is
+        known until its next entries or heartbeat."""
         ...
 
     def elect_now(self) -> None:

@@ -26,15 +26,18 @@ class Elections:
     # --- before and after a tick --------------------------------------------------------------
 
     def before_tick(self) -> None:
-        """Let an election deadline pass to the core only after a majority granted a pre-vote."""
+        """Let an election deadline pass to the core only after a majority granted a pre-vote.
+        Whoever gets no majority, or has no vote, learns all the same that its leader is silent."""
         core = self._context.core
         if not core.is_voter():
             self.cancel()
             if core.election_deadline() < self._context.now():
+                self._note_silence()
                 core.postpone_election()
             return
         if core.is_leading() or core.election_deadline() >= self._context.now() or self._cleared:
             return
+        self._note_silence()
         if core.transfer_requested() and self._context.trusted():
             self._transfer = True
             return
@@ -43,6 +46,11 @@ class Elections:
         if self._context.trusted() \
                 and (journal.last_term, journal.last_index) >= self._context.current_floor():
             self._begin_round()
+
+    def _note_silence(self) -> None:
+        # The deadline alone does not tell: one who is asked to take over has none left.
+        if not self._hears_leader():
+            self._context.core.leader_fell_silent()
 
     def after_tick(self) -> None:
         """What was cleared has been used."""
@@ -78,6 +86,9 @@ class Elections:
         """When a leader was last heard; -inf for never."""
         return self._leader_contact
 
+    def _hears_leader(self) -> bool:
+        return self._leader_contact > self._context.now() - self._context.settings.election_min_s
+
     # --- what others ask ----------------------------------------------------------------------
 
     def standing(self) -> rules.Standing:
@@ -94,7 +105,7 @@ class Elections:
         return rules.Standing(
             term=core.term(), last_index=last_index, last_term=last_term,
             leads_with_quorum=leading and rules.has_majority(answering, len(core.voters())),
-            heard_from_leader=not leading and self._leader_contact > recently)
+            heard_from_leader=not leading and self._hears_leader())
 
     def on_pre_vote(self, peer_id: str, message: frames.PreVote) -> None:
         core = self._context.core

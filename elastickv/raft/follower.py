@@ -100,7 +100,7 @@ class Follower:
     def acknowledge(self, *, always: bool = False) -> None:
         """Tell the leader how far its log is durable here, if that is news."""
         core = self._context.core
-        if self._match_index == 0 or core.leader_id() != self._leader_id \
+        if self._match_index == 0 or core.term_leader_id() != self._leader_id \
                 or core.term() != self._term:
             return
         journal = self._context.journal

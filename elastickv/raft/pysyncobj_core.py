@@ -28,6 +28,7 @@ from elastickv.raft.rules import AppendPlan
 from elastickv.raft.settings import EngineSettings
 
 _ELECT_NOW = -1.0
+_NO_TERM = -1
 
 
 class CoreHooks(Protocol):
@@ -105,6 +106,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._hooks = hooks
         self._committed_index = applied_index
         self._voters_heard: set[str] = set()
+        self._silent_term = _NO_TERM  # of the leader that has fallen silent
         super().__init__(peer_node(settings.node_id), [],
                          conf=_library_configuration(settings, adapter, hooks),
                          transport=CoreTransport(hooks))
@@ -181,6 +183,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return self._SyncObj__noopIDx or 0
 
     def leader_id(self) -> str:
+        leader = self._SyncObj__raftLeader
+        is_heard = self._silent_term != self._SyncObj__raftCurrentTerm
+        return leader.id if is_heard and leader is not None else ""
+
+    def term_leader_id(self) -> str:
         leader = self._SyncObj__raftLeader
         return leader.id if leader is not None else ""
 
@@ -259,6 +266,11 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """No election for another random timeout."""
         self._SyncObj__raftElectionDeadline = self._now() + self._SyncObj__generateRaftTimeout()
 
+    def leader_fell_silent(self) -> None:
+        # Beside what PySyncObj keeps: who leads in a term stays true, and whose messages count.
+        if not self.is_leading():
+            self._silent_term = self._SyncObj__raftCurrentTerm
+
     def elect_now(self) -> None:
         """The next tick starts an election."""
         self._SyncObj__raftElectionDeadline = _ELECT_NOW
@@ -321,7 +333,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._receive_append(peer_id, message, plan)
 
     def _follows(self, peer_id: str, term: int) -> bool:
-        """Whether this node knows `peer_id` as the leader of its term already."""
+        """Whether this node knows `peer_id` as the leader of its term already, and heard it
+        lately."""
         return (term == self._SyncObj__raftCurrentTerm
                 and self._SyncObj__raftState == FOLLOWER
                 and self.leader_id() == peer_id
@@ -341,6 +354,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         """Through PySyncObj. A rejected message names an entry that cannot exist, which is how it
         learns of the leader without touching the log."""
         use_clock(self._now)
+        self._silent_term = _NO_TERM
         self._SyncObj__onMessageReceived(peer_node(peer_id), {
             "type": "append_entries",
             "term": message.term,

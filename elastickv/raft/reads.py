@@ -115,7 +115,7 @@ class Reads:
 
     def on_probe(self, peer_id: str, message: frames.Probe) -> None:
         core = self._context.core
-        if message.term == core.term() and core.leader_id() == peer_id \
+        if message.term == core.term() and core.term_leader_id() == peer_id \
                 and self._context.trusted():
             self._context.send(peer_id, frames.ProbeAck(message.term, message.round))
 

@@ -59,7 +59,7 @@ class SnapshotReceiver:
     def on_offer(self, peer_id: str, message: frames.SnapshotOffer) -> None:
         """Raises `WireError` on a configuration that does not parse."""
         core = self._context.core
-        if message.term != core.term() or core.leader_id() != peer_id:
+        if message.term != core.term() or core.term_leader_id() != peer_id:
             self._context.send(peer_id, frames.SnapshotAck(
                 message.term, message.stream, frames.REFUSED_OFFSET, False))
             return

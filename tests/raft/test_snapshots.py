@@ -618,7 +618,7 @@ class Received:
         self.sent: list[frames.SnapshotAck] = []
         self.installed: list[InstallMarker] = []
         self.state = ListState()
-        core = SimpleNamespace(term=lambda: 1, leader_id=lambda: "n1",
+        core = SimpleNamespace(term=lambda: 1, term_leader_id=lambda: "n1",
                                applied_index=lambda: self.applied_index)
         context = SimpleNamespace(core=core, journal=self.journal,
                                   send=lambda peer_id, message: self.sent.append(message))
@@ -713,8 +713,12 @@ def test_a_snapshot_that_its_leader_begins_anew_is_received(monkeypatch):
     """While it is on its way its leader goes on sending heartbeats."""
     async def scenario() -> None:
         lab, leader, behind, imports = await half_received(monkeypatch)
+        leaders = []
+        behind.engine.on_role_change(
+            lambda role, term: leaders.append(behind.status().leader_id))
         await asyncio.sleep(STALLED_S / 2)
         assert (imports.begun, imports.open) == (1, 1)
+        assert leaders == []
         lab.hub.rule = lambda source, target, message: 1
         await lab.until(lambda: behind.state.entries == leader.state.entries, 30)
         assert (imports.begun, imports.open) == (2, 0)

@@ -134,7 +134,7 @@ class Promises:
     def _require_durable_log(self, node: SimNode) -> None:
         """While it follows nobody, nothing can have been appended since the vote was judged."""
         journal = node.journal
-        if not node.engine._core.leader_id() and journal.durable_index < journal.last_index:
+        if not node.engine._core.term_leader_id() and journal.durable_index < journal.last_index:
             self._oracle.fail("votes are durable",
                               f"{node.name} votes with a log up to {journal.last_index}, durable "
                               f"up to {journal.durable_index}")
