@@ -70,6 +70,11 @@ class Core(Protocol):
 
     def last_response(self, peer_id: str) -> float: ...
 
+    def last_sign(self, peer_id: str) -> float:
+        """When it last answered or showed life: whether this leader has to give up, and others may
+        stand for election, goes by that."""
+        ...
+
     def set_next_index(self, peer_id: str, index: int) -> None: ...
 
     def set_match_index(self, peer_id: str, index: int) -> None: ...
@@ -80,6 +85,10 @@ class Core(Protocol):
 
     def heard_from(self, peer_id: str) -> None:
         """A follower answered in the current term."""
+        ...
+
+    def shows_life(self, peer_id: str) -> None:
+        """Bytes go to or come from a member that cannot answer before they are through."""
         ...
 
     def postpone_election(self) -> None:

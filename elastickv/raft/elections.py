@@ -76,6 +76,18 @@ class Elections:
         self._leader_contact = self._context.now()
         self.cancel()
 
+    def hears(self, peer_id: str) -> bool:
+        """Bytes of `peer_id` arrived, of a message that is not whole yet: whether that is a sign of
+        life of who leads in this term, the first for a heartbeat's time. It keeps this node from
+        an election like a heartbeat, and is nothing more."""
+        core, now = self._context.core, self._context.now()
+        if core.leader_id() != peer_id or core.transfer_requested() \
+                or now - self._leader_contact < self._context.settings.heartbeat_s:
+            return False
+        self.heard_leader()
+        core.postpone_election()
+        return True
+
     def cancel(self) -> None:
         """A leader was heard or the term moved: grants on their way count for nothing."""
         self._round.cancel()
@@ -97,7 +109,7 @@ class Elections:
         core, now = context.core, context.now()
         recently = now - context.settings.election_min_s
         answering = sum(1 for voter in core.voters()
-                        if voter == context.node_id or core.last_response(voter) > recently)
+                        if voter == context.node_id or core.last_sign(voter) > recently)
         leading = core.is_leading()
         # With a floor, this node judges candidates as if it still had what it lost.
         last_term, last_index = max((context.journal.last_term, context.journal.last_index),

@@ -68,6 +68,13 @@ class Follower:
             self._required_index = message.commit_index
         self.acknowledge(always=not entries)
 
+    def receiving(self, peer_id: str) -> None:
+        """Bytes of `peer_id` arrived, of a message that is not whole yet. What its leader sent
+        meanwhile waits behind that, and this node has nothing to acknowledge."""
+        if self._elections.hears(peer_id):
+            self._context.send(peer_id, frames.Ack(
+                self._context.core.term(), frames.NO_SEQUENCE, 0, False, self._context.trusted()))
+
     def knows_leader_complete(self, term: int) -> bool:
         """Whether the leader of `term` is known to have committed an entry of its own: only then is
         its commit index that of everything that was ever committed."""

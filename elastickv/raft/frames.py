@@ -50,6 +50,10 @@ class FrameDecoder:
             del buffer[:offset]
         return bodies
 
+    def holds_part(self) -> bool:
+        """Whether what was fed last ends within a frame."""
+        return bool(self._buffer)
+
     def has_more(self) -> bool:
         """Whether another length has come, of a frame that is not whole or was not looked at."""
         return len(self._buffer) >= HEADER_BYTES
@@ -106,10 +110,15 @@ class AppendEntries(Message, frozen=True, tag=2):
     entries: bytes
 
 
+NO_SEQUENCE = 0
+
+
 class Ack(Message, frozen=True, tag=3):
     """Answer to `AppendEntries` of `term`. Accepted: everything below `next_index` equals the
     leader's log and is durable here. Otherwise the leader must go back to `next_index`. Not
-    `counted`: the sender has lost data and may not help to commit."""
+    `counted`: the sender has lost data and may not help to commit. With `NO_SEQUENCE` it answers
+    nothing and is a sign of life: something of the leader is on its way in. Who does not know of
+    that takes it for a rejection that is old news."""
 
     term: int
     sequence: int

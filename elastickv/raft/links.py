@@ -32,6 +32,10 @@ class LinkEvents(Protocol):
         """The link is gone; what was under way may or may not have arrived."""
         ...
 
+    def receiving(self, peer_id: str) -> None:
+        """Bytes of a message have come that is not whole yet; of a large one, again and again."""
+        ...
+
     def received(self, peer_id: str, body: bytes) -> None:
         """One message body."""
         ...

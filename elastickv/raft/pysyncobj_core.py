@@ -104,6 +104,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._settings = settings
         self._journal = journal
         self._hooks = hooks
+        # PySyncObj gives up by its own times. Here is when those had answered that have only shown
+        # life since.
+        self._answered_at: dict[PeerNode, float] = {}
         self._committed_index = applied_index
         self._voters_heard: set[str] = set()
         self._silent_term = _NO_TERM  # of the leader that has fallen silent
@@ -147,6 +150,10 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _SyncObj__sendAppendEntries(self) -> None:
         self._SyncObj__newAppendEntriesTime = self._now() + self._settings.heartbeat_s
         self._hooks.heartbeat()
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self._answered_at.clear()
+        super()._SyncObj__onBecomeLeader()
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """The engine compacts."""
@@ -219,6 +226,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return not others or max(matches[node] for node in others) > self._committed_index
 
     def last_response(self, peer_id: str) -> float:
+        return self._answered_at.get(peer_node(peer_id), self.last_sign(peer_id))
+
+    def last_sign(self, peer_id: str) -> float:
         return float(self._SyncObj__lastResponseTime.get(peer_node(peer_id), 0.0))
 
     # --- driving ------------------------------------------------------------------------------
@@ -296,7 +306,15 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__setCurrentTerm(term, self._settings.node_id)
 
     def heard_from(self, peer_id: str) -> None:
-        self._SyncObj__lastResponseTime[peer_node(peer_id)] = self._now()
+        node = peer_node(peer_id)
+        self._SyncObj__lastResponseTime[node] = self._now()
+        self._answered_at.pop(node, None)
+
+    def shows_life(self, peer_id: str) -> None:
+        node, signs = peer_node(peer_id), self._SyncObj__lastResponseTime
+        if node in signs:
+            self._answered_at.setdefault(node, signs[node])
+            signs[node] = self._now()
 
     def install(self, index: int) -> None:
         """The log was reset behind `index`, which is applied."""
@@ -315,6 +333,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftNextIndex.pop(node, None)
             self._SyncObj__raftMatchIndex.pop(node, None)
             self._SyncObj__lastResponseTime.pop(node, None)
+            self._answered_at.pop(node, None)
         for node in others | readers:
             self._SyncObj__raftNextIndex.setdefault(node, self._journal.last_index + 1)
             self._SyncObj__raftMatchIndex.setdefault(node, 0)
@@ -381,6 +400,7 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         next_indexes[node] = rules.next_index_after_ack(before, after, match_index,
                                                         accepted=accepted)
         self._SyncObj__lastResponseTime[node] = self._now()
+        self._answered_at.pop(node, None)
 
     def receive_vote_request(self, peer_id: str, term: int, last_index: int,
                              last_term: int) -> None:

@@ -518,6 +518,14 @@ class PySyncObjEngine:
             self._fail(error)
         self._schedule()
 
+    def receiving(self, peer_id: str) -> None:
+        if not self._takes_part() or peer_id not in self._connected:
+            return
+        if self._core.is_leading():
+            self._core.shows_life(peer_id)
+        else:
+            self._follower.receiving(peer_id)
+
     def received(self, peer_id: str, body: bytes) -> None:
         if not self._takes_part() or peer_id not in self._connected:
             return

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from elastickv.raft import records, rules
 from elastickv.raft.core import Context
-from elastickv.raft.frames import Ack, AppendEntries, encode_message
+from elastickv.raft.frames import NO_SEQUENCE, Ack, AppendEntries, encode_message
 from elastickv.raft.peer_memory import PeerMemory
 from elastickv.raft.progress import PeerProgress
 
@@ -93,6 +93,9 @@ class Replication:
         core = self._core
         if not core.is_leading() or message.term != core.term() \
                 or self._context.configuration.find(peer_id) is None:
+            return
+        if message.sequence == NO_SEQUENCE:
+            core.shows_life(peer_id)
             return
         match_index = message.next_index - 1
         if message.accepted and match_index > self._journal.last_index:

@@ -137,6 +137,8 @@ class _Connection(asyncio.Protocol):
                     else:
                         self._receive_greeting(body)
                 bodies = self._decoder.feed(b"") if self._decoder.has_more() else []
+            if self._decoder.holds_part() and self.ready and not self.closed:
+                self._owner.events.receiving(self.peer_id)
         except WireError as error:
             log.warning("link refused", peer=self.peer_id, error=str(error))
             self.abort()

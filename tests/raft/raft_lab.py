@@ -7,6 +7,7 @@ takes milliseconds and always runs the same way.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -24,6 +25,8 @@ from elastickv.raft.settings import EngineSettings
 
 T = TypeVar("T")
 LATENCY_S = 0.001
+PART_BYTES = 16 << 10
+"""What a member reads at once of a message that is on its way: under TLS, a record."""
 
 
 class _JumpingSelector(selectors.SelectSelector):
@@ -182,7 +185,9 @@ class HeldOffload:
 
 class Hub:
     """The network between `HubLinks`. `rule(source, target, message)` returns how often a message
-    is delivered (0, 1 or 2)."""
+    is delivered (0, 1 or 2). `bytes_per_s` is what a link carries each way, or with `one_wire` all
+    links of a sender together, one message after the other. From a member in `silenced` no byte
+    arrives any more, and none at it, and nobody is told."""
 
     def __init__(self) -> None:
         self.up: dict[str, HubLinks] = {}
@@ -190,6 +195,10 @@ class Hub:
         self.cut_pairs: set[frozenset[str]] = set()
         self.rule: Callable[[str, str, AnyMessage], int] = lambda source, target, message: 1
         self.log: list[tuple[str, str, AnyMessage]] = []
+        self.bytes_per_s = math.inf
+        self.one_wire = False
+        self.silenced: set[str] = set()
+        self._wire_free_at: dict[tuple[str, str], float] = {}
         self._sessions = 0
         self._arrivals: dict[tuple[str, str], float] = {}
 
@@ -241,16 +250,31 @@ class Hub:
         message = decode_message(body)
         self.log.append((source, target, message))
         loop = asyncio.get_running_loop()
+        wire = (source, "" if self.one_wire else target)
         for _ in range(self.rule(source, target, message)):
+            begin = max(loop.time(), self._wire_free_at.get(wire, 0.0))
+            end = self._wire_free_at[wire] = begin + len(body) / self.bytes_per_s
+            if end > begin:
+                for size in range(PART_BYTES, len(body), PART_BYTES):
+                    loop.call_at(begin + size / self.bytes_per_s + LATENCY_S, self._deliver_part,
+                                 session, source, target)
             # Strictly later than what was sent before, so that the order is kept.
-            arrival = max(loop.time() + LATENCY_S, self._arrivals.get((source, target), 0.0) + 1e-7)
+            arrival = max(end + LATENCY_S, self._arrivals.get((source, target), 0.0) + 1e-7)
             self._arrivals[(source, target)] = arrival
             loop.call_at(arrival, self._deliver, session, source, target, body)
         return True
 
+    def _carries(self, session: int, source: str, target: str) -> bool:
+        return (self.links.get(frozenset((source, target))) == session
+                and self.silenced.isdisjoint((source, target)))
+
     def _deliver(self, session: int, source: str, target: str, body: bytes) -> None:
-        if self.links.get(frozenset((source, target))) == session:
+        if self._carries(session, source, target):
             self.up[target].events.received(source, body)
+
+    def _deliver_part(self, session: int, source: str, target: str) -> None:
+        if self._carries(session, source, target):
+            self.up[target].events.receiving(source)
 
     def inject(self, source: str, target: str, message: AnyMessage) -> None:
         """A message from `source` that it never sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -76,12 +77,14 @@ def test_random_bytes_are_a_message_or_a_wire_error(body):
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=8), st.data())
 def test_frames_come_out_whole_however_the_bytes_arrive(bodies, data):
     stream = b"".join(frame(body) for body in bodies)
+    ends = set(accumulate(len(frame(body)) for body in bodies))
     decoder = FrameDecoder(100)
     found, position = [], 0
     while position < len(stream):
         size = data.draw(st.integers(1, len(stream) - position))
         found += decoder.feed(stream[position:position + size])
         position += size
+        assert decoder.holds_part() == (position not in ends)
     assert found == bodies
 
 

@@ -343,6 +343,18 @@ async def leader_without_a_quorum_steps_down_within_its_fallback():
     assert leader.status().role is not Role.LEADER
 
 
+@hazard(lambda patch: patch.setattr(PySyncObjEngine, "receiving", lambda self, peer_id: None))
+async def large_entry_on_a_slow_link_deposes_nobody():
+    lab = Lab()
+    leader = await lab.start()
+    await lab.settle()
+    term = leader.status().term
+    lab.hub.bytes_per_s = 50_000_000 / 8
+    await outcome(leader.engine.propose(bytes(8 << 20), timeout_s=60))
+    await lab.until(lambda: all(node.state.payloads() for node in lab.nodes.values()))
+    assert {node.status().term for node in lab.nodes.values()} == {term}
+
+
 @hazard(lambda patch: patch.setattr(
     Elections, "before_tick", lambda self: None))
 async def isolated_node_raises_no_term_and_disturbs_nobody():

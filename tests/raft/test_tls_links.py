@@ -7,6 +7,7 @@ import contextlib
 import os
 import ssl
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Recorder:
     def __init__(self, node_id: str, cluster_id: str = "") -> None:
         self.node_id, self.cluster_id = node_id, cluster_id
         self.events: list[tuple[str, ...] | tuple[str, str, bytes]] = []
+        self.parts: Counter[str] = Counter()
 
     def make_hello(self, peer_id: str) -> Hello:
         return Hello(PROTOCOL_VERSION, self.cluster_id, self.node_id, f"client-{self.node_id}", 1,
@@ -52,6 +54,9 @@ class Recorder:
 
     def disconnected(self, peer_id: str) -> None:
         self.events.append(("disconnected", peer_id))
+
+    def receiving(self, peer_id: str) -> None:
+        self.parts[peer_id] += 1
 
     def received(self, peer_id: str, body: bytes) -> None:
         self.events.append(("received", peer_id, body))
@@ -399,6 +404,53 @@ async def greeted_connection(links: TlsLinks, node_id: str) -> tuple[
     writer.write(frame(encode_message(Recorder(node_id).make_hello("n1"))))
     await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
     return reader, writer
+
+
+async def test_parts_of_a_message_are_told_of_as_they_come(make, until):
+    one, heard_one = await make("n1")
+    _, writer = await greeted_connection(one, "n7")
+    body, part_bytes = bytes(1 << 19), 1 << 17
+    data = frame(body)
+    for offset in range(0, len(body), part_bytes):
+        told = heard_one.parts["n7"]
+        writer.write(data[offset:offset + part_bytes])
+        await until(lambda told=told: heard_one.parts["n7"] > told)
+    assert heard_one.events == [("connected", "n7")]
+    writer.write(data[len(body):])
+    await until(lambda: heard_one.events == [("connected", "n7"), ("received", "n7", body)])
+    told = heard_one.parts["n7"]
+    writer.write(frame(b"whole"))
+    await until(lambda: heard_one.events[-1] == ("received", "n7", b"whole"))
+    assert heard_one.parts["n7"] == told
+    writer.close()
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_a_large_message_comes_in_parts(make, until, certificates, secure):
+    one, heard_one = await make("n1", files_of(certificates, "n1") if secure else None)
+    two, heard_two = await make("n2", files_of(certificates, "n2") if secure else None)
+    await joined(one, two, heard_one, heard_two, until=until)
+    body = bytes(1 << 20)
+    assert one.send("n2", body)
+    await until(lambda: heard_two.events[-1] == ("received", "n1", body))
+    assert heard_two.parts["n1"]
+    assert not heard_one.parts
+
+
+async def test_parts_count_for_a_peer_on_its_current_connection_only(make, until):
+    one, heard_one = await make("n1")
+    _, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    greeting = frame(encode_message(Recorder("n7").make_hello("n1")))
+    writer.write(greeting[:-1])
+    await until(lambda: any(connection._decoder.holds_part() for connection in one._open))
+    writer.write(greeting[-1:])
+    await until(lambda: bool(heard_one.events))
+    old = one._current["n7"]
+    await greeted_connection(one, "n7")
+    await until(lambda: len(heard_one.events) == 3)
+    old.data_received(frame(b"late")[:-1])
+    assert not heard_one.parts
+    writer.close()
 
 
 async def test_oversized_frame_ends_the_connection(make, until):
