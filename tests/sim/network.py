@@ -1,15 +1,17 @@
 """A network of byte streams for the shipped transport: its listener and `create_connection`.
 
-A connection delivers in order, each direction with its own delay. Frames (the transport's unit) can
-be lost or doubled; a direction between two nodes can be cut, in which case bytes wait as TCP's
-retransmissions do; a connection can be reset, at each end at another time, while bytes under way
-still arrive at the end that does not know yet. A request frame is never doubled: a stream delivers
-each byte once, and only the engine's own messages promise to bear more than that.
+A connection delivers in order, each direction with its own delay, and in parts where it is slow.
+Frames (the transport's unit) can be lost or doubled; a direction between two nodes can be cut, in
+which case bytes wait as TCP's retransmissions do; a connection can be reset, at each end at another
+time, while bytes under way still arrive at the end that does not know yet. A request frame is never
+doubled: a stream delivers each byte once, and only the engine's own messages promise to bear more
+than that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -23,6 +25,8 @@ NEVER_LOST = (HELLO_TAG, 16, 17, 18)
 """A greeting, and the frames of a snapshot: a stream loses no byte while it stands, and a snapshot
 relies on that, other than by starting again after ten seconds."""
 RETRY_S = 0.25
+PART_BYTES = 1 << 10
+"""What arrives at once on a slow connection."""
 
 
 class NetworkEvents(Protocol):
@@ -36,7 +40,8 @@ class NetworkEvents(Protocol):
 
 
 class Conditions:
-    """What the network does to frames; probabilities per frame, delays in seconds."""
+    """What the network does to frames; probabilities per frame, delays in seconds. `bytes_per_s` is
+    what one direction of a connection carries."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -45,6 +50,7 @@ class Conditions:
         self.spike_s = 0.05
         self.base_s = 0.0005
         self.jitter_s = 0.002
+        self.bytes_per_s = math.inf
 
 
 class HostNames:
@@ -64,6 +70,7 @@ class Endpoint:
         self.protocol: Any = None
         self.other: Endpoint | None = None
         self.closed = False
+        self.free_at = 0.0
         self.last_arrival = 0.0
         self.held: list[bytes | None] = []
         self.early: list[bytes | None] = []
@@ -210,13 +217,20 @@ class Network:
         return b"".join(kept)
 
     def _schedule(self, source: Endpoint, data: bytes | None) -> None:
-        names = source.life.name, source.peer_name
-        source.last_arrival = max(source.last_arrival, self._loop.now + self._delay(*names))
-        target = source.other
-        if target is not None:
-            self._sent += 1
-            self._loop.schedule(target.life, source.last_arrival, self._arrive, target, data,
-                                self._sent)
+        names, target = (source.life.name, source.peer_name), source.other
+        for part in self._parts(data):
+            source.free_at = max(source.free_at, self._loop.now) \
+                + len(part or b"") / self.conditions.bytes_per_s
+            source.last_arrival = max(source.last_arrival, source.free_at + self._delay(*names))
+            if target is not None:
+                self._sent += 1
+                self._loop.schedule(target.life, source.last_arrival, self._arrive, target, part,
+                                    self._sent)
+
+    def _parts(self, data: bytes | None) -> list[bytes | None]:
+        if data is None or self.conditions.bytes_per_s == math.inf:
+            return [data]
+        return [data[offset:offset + PART_BYTES] for offset in range(0, len(data), PART_BYTES)]
 
     def _arrive(self, target: Endpoint, data: bytes | None, number: int) -> None:
         """What was sent as the `number`-th reaches a node; earlier ones of others may follow."""

@@ -56,6 +56,23 @@ def test_log_is_known_wherever_in_its_start_a_process_dies():
     run_scenario(scenario)
 
 
+@pytest.mark.parametrize("at", ["the leader", "a follower"])
+def test_a_large_value_on_slow_links_deposes_no_leader(at: str) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        follower, cluster = await started(schedule), schedule.cluster
+        leader = next(node for node in cluster.nodes if node.engine.is_leader())
+        term = leader.engine.status().term
+        cluster.network.conditions.bytes_per_s = 10_000.0
+        value = bytes(16_000)
+        await cluster.request(
+            leader if at == "the leader" else follower,
+            lambda node: node.kv.put(b"key", value, timeout_s=20.0), 20.0)
+        assert {node.engine.status().term for node in cluster.nodes} == {term}
+        assert leader.engine.is_leader()
+
+    run_scenario(scenario)
+
+
 @pytest.mark.parametrize("state", ["up", "down", "paused"])
 def test_a_power_cut_takes_what_any_node_has_not_synced(state: str) -> None:
     async def scenario(schedule: Schedule) -> None:

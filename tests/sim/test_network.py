@@ -112,6 +112,24 @@ def test_bytes_arrive_at_the_end_that_does_not_know_of_a_reset_yet() -> None:
     run(scenario)
 
 
+def test_a_slow_connection_delivers_in_parts_and_in_order() -> None:
+    async def scenario(loop: SimLoop, network: Network, near: Peer, far: Peer) -> None:
+        network.conditions.bytes_per_s = 10_000.0
+        large = frame(bytes((0x92, 2)) + bytes(10_000))
+        near.transport.write(FRAMES[0])
+        near.transport.write(large)
+        await asyncio.sleep(0.5)
+        received = b"".join(far.received)
+        assert 4_000 < len(received) < 6_000
+        assert (FRAMES[0] + large).startswith(received)
+        near.transport.abort()
+        await asyncio.sleep(1.0)
+        assert b"".join(far.received) == FRAMES[0] + large
+        assert far.lost_at is not None
+
+    run(scenario)
+
+
 def test_nobody_listens_on_a_dead_node() -> None:
     async def scenario(loop: SimLoop, network: Network, near: Peer, far: Peer) -> None:
         far.transport.life.end()
