@@ -28,6 +28,14 @@ class Applying:
         self._waiters = waiters
         self._configuration_committed = configuration_committed
         self._note_full_disk = note_full_disk
+        self._waits_since = float("inf")
+        self._waits_at = 0
+
+    @property
+    def waits_since(self) -> float:
+        """Since when the state has taken no more, with nothing of it made durable; inf while it
+        takes what there is to apply."""
+        return self._waits_since
 
     def apply_group(self) -> None:
         """Apply one bounded group; a round is asked for when more is left.
@@ -44,7 +52,9 @@ class Applying:
         self._require_state_of(low - 1)
         try:
             if not self._machine.may_apply():
-                return  # the next tick asks again
+                self._wait_for_flush()
+                return
+            self._waits_since = float("inf")
             stored = context.journal.entries(low, high, settings.apply_group_bytes)
             group = [_entry(*entry) for entry in stored]
             results = self._apply(group)
@@ -78,8 +88,15 @@ class Applying:
             raise ApplyHalted(f"the state is that of entry {applied_index}, not of {index}",
                               remedy="start this node again")
 
+    def _wait_for_flush(self) -> None:
+        """The next tick asks again."""
+        durable_index = self._machine.durable_index
+        if self._waits_since == float("inf") or self._waits_at != durable_index:
+            self._waits_since, self._waits_at = self._context.now(), durable_index
+
     def _wait_for_space(self, error: DiskFull) -> None:
         """The next tick tries again. A leader that applies nothing serves nobody."""
+        self._waits_since = float("inf")
         self._note_full_disk(error)
         core = self._context.core
         if core.is_leading() and len(core.voters()) > 1:

@@ -9,12 +9,13 @@ tick comes with the next tick.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from elastickv.errors import DiskFull
 from elastickv.logs import get_logger
 from elastickv.raft import rules
+from elastickv.raft.applying import Applying
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.follower import Follower
@@ -34,9 +35,9 @@ class Pump:
 
     def __init__(self, context: Context, roles: Roles, elections: Elections, follower: Follower,
                  replication: Replication, reads: Reads, transfer: Transfer,
-                 waiters: AppliedWaiters, *, offload: Offload, flush_links: Callable[[], None],
-                 is_active: Callable[[], bool], note_full_disk: Callable[[DiskFull], None],
-                 fail: Callable[[BaseException], None],
+                 applying: Applying, waiters: AppliedWaiters, *, offload: Offload,
+                 flush_links: Callable[[], None], is_active: Callable[[], bool],
+                 note_full_disk: Callable[[DiskFull], None], fail: Callable[[BaseException], None],
                  on_sync: Callable[[float], None] | None) -> None:
         """`fail` stops the node. `on_sync` is told the seconds that each fsync took, from its order
         to the moment when the loop learned of its end."""
@@ -51,6 +52,7 @@ class Pump:
         self._replication = replication
         self._reads = reads
         self._transfer = transfer
+        self._applying = applying
         self._waiters = waiters
         self._offload = offload
         self._flush_links = flush_links
@@ -184,17 +186,28 @@ class Pump:
     # --- durability ---------------------------------------------------------------------------
 
     def _give_way_if_stalled(self) -> None:
-        """While an fsync in the thread hangs, heartbeats go on and nobody would stand for
-        election: no write would end until the disk answers."""
-        core, stalled_s = self._core, self._loop.time() - self._sync_began
-        if not self._sync_running or stalled_s < self._settings.stalled_sync_s:
-            return
-        others = [core.match_index(voter) for voter in core.voters()
-                  if voter != self._settings.node_id]
-        if rules.is_held_up(self._journal.durable_index, others):
-            log.warning("giving way: the disk does not answer", node=self._settings.node_id,
+        """While an fsync or a flush in a thread hangs, heartbeats go on and nobody would stand for
+        election: no write would end until the disk answers. Elected all the same, as the one with
+        the longest log, a member gives way again as soon as another has it."""
+        core, settings, now = self._core, self._settings, self._loop.time()
+        stalled_s = now - self._sync_began
+        if self._sync_running and stalled_s >= settings.stalled_sync_s \
+                and rules.is_held_up(self._journal.durable_index, self._matches(core.voters())):
+            log.warning("giving way: the disk does not answer", node=settings.node_id,
                         fsync_s=round(stalled_s, 1))
             core.follow_nobody()
+            return
+        stalled_s = now - self._applying.waits_since
+        if stalled_s >= settings.stalled_state_s and rules.has_successor(
+                self._journal.last_index,
+                self._matches(filter(self._context.answers, core.voters()))):
+            log.warning("giving way: the store does not answer", node=settings.node_id,
+                        waits_s=round(stalled_s, 1))
+            core.follow_nobody()
+
+    def _matches(self, voters: Iterable[str]) -> list[int]:
+        return [self._core.match_index(voter) for voter in voters
+                if voter != self._settings.node_id]
 
     def _start_sync(self) -> None:
         if self._sync_running or not self._journal.needs_sync:

@@ -182,7 +182,7 @@ class PySyncObjEngine:
                                   self._members.committed, self._note_full_disk)
         self._pump = Pump(
             self._context, self._roles, self._elections, self._follower, self._replication,
-            self._reads, self._transfer, self._waiters, offload=self._offload,
+            self._reads, self._transfer, self._applying, self._waiters, offload=self._offload,
             flush_links=self._links.flush, is_active=self._takes_part,
             note_full_disk=self._note_full_disk, fail=self._fail, on_sync=self._on_sync)
         self._dispatch = self._message_table()

@@ -136,6 +136,12 @@ def is_held_up(durable_index: int, matches: Iterable[int]) -> bool:
     return has_majority(ahead, len(acknowledged) + 1)
 
 
+def has_successor(last_index: int, matches: Iterable[int]) -> bool:
+    """Whether one of the other voters, who acknowledged `matches`, can be elected by whoever would
+    elect this leader: it has the whole log, up to `last_index`."""
+    return any(match >= last_index for match in matches)
+
+
 def may_apply_later(waiting_entries: int, *, leads: bool, awaited: bool,
                     most_entries: int) -> bool:
     """Whether committed entries may wait here for the next tick, to be applied several at once.

@@ -21,8 +21,10 @@ class EngineSettings:
     `inline_sync_bytes` (a lone small write) are synced in the loop, which is faster than a thread
     while nobody else waits for the loop. A follower leaves up to `apply_lag_entries` committed
     entries until its next tick, unless somebody waits for them there. A leader gives way when its
-    fsync takes `stalled_sync_s` and the others could commit without it. What it remembers of peers
-    is written, and the log compacted, every `housekeeping_s`.
+    fsync takes `stalled_sync_s` and the others could commit without it, or when its state has taken
+    nothing and made nothing durable for `stalled_state_s` and another voter could lead: a slow
+    flush takes seconds, and the others' disks may be no faster. What it remembers of peers is
+    written, and the log compacted, every `housekeeping_s`.
     """
 
     node_id: str
@@ -49,6 +51,7 @@ class EngineSettings:
     max_pending: int = 4096
     inline_sync_bytes: int = 2 << 10
     stalled_sync_s: float = 5.0
+    stalled_state_s: float = 30.0
     compact_bytes: int = 256 << 20
     compact_entries: int = 1_000_000
     keep_entries: int = 10_000

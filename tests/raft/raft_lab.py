@@ -319,7 +319,8 @@ class HubLinks:
 
 
 class ListState:
-    """A state machine and its own snapshot source: the list of entries, durable at once."""
+    """A state machine and its own snapshot source: the list of entries, durable at once unless
+    `flushed_index` says how far."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -327,6 +328,7 @@ class ListState:
         self.full_on: bytes | None = None
         self.fails_with: Exception | None = None
         self.takes_more = True
+        self.flushed_index: int | None = None
         self.apply_calls = 0
 
     @property
@@ -335,7 +337,7 @@ class ListState:
 
     @property
     def durable_index(self) -> int:
-        return self.applied_index
+        return self.applied_index if self.flushed_index is None else self.flushed_index
 
     def may_apply(self) -> bool:
         return self.takes_more

@@ -104,6 +104,24 @@ async def leader_whose_fsync_hangs_gives_way():
     await lab.settle()
 
 
+@hazard(lambda patch: patch.setattr(rules, "has_successor", lambda last_index, matches: False))
+async def leader_whose_store_hangs_gives_way():
+    lab = Lab()
+    leader = await lab.start()
+    await lab.settle()
+    leader.state.takes_more = False
+    proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
+    stalled_s = leader.engine._settings.stalled_state_s
+    await asyncio.sleep(stalled_s - SECOND)
+    assert leader.engine.is_leader(), "a slow flush takes seconds"
+    successor = await lab.leader(lab.others(leader))
+    assert isinstance(await proposal, OutcomeUnknown)
+    assert await successor.engine.propose(b"y", timeout_s=5) == b"y"
+    assert successor.state.payloads() == [b"x", b"y"]
+    leader.state.takes_more = True
+    await lab.settle()
+
+
 @hazard(lambda patch: patch.setattr(
     rules, "committed_index", lambda previous, proposed, *rest: max(previous, proposed)))
 async def single_member_commits_only_after_its_fsync():

@@ -166,6 +166,15 @@ def test_who_holds_the_others_up(matches, expected):
     assert rules.is_held_up(7, matches) is expected
 
 
+@pytest.mark.parametrize(("matches", "expected"), [
+    pytest.param([7, 5], True, id="one has the whole log"),
+    pytest.param([6, 6], False, id="neither has its last entry"),
+    pytest.param([], False, id="nobody answers"),
+])
+def test_who_could_lead_in_its_place(matches, expected):
+    assert rules.has_successor(7, matches) is expected
+
+
 @pytest.mark.parametrize(("waiting", "leads", "awaited", "later"), [
     pytest.param(1, False, False, True, id="a follower collects"),
     pytest.param(8, False, False, True, id="up to the limit"),

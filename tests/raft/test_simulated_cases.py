@@ -142,6 +142,74 @@ def test_a_state_that_takes_no_more_is_waited_for() -> None:
     run(scenario())
 
 
+async def _store_hangs(lab: Lab, leader: LabNode, stalled: LabNode) -> None:
+    """The state of a member takes nothing any more, although there is something to apply."""
+    stalled.state.takes_more = False
+    await outcome(leader.engine.propose(b"later", timeout_s=1))
+    assert stalled.status().applied_index < leader.status().commit_index
+
+
+async def _long_enough(node: LabNode) -> None:
+    """Longer than a leader waits for its state."""
+    await asyncio.sleep(node.engine._settings.stalled_state_s + 5.0)
+
+
+def test_a_leader_whose_store_makes_progress_stays() -> None:
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        await lab.settle()
+        loop = asyncio.get_running_loop()
+
+        def flush_some() -> None:
+            leader.state.flushed_index = (leader.state.flushed_index or 0) + 1
+            loop.call_later(leader.engine._settings.stalled_state_s / 2, flush_some)
+
+        flush_some()
+        await _store_hangs(lab, leader, leader)
+        await _long_enough(leader)
+        assert leader.engine.is_leader()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("members", [1, 3], ids=["alone", "nobody else has the whole log"])
+def test_a_leader_whose_store_hangs_stays_while_nobody_could_succeed_it(members: int) -> None:
+    async def scenario() -> None:
+        lab = Lab(members)
+        leader = await lab.start()
+        await lab.settle()
+        await _store_hangs(lab, leader, leader)
+        for node in lab.others(leader):
+            node.offload.holding = True
+        await outcome(leader.engine.propose(b"on its own disk only", timeout_s=1))
+        await _long_enough(leader)
+        assert leader.engine.is_leader()
+
+    run(scenario())
+
+
+def test_a_member_whose_store_hangs_leads_no_longer_than_others_need_its_log() -> None:
+    """Only it has the last entry, and of three members one is gone: it has to lead first."""
+    async def scenario() -> None:
+        lab = Lab()
+        gone = await lab.start()
+        await lab.settle()
+        stalled, other = lab.others(gone)
+        await _store_hangs(lab, gone, stalled)
+        await _long_enough(stalled)
+        lab.hub.rule = lambda source, target, message: int(target != other.node_id)
+        assert await gone.engine.propose(b"x", timeout_s=1) == b"x"
+        gone.kill()
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(other.engine.is_leader)
+        assert await other.engine.propose(b"y", timeout_s=5) == b"y"
+        assert other.state.payloads()[-2:] == [b"x", b"y"]
+        assert stalled.status().role is Role.FOLLOWER
+
+    run(scenario())
+
+
 def test_a_leader_whose_disk_is_full_hands_over_what_it_cannot_apply() -> None:
     async def scenario() -> None:
         lab = Lab()
