@@ -144,9 +144,18 @@ class Node:
         stops.push("audit log", audit.close)
         self._runner = ThreadRunner()
         stops.push("store's thread", self._runner.close)
-        store = Store.open(LmdbBackend.open(data / "store"))
+        self._cleanup = ThreadOffload("cleanup")
+        stops.push("cleanup thread", self._cleanup.close)
+        store = Store.open(LmdbBackend(data / "store", cleanup=self._clean_up))
         stops.push("store", store.close)
         return audit, store
+
+    def _clean_up(self, work: Callable[[], None]) -> None:
+        self._cleanup.submit(work, self._cleaned_up)
+
+    def _cleaned_up(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._fail(error)
 
     async def _checked_kek(self, disk: OsDisk, store: Store) -> Kek | None:
         """The KEK, once the guards let this node start; a sidecar that they refuse is repaired if
@@ -250,9 +259,8 @@ class Node:
             settings.raft_id, str(settings.raft_listen), max_entry_bytes=MAX_ENTRY_BYTES,
             dial_from=settings.raft_dial_from,
             tls=settings.tls)
-        offload, cleanup = ThreadOffload(), ThreadOffload("raft-cleanup")
+        offload = ThreadOffload()
         self._stops.push("log's thread", offload.close)
-        self._stops.push("cleanup thread", cleanup.close)
         engine_settings = EngineSettings(
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
@@ -264,7 +272,7 @@ class Node:
             segment_bytes=min(SEGMENT_BYTES, settings.snapshot_log_bytes // 4))
         metrics = self._metrics
         return PySyncObjEngine(
-            engine_settings, machine, disk, links, offload=offload, cleanup=cleanup,
+            engine_settings, machine, disk, links, offload=offload, cleanup=self._cleanup,
             snapshots=snapshots,
             on_sync=partial(metrics.observe, "raft_fsync_seconds") if metrics else None)
 

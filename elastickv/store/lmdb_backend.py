@@ -5,6 +5,7 @@
       gen-00000001.mdb      the live file (and gen-00000001.mdb-lock)
       gen-00000002.mdb      an import under way, or a leftover: removed at the next open
       *.new                 the first generation while it is being made
+      *.new-1               a generation on its way out: removed at the next open, if not before
 
 Installing a snapshot is writing CURRENT. Each file holds the named databases `mvcc`, `rows`,
 `meta`, whose values carry checksums (`records`), and `totals`, with what a full walk of each must
@@ -21,7 +22,8 @@ that it covers were deleted.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from elastickv.durable import Disk, OsDisk
@@ -37,9 +39,16 @@ MAX_MAP_BYTES = 1 << 44
 INLINE_AUDIT_BYTES = 256 << 20
 """Audited in about half a second."""
 
+Cleanup = Callable[[Callable[[], None]], None]
+"""Does work that nobody waits for. Asked by the loop thread."""
+
 _CURRENT = "CURRENT"
 _NEW = ".new"
 _GENERATION = re.compile(r"gen-(\d{8})\.mdb(-lock)?")
+
+
+def _do_at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 def encode_current(generation: int) -> bytes:
@@ -138,11 +147,13 @@ class LmdbBackend:
     def __init__(self, directory: Path, *, disk: Disk | None = None,
                  initial_map_bytes: int = INITIAL_MAP_BYTES,
                  max_map_bytes: int = MAX_MAP_BYTES,
-                 inline_audit_bytes: int = INLINE_AUDIT_BYTES) -> None:
+                 inline_audit_bytes: int = INLINE_AUDIT_BYTES,
+                 cleanup: Cleanup = _do_at_once) -> None:
         """Open or create. Raises `StoreCorrupt` when the file is damaged or missing.
 
         A file of at most `inline_audit_bytes` is audited before this returns, a larger one in a
-        process of its own: see `poll_audit`.
+        process of its own: see `poll_audit`. `cleanup` deletes generations (default: at once):
+        10 GB take seconds on a file system that tells the disk of freed blocks.
         """
         self.max_map_bytes = max_map_bytes
         self._disk = disk or OsDisk()
@@ -150,9 +161,12 @@ class LmdbBackend:
         self._initial_map_bytes = initial_map_bytes
         self._views: set[LmdbView] = set()
         self._wants_growth = False
+        self._cleanup = cleanup
+        self._dropped_count = 0
         self._disk.make_directory(directory)
         self._generation = self._find_generation()
-        self._remove_leftovers()
+        for leftover in self._leftovers():
+            self._disk.remove(leftover)
         self._audit = self._begin_audit(self._path_of(self._generation), inline_audit_bytes)
         try:
             self._environment = self._open(self._generation)
@@ -212,13 +226,15 @@ class LmdbBackend:
             # A killed child leaves its read transaction behind, which would pin pages for ever.
             self._environment.forget_dead_readers()
 
-    def _remove_leftovers(self) -> None:
+    def _leftovers(self) -> list[Path]:
         # After an installation that failed at its last step, CURRENT may name the other one.
         named = decode_current(self._disk.read(self._directory / _CURRENT))
+        found = []
         for name in self._disk.list(self._directory):
             match = _GENERATION.fullmatch(name)
             if _NEW in name or (match and int(match[1]) not in (self._generation, named)):
-                self._disk.remove(self._directory / name)
+                found.append(self._directory / name)
+        return found
 
     def view(self) -> LmdbView:
         view = LmdbView(self._environment, self._views.discard)
@@ -260,7 +276,9 @@ class LmdbBackend:
                             {table: total.count for table, total in environment.totals.items()})
 
     def begin_import(self) -> LmdbImport:
-        self._remove_leftovers()
+        for leftover in self._leftovers():
+            if _NEW not in leftover.name:  # else it is on its way out
+                self._drop(leftover)
         generation = self._generation + 1
         try:
             return LmdbImport(self, generation, self._path_of(generation))
@@ -281,12 +299,25 @@ class LmdbBackend:
         self.remove_generation(old)
 
     def remove_generation(self, generation: int) -> None:
-        """Delete a generation's files; never the current one's."""
+        """Delete a generation's files, the large one perhaps later; never the current one's."""
         if generation == self._generation:
             raise ValueError("the current generation cannot be removed")
         path = self._path_of(generation)
-        self._disk.remove(path)
         self._disk.remove(lock_file_of(path))
+        if self._disk.exists(path):
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        """Delete a file that is not in use. Its name is free on return: another generation may get
+        it before this one is deleted."""
+        self._dropped_count += 1
+        dropped = path.with_name(f"{path.name}{_NEW}-{self._dropped_count}")
+        try:
+            self._disk.rename(path, dropped)
+        except DiskFull:
+            self._disk.remove(path)
+        else:
+            self._cleanup(partial(self._disk.remove, dropped))
 
     def close(self) -> None:
         self._stop_audit()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import lmdb
 import pytest
 
+from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
-from elastickv.store.lmdb_backend import LmdbBackend, decode_current, encode_current
+from elastickv.store.lmdb_backend import LmdbBackend, LmdbImport, decode_current, encode_current
 from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
 from elastickv.store.snapshot import StoreSnapshots
@@ -210,6 +211,149 @@ def test_a_crash_while_a_snapshot_is_installed(tmp_path: Path, named: int) -> No
     assert view.get(Table.ROWS, b"generation") == b"%d" % named
     backend.close()
     assert [path.name for path in crashed.glob("*.mdb")] == [f"gen-{named:08d}.mdb"]
+
+
+def content(directory: Path) -> bytes | None:
+    """The mark of the content that the store in `directory` has after a start."""
+    backend = LmdbBackend(directory)
+    view = backend.view()
+    mark = view.get(Table.ROWS, b"mark")
+    backend.close()
+    return mark
+
+
+def marked(directory: Path, disk: OsDisk | None = None, cleanup: Any = None) -> LmdbBackend:
+    """A store with the content "old"."""
+    options = {} if cleanup is None else {"cleanup": cleanup}
+    backend = LmdbBackend(directory, disk=disk, **options)
+    backend.write(WriteBatch(puts={Table.ROWS: [(b"mark", b"old")]}))
+    return backend
+
+
+def import_new(backend: LmdbBackend) -> LmdbImport:
+    """An import of the content "new", complete."""
+    sink = backend.begin_import()
+    sink.append(Table.ROWS, [(b"mark", b"new")])
+    return sink
+
+
+def generations(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if "CURRENT" not in path.name)
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class CrashingDisk(OsDisk):
+    """Ends with the operation number `crash_at`, counted from when that is set: before the
+    operation, or behind it."""
+
+    crash_at: int | None = None
+    crashes_behind = False
+    operations = 0
+
+    def _crashing(self, operation: Callable[..., None], *arguments: Any) -> None:
+        if self.crash_at is None:
+            operation(*arguments)
+            return
+        self.operations += 1
+        is_last = self.operations == self.crash_at
+        if is_last and not self.crashes_behind:
+            raise Crash
+        operation(*arguments)
+        if is_last:
+            raise Crash
+
+    def replace(self, path: Path, data: bytes) -> None:
+        self._crashing(super().replace, path, data)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._crashing(super().rename, source, target)
+
+    def remove(self, path: Path) -> None:
+        self._crashing(super().remove, path)
+
+
+@pytest.mark.parametrize("crashes_behind", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("end", ["install", "discard"])
+def test_a_crash_at_any_step_of_the_end_of_an_import(tmp_path: Path, end: str,
+                                                     crashes_behind: bool) -> None:
+    """What a start finds is whole, and nothing else is left."""
+    marks = []
+    crashed = True
+    while crashed:
+        directory = tmp_path / f"{len(marks)}"
+        disk = CrashingDisk()
+        backend = marked(directory, disk)
+        sink = import_new(backend)
+        disk.crash_at, disk.crashes_behind = len(marks) + 1, crashes_behind
+        crashed = False
+        try:
+            getattr(sink, end)()
+        except Crash:
+            crashed = True
+        disk.crash_at = None
+        backend.close()
+        marks.append(content(directory))
+        assert len(generations(directory)) == 2
+    if end == "install":
+        before = 0 if crashes_behind else 2  # CURRENT is replaced in two steps
+        assert marks == [b"old"] * before + [b"new"] * (6 - before)
+    else:
+        assert marks == [b"old"] * 4
+
+
+@pytest.mark.parametrize("end", ["install", "discard"])
+def test_a_generation_that_is_large_goes_beside_the_loop(tmp_path: Path, end: str) -> None:
+    """To delete a large file takes some file systems seconds."""
+    later: deque[Callable[[], None]] = deque()
+    backend = marked(tmp_path, cleanup=later.append)
+    getattr(import_new(backend), end)()
+    assert [name for name in generations(tmp_path) if name.endswith((".mdb", "-lock"))] == (
+        ["gen-00000002.mdb", "gen-00000002.mdb-lock"] if end == "install"
+        else ["gen-00000001.mdb", "gen-00000001.mdb-lock"])
+    assert (len(later), len(generations(tmp_path))) == (1, 3)
+    later.popleft()()
+    assert len(generations(tmp_path)) == 2
+    backend.close()
+
+
+def test_an_import_is_not_disturbed_by_the_end_of_those_before(tmp_path: Path) -> None:
+    """They had the same number, and nothing of them has been deleted yet."""
+    later: deque[Callable[[], None]] = deque()
+    backend = marked(tmp_path, cleanup=later.append)
+    for _ in range(2):
+        import_new(backend).discard()
+    sink = import_new(backend)
+    assert (len(later), len(generations(tmp_path))) == (2, 6)
+    while later:
+        later.popleft()()
+    sink.install()
+    later.popleft()()
+    backend.close()
+    assert generations(tmp_path) == ["gen-00000002.mdb", "gen-00000002.mdb-lock"]
+    assert content(tmp_path) == b"new"
+
+
+def test_a_disk_that_is_too_full_to_rename_the_old_generation(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not in use any more: the installation stands."""
+    backend = marked(tmp_path, cleanup=lambda work: pytest.fail("nothing was renamed"))
+    sink = import_new(backend)
+
+    rename = backend._disk.rename
+
+    def full(source: Path, target: Path) -> None:
+        if source.suffix == ".mdb":
+            raise DiskFull("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(backend._disk, "rename", full)
+    sink.install()
+    backend.close()
+    assert generations(tmp_path) == ["gen-00000002.mdb", "gen-00000002.mdb-lock"]
+    assert content(tmp_path) == b"new"
 
 
 class CountingCursor:
