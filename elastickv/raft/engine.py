@@ -127,7 +127,8 @@ class SnapshotSource(Protocol):
     """Streams the state machine for a lagging follower, and installs such a stream."""
 
     def open_export(self) -> SnapshotExport:
-        """A consistent snapshot at some applied index, streamed lazily."""
+        """A consistent snapshot at some applied index, streamed lazily. Raises `DiskFull` while the
+        state waits for space."""
         ...
 
     def open_import(self) -> SnapshotImport:
@@ -142,8 +143,8 @@ class SnapshotExport(Protocol):
     applied_index: int
 
     def read(self, max_bytes: int) -> bytes:
-        """The next chunk, b"" at the end. Raises `StoreCorrupt`, and `Overloaded` when it has to
-        be begun anew."""
+        """The next chunk, b"" at the end. Raises `StoreCorrupt`, `Overloaded` when it has to be
+        begun anew, and `DiskFull` while the state waits for space that this keeps from it."""
         ...
 
     def close(self) -> None:

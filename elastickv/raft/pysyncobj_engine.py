@@ -267,6 +267,7 @@ class PySyncObjEngine:
         beside the loop: a lone write waits for nothing but its own fsync."""
         try:
             self._resume_installation()
+            self._receiver.expire()
             remember = self._storage.memory.begin_flush()
             if remember is not None:
                 self._cleanup.submit(remember, self._remembered)
@@ -288,9 +289,10 @@ class PySyncObjEngine:
 
     def _note_full_disk(self, error: DiskFull) -> None:
         """A leader without its first entry cannot lead: it does not know what was committed before
-        it. Anything else is tried again."""
+        it. Anything else is tried again, and nothing takes more space than it must until then."""
         if self._core.is_leading() and self._journal.last_term < self._core.term():
             self._core.follow_nobody()
+        self._sender.pause(error)
         if self._disk_full_line.due(self._loop.time()):
             log.error("disk full", node=self.node_id, error=str(error))
 

@@ -23,8 +23,9 @@ class EngineSettings:
     entries until its next tick, unless somebody waits for them there. A leader gives way when its
     fsync takes `stalled_sync_s` and the others could commit without it, or when its state has taken
     nothing and made nothing durable for `stalled_state_s` and another voter could lead: a slow
-    flush takes seconds, and the others' disks may be no faster. What it remembers of peers is
-    written, and the log compacted, every `housekeeping_s`.
+    flush takes seconds, and the others' disks may be no faster. A node whose disk was full sends
+    nobody its state for `full_disk_pause_s`. What it remembers of peers is written, and the log
+    compacted, every `housekeeping_s`.
     """
 
     node_id: str
@@ -57,6 +58,7 @@ class EngineSettings:
     keep_entries: int = 10_000
     snapshot_chunk_bytes: int = 256 << 10
     snapshot_window_chunks: int = 4
+    full_disk_pause_s: float = 300.0
     housekeeping_s: float = 1.0
     greeting_grace_s: float = 0.5
 

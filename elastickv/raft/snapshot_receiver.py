@@ -35,6 +35,10 @@ from elastickv.raft.install_marker import InstallMarker, MarkerFile
 
 log = get_logger("elastickv.raft.snapshots")
 
+ABANDONED_S = 20.0
+"""A stream of which nothing came for so long is dropped: its leader has given it up long ago, and
+may begin none for minutes."""
+
 
 class SnapshotReceiver:
     """The follower's side: one stream at a time, from its current leader."""
@@ -53,6 +57,7 @@ class SnapshotReceiver:
         self._term = 0
         self._stream = 0
         self._offset = 0
+        self._progress_at = 0.0
         self.installed_count = 0
         self.received_bytes = 0
 
@@ -82,6 +87,7 @@ class SnapshotReceiver:
             self._refuse(error)
             return
         self._pending = pending
+        self._progress_at = self._context.now()
         self._acknowledge(done=False)
 
     def on_chunk(self, peer_id: str, message: frames.SnapshotChunk) -> None:
@@ -101,6 +107,7 @@ class SnapshotReceiver:
             self._refuse(error)
             return
         self._offset += len(message.data)
+        self._progress_at = self._context.now()
         self.received_bytes += len(message.data)
         if message.last:
             self._finish()
@@ -166,6 +173,12 @@ class SnapshotReceiver:
     def follows(self, leader_id: str, term: int) -> None:
         """This node follows `leader_id` in `term`: nothing more of another stream will come."""
         if self._target is not None and (leader_id, term) != (self._leader_id, self._term):
+            self.abort()
+
+    def expire(self) -> None:
+        """Drop what was received of a stream that has ended in silence."""
+        if self._target is not None \
+                and self._context.now() - self._progress_at >= ABANDONED_S:
             self.abort()
 
     def abort(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from elastickv.errors import Overloaded
+from elastickv.errors import DiskFull, Overloaded
 from elastickv.logs import get_logger
 from elastickv.raft import frames
 from elastickv.raft.core import Context
@@ -51,6 +51,7 @@ class SnapshotSender:
         self._streams: dict[str, _Stream] = {}
         self._refused_at: dict[str, float] = {}
         self._installed_at: dict[str, tuple[int, float]] = {}
+        self._paused_until = float("-inf")
         self._last_number = 0
         self.sent_bytes = 0
 
@@ -61,10 +62,14 @@ class SnapshotSender:
         if stream is not None and context.now() - stream.progress_at < STALLED_S:
             return
         self.cancel(peer_id)
-        if self._source is None \
+        if self._source is None or context.now() < self._paused_until \
                 or context.now() - self._refused_at.get(peer_id, -REFUSED_S) < REFUSED_S:
             return
-        export = self._source.open_export()
+        try:
+            export = self._source.open_export()
+        except DiskFull as error:
+            self.pause(error)
+            return
         index = export.applied_index
         if not context.journal.anchor_index <= index <= context.journal.last_index:
             export.close()
@@ -114,6 +119,9 @@ class SnapshotSender:
                 log.info("snapshot begins anew", peer=peer_id, reason=str(error))
                 self._refused(peer_id, stream)
                 return
+            except DiskFull as error:
+                self.pause(error)
+                return
             stream.finished = not data
             self._context.send(peer_id, frames.SnapshotChunk(
                 stream.term, stream.number, stream.sent, data, stream.finished))
@@ -139,6 +147,14 @@ class SnapshotSender:
         del self._streams[peer_id]
         stream.export.close()
         return index
+
+    def pause(self, error: DiskFull) -> None:
+        """This node's disk is full: end every stream, and begin none for `full_disk_pause_s`. A
+        stream keeps the store from using its old pages again, and the log from being dropped."""
+        self._paused_until = self._context.now() + self._context.settings.full_disk_pause_s
+        for peer_id in list(self._streams):
+            log.warning("snapshot ends", peer=peer_id, reason=str(error))
+            self.cancel(peer_id)
 
     def cancel_all(self) -> None:
         """This node does not lead any more, or stops."""

@@ -149,9 +149,12 @@ class StoreExport:
     meanwhile.
     """
 
-    def __init__(self, view: ReadView) -> None:
-        self._view = view
-        header = read_header(view)
+    def __init__(self, store: Store) -> None:
+        """Raises `DiskFull`."""
+        self._store = store
+        self._require_space()
+        self._view = store.backend.view()
+        header = read_header(self._view)
         self.applied_index = header.applied_index
         self._frames = self._generate(header)
         self._buffer = bytearray()
@@ -179,8 +182,9 @@ class StoreExport:
             for table in _DATA_TABLES)
 
     def read(self, max_bytes: int) -> bytes:
-        """The next piece of the stream, b"" at its end. Raises `StoreCorrupt`, and `Overloaded`
-        when the store's file had to be resized: start over."""
+        """The next piece of the stream, b"" at its end. Raises `StoreCorrupt`, `Overloaded` when
+        the store's file had to be resized (start over), and `DiskFull`."""
+        self._require_space()
         while len(self._buffer) < max_bytes:
             frame = next(self._frames, None)
             if frame is None:
@@ -189,6 +193,11 @@ class StoreExport:
         piece = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         return piece
+
+    def _require_space(self) -> None:
+        # With what this pins a flush may have space enough.
+        if self._store.disk_full is not None:
+            raise self._store.disk_full.with_traceback(None)  # it is raised again and again
 
     def close(self) -> None:
         """Release the read transaction. Idempotent."""
@@ -342,8 +351,9 @@ class StoreSnapshots:
         self._on_installed = on_installed
 
     def open_export(self) -> StoreExport:
-        """A snapshot of the latest flushed state; its `applied_index` is the durable index."""
-        return StoreExport(self._store.backend.view())
+        """A snapshot of the latest flushed state; its `applied_index` is the durable index. Raises
+        `DiskFull` when the last flush found no space."""
+        return StoreExport(self._store)
 
     def open_import(self) -> StoreImport:
         """Receives a snapshot. One import at a time."""

@@ -26,7 +26,7 @@ from elastickv.raft.install_marker import InstallMarker, MarkerFile
 from elastickv.raft.journal import Journal
 from elastickv.raft.membership import ChangeKind, MembershipChange, encode_members
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.snapshot_receiver import SnapshotReceiver
+from elastickv.raft.snapshot_receiver import ABANDONED_S, SnapshotReceiver
 from elastickv.raft.snapshot_sender import CATCH_UP_S, REFUSED_S, STALLED_S
 
 SECOND = 1.0
@@ -620,7 +620,7 @@ class Received:
         self.state = ListState()
         core = SimpleNamespace(term=lambda: 1, term_leader_id=lambda: "n1",
                                applied_index=lambda: self.applied_index)
-        context = SimpleNamespace(core=core, journal=self.journal,
+        context = SimpleNamespace(core=core, journal=self.journal, now=lambda: 0.0,
                                   send=lambda peer_id, message: self.sent.append(message))
         self.receiver = SnapshotReceiver(context, self.state, MarkerFile(disk, Path("/install")),
                                          self.installed.append)
@@ -705,6 +705,47 @@ def test_what_was_received_of_a_former_leaders_snapshot_is_dropped(monkeypatch):
         await leader.engine.transfer_leadership(other.node_id, timeout_s=SECOND)
         await lab.until(lambda: behind.core.leader_id() == other.node_id)
         await lab.until(lambda: imports.open == 0, 0.1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("full", ["the log", "the state, as the stream goes on",
+                                  "the state, as the stream begins"])
+def test_a_full_disk_ends_what_its_leader_sends(monkeypatch, full):
+    """It pins pages of the store and what follows it in the log, however slow the peer is. The next
+    stream comes when the peer has long dropped what it had of this one."""
+    async def scenario() -> None:
+        lab, leader, behind, imports = await half_received(monkeypatch)
+        first, = lab.hub.sent(frames.SnapshotOffer)
+        stream = leader.engine._sender._streams[behind.node_id]
+        pause_s = leader.engine._settings.full_disk_pause_s
+
+        def no_room(*arguments: object) -> None:
+            raise DiskFull("no space left")
+
+        if full == "the log":
+            with monkeypatch.context() as patch:
+                patch.setattr(leader.journal, "append", no_room)
+                assert isinstance(await outcome(leader.engine.propose(b"x", timeout_s=SECOND)),
+                                  DiskFull)
+        elif full == "the state, as the stream goes on":
+            monkeypatch.setattr(stream.export, "read", no_room)
+            lab.hub.inject(behind.node_id, leader.node_id, frames.SnapshotAck(
+                first.term, first.stream, stream.sent, False))
+        else:
+            with monkeypatch.context() as patch:
+                patch.setattr(leader.state, "open_export", no_room)
+                await asyncio.sleep(STALLED_S + SECOND)
+        assert not leader.engine._sender.active
+        lab.hub.rule = lambda source, target, message: 1
+        await fill(lab, 400, leader, b"the log may go on")
+        await compacted(lab, leader, first.index)
+        await lab.until(lambda: imports.open == 0, ABANDONED_S + SECOND)
+        await asyncio.sleep(pause_s - 2 * ABANDONED_S)
+        assert lab.hub.sent(frames.SnapshotOffer) == [first]
+        assert leader.engine.is_leader()
+        await lab.until(lambda: behind.state.entries == leader.state.entries, 2 * ABANDONED_S)
+        assert (imports.begun, imports.open) == (2, 0)
 
     run(scenario())
 

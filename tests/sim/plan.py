@@ -89,6 +89,7 @@ def draw_plan(seed: int, generator: random.Random, enabled: tuple[str, ...] = FA
         "snapshot_chunk_bytes": generator.choice((64, 1000, 1 << 16)),
         "housekeeping_s": 0.2,
         "greeting_grace_s": 2 * election_s,
+        "full_disk_pause_s": 1.0,
     }
     story = generator.choice(STORIES) if size == min(SIZES) else ""
     size = generator.choice(BEGIN_WITH.get(story, (size,)))

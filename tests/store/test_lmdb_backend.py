@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -517,6 +518,30 @@ def test_a_full_file_system(small_disk: Path, takes_files: bool) -> None:
     store.close()
     store = Store.open(LmdbBackend(small_disk / "store"))
     assert (store.applied_index, len(store.scan(b"", b"", 9_999, LATEST, 0))) == (2, 1_500)
+    store.close()
+
+
+def test_an_export_on_a_full_file_system_ends_and_gives_its_room_back(small_disk: Path) -> None:
+    """It pins the pages that the flush could use again."""
+    store = Store.open(LmdbBackend(small_disk / "store"))
+
+    def rewrite() -> None:
+        store.apply_group(store.applied_index + 1, [
+            (b"%04d" % number, 1, plain_record(bytes(1_000))) for number in range(500)])
+        store.flush_now()
+
+    rewrite()
+    snapshots = StoreSnapshots(store)
+    export = snapshots.open_export()
+    export.read(1)
+    with pytest.raises(DiskFull):
+        deque(iter(rewrite, "never"), maxlen=0)
+    for refused in (partial(export.read, 1), snapshots.open_export):
+        with pytest.raises(DiskFull, match="no space"):
+            refused()
+    export.close()
+    store.flush_now()
+    snapshots.open_export().close()
     store.close()
 
 
