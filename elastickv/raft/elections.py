@@ -81,7 +81,7 @@ class Elections:
         life of who leads in this term, the first for a heartbeat's time. It keeps this node from
         an election like a heartbeat, and is nothing more."""
         core, now = self._context.core, self._context.now()
-        if core.leader_id() != peer_id or core.transfer_requested() \
+        if core.term_leader_id() != peer_id or core.transfer_requested() \
                 or now - self._leader_contact < self._context.settings.heartbeat_s:
             return False
         self.heard_leader()
