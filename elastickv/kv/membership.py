@@ -243,14 +243,15 @@ class MembershipController:
         return await self._engine.change_members(change, timeout_s=_remaining_s(deadline))
 
     def _require_possible(self, change: MembershipChange) -> None:
-        """Raise what the engine would raise of an addition, before anything is done for it. Whether
-        the new node answers shows later."""
+        """Raise what the engine would raise of a change, before anything is done for it. Whether
+        the node that is added or promoted answers, and what it has, shows later."""
         status = self._engine.status()
         configuration = Configuration(status.configuration_index, tuple(self._engine.members()))
-        plan_change(change, ChangeContext(configuration, status.commit_index,
-                                          self._engine.is_leader()))
+        plan_change(replace(change, skip_min_applied_check=True),
+                    ChangeContext(configuration, status.commit_index, self._engine.is_leader()))
 
     async def _promote(self, change: MembershipChange, deadline: float) -> int:
+        self._require_possible(change)
         if not change.skip_min_applied_check:
             change = await self._await_applied(change, deadline)
         return await self._engine.change_members(change, timeout_s=_remaining_s(deadline))

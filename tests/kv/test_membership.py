@@ -16,6 +16,7 @@ from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.crypto.nonce import full_node_id, node_id16
 from elastickv.errors import (
     ConditionFailed,
+    ElasticKVError,
     InvalidArgument,
     MembershipConflict,
     NoLeader,
@@ -393,6 +394,40 @@ def test_preconditions() -> None:
             timeout_s=TIMEOUT_S)
         assert promoted > index
         assert leader.suffrages()["n9"] is Suffrage.VOTER
+
+    run(scenario())
+
+
+REFUSED_PROMOTIONS: dict[str, tuple[str, int, type[ElasticKVError], str]] = {
+    "of nobody": ("n77", 0, InvalidArgument, "'n77' is not a member"),
+    "of a voter": ("n2", 0, InvalidArgument, "'n2' is a voter already"),
+    "in another configuration": ("n9", 1 << 40, ConditionFailed, "the configuration is that of"),
+}
+
+
+@pytest.mark.parametrize("state", ["up", "lagging", "down"])
+@pytest.mark.parametrize("name", REFUSED_PROMOTIONS)
+def test_an_impossible_promotion_is_refused_whatever_the_learner_does(name: str,
+                                                                      state: str) -> None:
+    node_id, previous_index, refusal, words = REFUSED_PROMOTIONS[name]
+
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start(bootstrap=False)
+        await world.newcomer()
+        await add(leader)
+        if state == "down":
+            for silent in {"n2", "n9"} - {leader.node_id}:
+                world.hub.isolate(silent)
+        elif state == "lagging":
+            world.hub.rule = lambda source, target, message: int(not (
+                target == "n9" and isinstance(message, frames.AppendEntries)))
+        await leader.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+        with pytest.raises(refusal, match=words):
+            await leader.membership.promote_learner(
+                node_id, previous_index=previous_index, min_applied_index=0,
+                skip_min_applied_check=False, timeout_s=TIMEOUT_S)
+        assert leader.suffrages()["n9"] is Suffrage.LEARNER
 
     run(scenario())
 
