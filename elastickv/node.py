@@ -200,7 +200,7 @@ class Node:
         self._kv = KeyValue(
             self._engine, store, hlc, self._encryption,
             opener=self._record_opener(applier),
-            writable=lambda: self._flusher.error or self._encryption.refusal(),
+            writable=self._write_refusal,
             max_value_bytes=settings.max_value_bytes,
             max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
 
@@ -313,10 +313,14 @@ class Node:
         self._stops.push("http", server.stop)
         await server.start()
 
+    def _write_refusal(self) -> ElasticKVError | None:
+        """What this node, as the leader, refuses every write with for now."""
+        return self._flusher.error or self._encryption.refusal()
+
     def _write_problem(self) -> str:
         if self._stop_requested.is_set():
             return "the node is stopping"
-        return str(self._flusher.error) if self._flusher.error is not None else ""
+        return str(self._write_refusal() or "")
 
     def _log_role(self, role: Role, term: int) -> None:
         log.info("role changed", role=role.name, term=term,
