@@ -26,6 +26,7 @@ from elastickv.keys.sidecar import Sidecar
 RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
 FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that takes writes"
 WRONG_KEK_REMEDY = "start with the KEK that the cluster was bootstrapped with"
+_ENCRYPTED_START = "start with --kekFile and --encryption-enabled"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
 _FOREIGN = ("move it away and put this node's own back; without one, the leader's is taken over at"
             f" the next start, or by {RESYNC_COMMAND}")
@@ -291,15 +292,16 @@ def _sidecar_readable(facts: Facts) -> Problem | None:
 def _restoring(facts: Facts) -> str:
     """How an old, damaged or missing sidecar is restored."""
     if facts.sidecar is None and facts.stored_sidecar is not None:
-        return ("start the node: it takes the leader's, or the copy in its own store when no leader"
-                f" answers; or: {RESYNC_COMMAND}")
+        start = ("start the node: it" if facts.kek_configured and facts.encryption_enabled
+                 else f"{_ENCRYPTED_START}: the node")
+        return (f"{start} takes the leader's, or the copy in its own store when no leader answers;"
+                f" or: {RESYNC_COMMAND}")
     return _RESYNC
 
 
 def _sidecar_without_flag(facts: Facts) -> Problem | None:
     if facts.sidecar is not None and not facts.encryption_enabled:
-        return ("the data directory holds wrapped keys and encryption is off",
-                "start with --kekFile and --encryption-enabled")
+        return "the data directory holds wrapped keys and encryption is off", _ENCRYPTED_START
     return None
 
 

@@ -179,6 +179,21 @@ def test_a_lost_sidecar_is_behind_the_log() -> None:
         require_safe(replace(HEALTHY, sidecar=None))
 
 
+@pytest.mark.parametrize(("kek", "enabled", "beginning"), [
+    (True, True, "start the node: it takes the leader's"),
+    (False, False, "start with --kekFile and --encryption-enabled: the node takes the leader's"),
+    (True, False, "start with --kekFile and --encryption-enabled: the node takes the leader's"),
+], ids=["with encryption", "without encryption", "with the KEK alone"])
+@pytest.mark.parametrize("problem", ["", "does not parse"], ids=["lost", "damaged"])
+def test_a_sidecar_comes_back_at_a_start_with_encryption(problem: str, kek: bool, enabled: bool,
+                                                         beginning: str) -> None:
+    facts = replace(HEALTHY, sidecar=None, sidecar_problem=problem, kek_configured=kek,
+                    encryption_enabled=enabled)
+    with pytest.raises(GuardFailed) as caught:
+        require_safe(facts)
+    assert caught.value.remedy.startswith(beginning)
+
+
 def test_a_sidecar_that_is_one_entry_ahead_is_left_to_replay() -> None:
     require_safe(replace(HEALTHY, last_encryption_index=40, store_cutover_index=0))
 
