@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from elastickv.client import SyncClient
 from elastickv.client.pool import OPTIONS, credentials_of
 from elastickv.config import TlsFiles
-from elastickv.errors import Unreachable
+from elastickv.errors import EncryptionConflict, Unreachable
 
 HEALTH_TIMEOUT_S = 2.0
 
@@ -79,7 +79,9 @@ class ClusterApi:
         """Bootstrap encryption unless that was done before."""
         encryption = next(self._next).encryption
         if encryption.sidecar_state().active_storage_id == 0:
-            encryption.bootstrap()
+            # The member that was asked may not have applied a bootstrap that is committed.
+            with contextlib.suppress(EncryptionConflict):
+                encryption.bootstrap()
 
     def enable_storage_envelope(self) -> int:
         """The storage cutover, done now or before; its log index."""
