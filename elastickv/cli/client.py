@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -141,19 +143,24 @@ def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, 
     first = values.parse_bytes(prefix or start, "--start")
     last = values.prefix_end(first) if prefix else values.parse_bytes(end, "--end")
 
-    async def pages(api: Client) -> list[Pair]:
+    async def pages(api: Client) -> tuple[list[Pair], int]:
         found: list[Pair] = []
+        ages: list[tuple[float, int]] = []
+        now = asyncio.get_running_loop().time
         with progress_bar(limit, "scanned", shown=limit > SCAN_PAGE) as advance:
             # One more than is printed tells whether any follow.
             async for page in api.scan_pages(first, last, page=min(limit + 1, SCAN_PAGE), ts=ts,
-                                             reverse=reverse, keys_only=keys_only, stale=stale):
+                                             reverse=reverse, keys_only=keys_only, stale=stale,
+                                             on_stale_ms=lambda age: ages.append((now(), age))):
                 found += page
                 advance(len(page))
                 if len(found) > limit:
                     break
-        return found
+        return found, oldest_ms(ages, now())
 
-    found = connection.run(pages)
+    found, stale_ms = connection.run(pages)
+    if stale:
+        progress(staleness(stale_ms))
     show_pairs(found[:limit], keys_only, output)
     if len(found) > limit:
         if reverse:
@@ -162,6 +169,14 @@ def scan(connection: Connection, start: str, end: str, prefix: str, limit: int, 
             first = found[limit].key
         progress("more keys follow: raise --limit, or go on with " + range_options(first, last)
                  + (" instead of --prefix" if prefix else ""))
+
+
+def oldest_ms(ages: Sequence[tuple[float, int]], now_s: float) -> int:
+    """How old the oldest of several answers is at `now_s`; `ages` has when each came, and its
+    `stale_ms` then. -1 if that is not known of each."""
+    if any(stale_ms < 0 for _, stale_ms in ages):
+        return -1
+    return max(stale_ms + math.ceil((now_s - at_s) * 1000) for at_s, stale_ms in ages)
 
 
 def range_options(first: bytes, last: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -109,28 +109,35 @@ class Client:
 
     async def scan(self, start: bytes = b"", end: bytes = b"", *, limit: int = SCAN_PAGE,
                    ts: int = 0, reverse: bool = False, keys_only: bool = False,
-                   stale: bool = False, timeout_s: float | None = None) -> list[Pair]:
+                   stale: bool = False, on_stale_ms: Callable[[int], object] | None = None,
+                   timeout_s: float | None = None) -> list[Pair]:
         """Up to `limit` pairs with start <= key < end (b"" = unbounded), in (reverse) key order.
-        Linearizable unless `stale`, which a member answers without the others.
+        Linearizable unless `stale`, which a member answers without the others; how old its answer
+        may be, as in `ReadResult`, goes to `on_stale_ms`.
         """
         response = await self._caller.call(
             rpcs.RAW_SCAN, lambda: pb.RawScanAtRequest(
                 start_key=start, end_key=end, limit=limit, ts=ts, reverse=reverse,
                 keys_only=keys_only, stale=stale), timeout_s)
+        if on_stale_ms is not None:
+            on_stale_ms(response.stale_ms)
         return [Pair(pair.key, pair.value) for pair in response.kv]
 
     async def scan_pages(self, start: bytes = b"", end: bytes = b"", *, page: int = SCAN_PAGE,
                          ts: int = 0, reverse: bool = False, keys_only: bool = False,
                          stale: bool = False,
+                         on_stale_ms: Callable[[int], object] | None = None,
                          timeout_s: float | None = None) -> AsyncIterator[list[Pair]]:
-        """The whole range, up to `page` pairs at a time. `timeout_s` bounds each page.
+        """The whole range, up to `page` pairs at a time. `timeout_s` bounds each page, and
+        `on_stale_ms` gets the age of each, also of one that is empty.
 
         Without `ts` each page shows the moment at which it is read; with `ts` all show that one.
         """
         while True:
             try:
                 pairs = await self.scan(start, end, limit=page, ts=ts, reverse=reverse,
-                                        keys_only=keys_only, stale=stale, timeout_s=timeout_s)
+                                        keys_only=keys_only, stale=stale,
+                                        on_stale_ms=on_stale_ms, timeout_s=timeout_s)
             except ResultTooLarge:
                 if page == 1:
                     raise

@@ -180,21 +180,39 @@ class SyncClient:
 
     def scan(self, start: bytes = b"", end: bytes = b"", *, limit: int = SCAN_PAGE, ts: int = 0,
              reverse: bool = False, keys_only: bool = False, stale: bool = False,
+             on_stale_ms: Callable[[int], object] | None = None,
              timeout_s: float | None = None) -> list[Pair]:
         """Up to `limit` pairs with start <= key < end (b"" = unbounded)."""
-        return self._loop.run(self._client.scan(start, end, limit=limit, ts=ts, reverse=reverse,
-                                                keys_only=keys_only, stale=stale,
-                                                timeout_s=timeout_s))
+        ages: list[int] = []
+        pairs = self._loop.run(self._client.scan(
+            start, end, limit=limit, ts=ts, reverse=reverse, keys_only=keys_only, stale=stale,
+            on_stale_ms=ages.append, timeout_s=timeout_s))
+        _tell(on_stale_ms, ages)
+        return pairs
 
     def scan_pages(self, start: bytes = b"", end: bytes = b"", *, page: int = SCAN_PAGE,
                    ts: int = 0, reverse: bool = False, keys_only: bool = False,
                    stale: bool = False,
+                   on_stale_ms: Callable[[int], object] | None = None,
                    timeout_s: float | None = None) -> Iterator[list[Pair]]:
         """The whole range, page by page; see `Client.scan_pages`."""
+        ages: list[int] = []
         pages = self._client.scan_pages(start, end, page=page, ts=ts, reverse=reverse,
-                                        keys_only=keys_only, stale=stale, timeout_s=timeout_s)
+                                        keys_only=keys_only, stale=stale,
+                                        on_stale_ms=ages.append, timeout_s=timeout_s)
         while (pairs := self._loop.run(_next(pages.__anext__))) is not None:
+            _tell(on_stale_ms, ages)
             yield pairs
+        _tell(on_stale_ms, ages)
+
+
+def _tell(on_stale_ms: Callable[[int], object] | None, ages: list[int]) -> None:
+    """Empty `ages`, which came in the client's thread, in the caller's: a function of the caller's
+    may use the client."""
+    if on_stale_ms is not None:
+        for stale_ms in ages:
+            on_stale_ms(stale_ms)
+    ages.clear()
 
 
 async def _next(advance: Callable[[], Any]) -> list[Pair] | None:

@@ -74,6 +74,13 @@ class Pair(NamedTuple):
     value: bytes
 
 
+class ScanResult(NamedTuple):
+    """`stale_ms` as in `ReadResult`."""
+
+    pairs: Sequence[Pair]
+    stale_ms: int = 0
+
+
 def result_too_large(max_bytes: int, fitting: int, *, keys_only: bool) -> ResultTooLarge:
     """What ends a scan of whose pairs only the first `fitting` have room."""
     remedies = [f"scan in pages of at most {fitting} pairs"] if fitting else []
@@ -108,7 +115,7 @@ class KvApi(Protocol):
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False, stale: bool = False,
-                   timeout_s: float) -> list[Pair]:
+                   timeout_s: float) -> ScanResult:
         """Visible pairs with start <= key < end (end b"" = unbounded), in key order, all as of one
         moment; linearizable unless `stale`. Raises `ResultTooLarge` as soon as they have more than
         `max_bytes`.

@@ -17,6 +17,7 @@ from elastickv.kv.api import (
     PAIR_OVERHEAD_BYTES,
     Pair,
     ReadResult,
+    ScanResult,
     result_too_large,
 )
 from elastickv.kv.txn import check_key
@@ -57,13 +58,14 @@ class Reader:
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False, stale: bool = False,
-                   timeout_s: float) -> list[Pair]:
+                   timeout_s: float) -> ScanResult:
         if limit < 1:
             raise InvalidArgument(f"limit is {limit}; it must be at least 1",
                                   remedy="ask for one or more pairs")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
         await self._barrier(stale, timeout_s)
+        complete_at = loop.time() - self._engine.state_age_s() if stale else 0.0
         at_ts, now_ms = self._moment(ts)
         whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
         rest = whole
@@ -77,7 +79,8 @@ class Reader:
                     page = _Page(max_bytes, keys_only=keys_only)
                 left = self._scan_turn(rest, page)
                 if left is None:
-                    return page.pairs
+                    return ScanResult(page.pairs,
+                                      age_ms(loop.time() - complete_at) if stale else 0)
                 rest = left
                 # All scans together have one turn between two of the loop's other work.
                 await asyncio.sleep(0)

@@ -87,12 +87,12 @@ class RawKv:
 
     async def scan_at(self, request: pb.RawScanAtRequest,
                       timeout_s: float) -> pb.RawScanAtResponse:
-        pairs = await self._kv.scan(
+        found = await self._kv.scan(
             request.start_key, request.end_key, limit=check_scan_limit(request.limit),
             max_bytes=self._max_result_bytes, ts=request.ts, reverse=request.reverse,
             keys_only=request.keys_only, stale=request.stale, timeout_s=timeout_s)
-        response = pb.RawScanAtResponse()
-        add_pairs(response.kv.add, pairs)
+        response = pb.RawScanAtResponse(stale_ms=found.stale_ms)
+        add_pairs(response.kv.add, found.pairs)
         return response
 
     async def batch(self, request: pb.RawBatchRequest, timeout_s: float) -> pb.RawBatchResponse:
@@ -137,11 +137,11 @@ class TransactionalKv:
         return pb.DeleteResponse(commit_index=index, success=True)
 
     async def scan(self, request: pb.ScanRequest, timeout_s: float) -> pb.ScanResponse:
-        pairs = await self._kv.scan(request.start_key, request.end_key,
+        found = await self._kv.scan(request.start_key, request.end_key,
                                     limit=check_scan_limit(request.limit),
                                     max_bytes=self._max_result_bytes, timeout_s=timeout_s)
         response = pb.ScanResponse()
-        add_pairs(response.kv.add, pairs)
+        add_pairs(response.kv.add, found.pairs)
         return response
 
     async def not_served(self, request: object, timeout_s: float) -> NoReturn:

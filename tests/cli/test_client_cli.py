@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from cli_shell import Done, Shell
 from memory_node import MemoryNode, eventually, running
 
-from elastickv.cli.client import apply_chunks
+from elastickv.cli.client import apply_chunks, oldest_ms
 from elastickv.cli.main import run
 from elastickv.client import Client, Put
 from elastickv.errors import ConditionFailed, ExitCode, IntegrityError, NoLeader, OutcomeUnknown
@@ -57,6 +58,39 @@ def test_a_stale_read_says_how_old_it_is(shell: Shell, memory_node: MemoryNode) 
     assert "never known" in shell("client", "get", "k", "--stale").err
     absent = shell("client", "get", "other", "--stale", "--output", "json")
     assert (absent.code, absent.document["stale_ms"]) == (1, -1)
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_stale_scan_says_how_old_it_is(shell: Shell, memory_node: MemoryNode,
+                                         output: str) -> None:
+    scan = ["client", "scan", "--output", output]
+    shell("client", "put", "k", "v")
+    memory_node.kv.stale_ms = 1234
+    found = shell(*scan, "--stale")
+    assert (found.code, found.out) == (0, shell(*scan).out)
+    age = re.fullmatch(r"stale read: this member was known to have everything (\d+) ms ago\n",
+                       found.err)
+    assert age is not None
+    assert int(age[1]) >= 1234
+    assert shell(*scan).err == ""
+    memory_node.kv.stale_ms = -1
+    assert "never known" in shell(*scan, "--stale").err
+    assert "never known" in shell(*scan, "--stale", "--prefix", "none").err
+
+
+PAGE_AGES: dict[str, tuple[list[tuple[float, int]], float, int]] = {
+    "one page": ([(10.0, 7)], 10.0, 7),
+    "one page, a while ago": ([(10.0, 7)], 10.25, 257),
+    "the first was known longest ago": ([(10.0, 7), (12.0, 5)], 12.0, 2007),
+    "the second was known longest ago": ([(10.0, 7), (10.5, 900)], 11.0, 1400),
+    "one was never known": ([(10.0, 7), (10.5, -1), (11.0, 5)], 11.0, -1),
+}
+
+
+@pytest.mark.parametrize("name", PAGE_AGES)
+def test_a_stale_scan_is_as_old_as_its_oldest_page(name: str) -> None:
+    pages, now_s, expected = PAGE_AGES[name]
+    assert oldest_ms(pages, now_s) == expected
 
 
 def test_binary_values_through_stdin_and_stdout(shell: Shell) -> None:

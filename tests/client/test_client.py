@@ -118,6 +118,19 @@ async def test_pages_shrink_where_values_are_large(client: Client) -> None:
     assert len(pages) > 1
 
 
+async def test_a_stale_scan_says_how_old_it_is(client: Client, node: MemoryNode) -> None:
+    await client.batch([Put(b"%d" % n, b"v") for n in range(4)])
+    node.kv.stale_ms = 1234
+    ages: list[int] = []
+    assert len(await client.scan(stale=True, on_stale_ms=ages.append)) == 4
+    assert ages == [1234]
+    async for _ in client.scan_pages(page=3, stale=True, on_stale_ms=ages.append):
+        node.kv.stale_ms = -1
+    assert ages == [1234, 1234, -1]
+    await client.scan(on_stale_ms=ages.append)
+    assert ages[3:] == [0]
+
+
 # --- errors ----------------------------------------------------------------------------------
 
 

@@ -80,6 +80,22 @@ def test_keys(node: MemoryNode) -> None:
         assert client.scan(keys_only=True, reverse=True) == [Pair(b"c", b"")]
 
 
+def test_a_stale_scan_says_how_old_it_is(node: MemoryNode) -> None:
+    node.kv.stale_ms = 1234
+    with SyncClient([node.address]) as client:
+        client.batch([Put(b"a", b"1"), Put(b"b", b"2")])
+        told: list[tuple[int, bytes]] = []
+
+        def note(stale_ms: int) -> None:
+            told.append((stale_ms, client.get(b"a").value))
+
+        assert len(client.scan(stale=True, on_stale_ms=note)) == 2
+        assert told == [(1234, b"1")]
+        # The second page is empty, and its age counts as well.
+        assert len(list(client.scan_pages(page=2, stale=True, on_stale_ms=note))) == 1
+        assert told == [(1234, b"1")] * 3
+
+
 def test_administration(node: MemoryNode) -> None:
     with SyncClient([node.address]) as client:
         assert client.encryption.bootstrap().storage_dek_id == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -304,9 +305,9 @@ async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
     await node.kv.put(b"k", b"2", timeout_s=TIMEOUT_S)
     assert (await node.kv.get(b"k", ts=first.commit_ts, timeout_s=TIMEOUT_S)).value == b"1"
     assert not (await node.kv.get(b"k", ts=first.commit_ts - 1, timeout_s=TIMEOUT_S)).exists
-    pairs = await node.kv.scan(b"", b"", limit=10, max_bytes=1 << 20, ts=first.commit_ts,
+    found = await node.kv.scan(b"", b"", limit=10, max_bytes=1 << 20, ts=first.commit_ts,
                                timeout_s=TIMEOUT_S)
-    assert [(pair.key, pair.value) for pair in pairs] == [(b"k", b"1")]
+    assert [(pair.key, pair.value) for pair in found.pairs] == [(b"k", b"1")]
 
 
 def follow_a_leader_that_answers(node: OneNode, monkeypatch: pytest.MonkeyPatch,
@@ -450,7 +451,7 @@ async def test_a_scan_holds_no_more_than_its_answer_may(
     assert turns <= 4
     fitting = await node.kv.scan(b"", b"", limit=50, max_bytes=50 * pair, keys_only=keys_only,
                                  timeout_s=TIMEOUT_S)
-    assert len(fitting) == 50
+    assert len(fitting.pairs) == 50
 
 
 async def test_a_scan_over_what_is_deleted_lets_others_go_on(
@@ -471,7 +472,7 @@ async def test_a_scan_over_what_is_deleted_lets_others_go_on(
 
     between: list[int] = []
     monkeypatch.setattr(node.store, "scan_turn", counted)
-    assert await task == []
+    assert (await task).pairs == []
     assert turns >= 100
     assert between[:99] == list(range(1, 100))
 
@@ -503,7 +504,7 @@ async def test_many_scans_take_their_turns_one_after_the_other(
         node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
         for _ in range(20)))
     counter.cancel()
-    assert [len(pairs) for pairs in answers] == [100] * 20
+    assert [len(found.pairs) for found in answers] == [100] * 20
     assert len(rounds) == len(set(rounds)) >= 20 * 10
     assert limits[:40] == [100] * 20 + [90] * 20
 
@@ -527,7 +528,8 @@ async def test_writes_that_come_between_two_turns_are_not_shown(
     writer = asyncio.create_task(rewrite_all())
     seen = set()
     while len(seen) < 5:
-        pairs = await node.kv.scan(b"", b"", limit=99, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+        pairs, _ = await node.kv.scan(b"", b"", limit=99, max_bytes=SCAN_BYTES,
+                                      timeout_s=TIMEOUT_S)
         assert len(pairs) == 40
         assert len({pair.value for pair in pairs}) == 1
         seen.add(pairs[0].value)
@@ -567,7 +569,35 @@ async def test_a_scan_that_compaction_overtakes_begins_anew_unless_its_time_is_g
         with pytest.raises(InvalidArgument, match="is before"):
             await scan
     else:
-        assert [pair.value for pair in await scan] == [b"new"] * 5
+        assert [pair.value for pair in (await scan).pairs] == [b"new"] * 5
+
+
+@pytest.mark.parametrize(("stale", "age_s", "stale_ms"), [
+    (True, 1.5, 3_500), (True, math.inf, -1), (False, 1.5, 0)],
+    ids=["stale", "never complete", "linearizable"])
+async def test_a_stale_scan_says_how_old_its_first_pair_is(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, stale: bool, age_s: float,
+        stale_ms: int) -> None:
+    """It takes two seconds here, from one turn to the next."""
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 1)
+    await put_records(node, 2, b"v")
+    loop = asyncio.get_running_loop()
+    started, turns = math.floor(loop.time()), 0
+    take_turn = node.store.scan_turn
+
+    def slow(wanted: ScanRange) -> object:
+        nonlocal turns
+        turns += 1
+        return take_turn(wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.store, "scan_turn", slow)
+        patch.setattr(node.engine, "state_age_s", lambda: age_s)
+        patch.setattr(loop, "time", lambda: started + (2 if turns > 1 else 0))
+        found = await node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES, stale=stale,
+                                   timeout_s=TIMEOUT_S)
+    assert turns > 1
+    assert found.stale_ms == stale_ms
 
 
 async def test_a_scan_ends_at_its_deadline(node: OneNode,

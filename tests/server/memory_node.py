@@ -41,6 +41,7 @@ from elastickv.kv.api import (
     Pair,
     ReadResult,
     RotateResult,
+    ScanResult,
     SidecarState,
     WriteResult,
     WriterRow,
@@ -137,7 +138,7 @@ class MemoryKv:
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False, stale: bool = False,
-                   timeout_s: float) -> list[Pair]:
+                   timeout_s: float) -> ScanResult:
         await self._faults.meet("stale read" if stale else "read", timeout_s)
         keys = [key for key in sorted(self._versions, reverse=reverse)
                 if key >= start and (not end or key < end)]
@@ -148,7 +149,7 @@ class MemoryKv:
         fitting = sum(total <= max_bytes for total in itertools.accumulate(sizes))
         if fitting < len(pairs):
             raise result_too_large(max_bytes, fitting, keys_only=keys_only)
-        return pairs
+        return ScanResult(pairs, self.stale_ms if stale else 0)
 
 
 class MemoryEncryption:

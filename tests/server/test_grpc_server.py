@@ -82,12 +82,17 @@ async def test_raw_kv(channel: grpc.aio.Channel) -> None:
     assert (then.value, then.exists) == (b"1", True)
 
 
-async def test_a_stale_read_is_asked_for_as_one(node: MemoryNode,
-                                                channel: grpc.aio.Channel) -> None:
+async def test_a_stale_read_is_asked_for_as_one_and_says_how_old_it_is(
+        node: MemoryNode, channel: grpc.aio.Channel) -> None:
     kv = kv_grpc.RawKVStub(channel)
-    await kv.RawGet(pb.RawGetRequest(key=b"a", stale=True))
-    await kv.RawGet(pb.RawGetRequest(key=b"a"))
-    assert node.faults.before == ["stale read", "read"]
+    node.kv.stale_ms = 1234
+    stale_ages = [(await kv.RawGet(pb.RawGetRequest(key=b"a", stale=True))).stale_ms,
+                  (await kv.RawScanAt(pb.RawScanAtRequest(limit=1, stale=True))).stale_ms]
+    assert stale_ages == [1234, 1234]
+    ages = [(await kv.RawGet(pb.RawGetRequest(key=b"a"))).stale_ms,
+            (await kv.RawScanAt(pb.RawScanAtRequest(limit=1))).stale_ms]
+    assert ages == [0, 0]
+    assert node.faults.before == ["stale read", "stale read", "read", "read"]
 
 
 async def test_batch_and_scan(channel: grpc.aio.Channel) -> None:

@@ -164,9 +164,9 @@ class Workload:
     async def _scan_pair(self, node: SimNode, generator: random.Random) -> None:
         found = await self._quiet(node, lambda n: n.kv.scan(
             b"pair-", b"pair-z", limit=10, max_bytes=1 << 20, timeout_s=CALL_TIMEOUT_S))
-        if (found is not None and len({pair.value for pair in found}) > 1) or \
-                (found is not None and len(found) not in (0, len(PAIR))):
-            self.cluster.oracle.fail("batches are atomic", f"{node.name} scans {found}")
+        if found is not None and (len({pair.value for pair in found.pairs}) > 1
+                                  or len(found.pairs) not in (0, len(PAIR))):
+            self.cluster.oracle.fail("batches are atomic", f"{node.name} scans {found.pairs}")
 
     async def _quiet(self, node: SimNode, call: Callable[[SimNode], Awaitable[object]],
                      timeout_s: float = CALL_TIMEOUT_S) -> object:
