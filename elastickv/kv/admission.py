@@ -130,12 +130,13 @@ def require_reached_as(raft_address: str, name: str, address: str) -> None:
                    f" --raftAddress {address}")
 
 
-def unreachable(node_id: str, address: str, reason: str) -> NotCapable:
-    """The refusal of a node that did not answer."""
+def unreachable(node_id: str, address: str, reason: str, *, encrypted: bool) -> NotCapable:
+    """The refusal of a node that did not answer; `encrypted`: the cluster that it is to join is."""
+    flags = "--raftJoin, --kekFile and --encryption-enabled" if encrypted else "--raftJoin"
     return NotCapable(
         f"{node_id} at {address} does not answer ({reason})",
-        remedy=f"start {node_id} with --raftJoin, --kekFile and --encryption-enabled, check its"
-               " address and its certificate, then repeat the request")
+        remedy=f"start {node_id} with {flags}, check its address and its certificate, then repeat"
+               " the request")
 
 
 def unregistered(node_id: str, dek_ids: Iterable[int], rows: Mapping[bytes, bytes]) -> list[int]:

@@ -347,8 +347,9 @@ class MembershipController:
                     return await questions(change.node_id, until - loop.time())
                 except PeerError as error:
                     if loop.time() + RETRY_S >= until:
-                        raise unreachable(change.node_id, change.address,
-                                          error.message) from None
+                        raise unreachable(
+                            change.node_id, change.address, error.message,
+                            encrypted=self._applier.sidecar is not None) from None
                     await asyncio.sleep(RETRY_S)
         finally:
             self._engine.introduce({})

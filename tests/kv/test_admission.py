@@ -18,6 +18,7 @@ from elastickv.kv.admission import (
     require_free_node_id,
     require_room,
     transfer_target,
+    unreachable,
     unregistered,
 )
 from elastickv.kv.api import Capability
@@ -97,6 +98,15 @@ def test_candidate(name: str) -> None:
         require_admissible(candidate, "h4:1")
     assert all(word in str(caught.value) for word in refusal), str(caught.value)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_who_does_not_answer_is_to_be_started_as_the_cluster_is(encrypted: bool) -> None:
+    error = unreachable("n4", "h4:1", "no link", encrypted=encrypted)
+    assert "n4 at h4:1" in error.message
+    assert "start n4 with --raftJoin" in error.remedy
+    assert ("--kekFile" in error.remedy, "--encryption-enabled" in error.remedy) \
+        == (encrypted, encrypted)
 
 
 @pytest.mark.parametrize(("registry", "missing"), [
