@@ -125,7 +125,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("tls_ca", Kind.PATH, "Root authority of the certificates of members and clients (PEM). "
             "May hold several: the old and the new one while one replaces the other."),
     Setting("insecure", Kind.BOOL, "No TLS and no client authentication, between members and with "
-            "clients. Refused unless every address is loopback.", default="false"),
+            "clients. Refused unless every address of clients and members is loopback.",
+            default="false"),
     Setting("admin_names", Kind.NAMES, "Common names of the client certificates that may change "
             "keys and membership, the same on every member. Empty = every client; an empty "
             "variable leaves what the file says."),

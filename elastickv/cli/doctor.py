@@ -16,7 +16,7 @@ from elastickv.keys.guards import Status, Verdict
 
 
 @click.command(short_help="Check whether a node may start.",
-               epilog="\b\nExample:\n  elastickv doctor --config /etc/elastickv/n1.toml")
+               epilog="\b\nExample:\n  elastickv doctor --config /etc/elastickv/node.toml")
 @click.option(config.CONFIG_FLAG, "config_path", default="", metavar="<path>",
               help="TOML file whose keys are the kebab-case flag names. "
                    f"[{config.CONFIG_VARIABLE}]")

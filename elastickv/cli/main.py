@@ -32,7 +32,7 @@ class LazyCommand(NamedTuple):
 COMMANDS: dict[str, LazyCommand] = {
     "node": LazyCommand("elastickv.cli.node", "node", "Run one node of a cluster."),
     "doctor": LazyCommand("elastickv.cli.doctor", "doctor",
-                          "Check whether a stopped node may start."),
+                          "Check whether a node may start."),
     "client": LazyCommand("elastickv.cli.client", "client", "Read and write keys."),
     "admin": LazyCommand("elastickv.cli.admin", "admin", "Operate encryption and Raft."),
     "certs": LazyCommand("elastickv.cli.certs", "certs", "Make the cluster's certificates."),
