@@ -64,4 +64,4 @@ class BankWorkload(Workload):
             await self._read(session)
 
     def check(self, history: Sequence[Record]) -> Verdict:
-        return check_bank(history, accounts=ACCOUNTS, total=OPENING_BALANCE * len(ACCOUNTS))
+        return check_bank(history, accounts=ACCOUNTS, opening=OPENING_BALANCE)

@@ -36,10 +36,10 @@ def concurrent(*calls: Call) -> list[Record]:
     return begins + ends
 
 
-def then(first: list[Record], second: list[Record]) -> list[Record]:
-    """`second` after `first`, by other processes."""
-    return first + [Record(r.kind, r.process + 1000, r.time_ns + 1000, r.f, r.key, r.value)
-                    for r in second]
+def then(*parts: list[Record]) -> list[Record]:
+    """One part after the other, each by other processes."""
+    return [Record(r.kind, r.process + later, r.time_ns + later, r.f, r.key, r.value)
+            for number, part in enumerate(parts) for later in [1000 * number] for r in part]
 
 
 def append(element: int, kind: str = "ok") -> Call:
@@ -122,6 +122,91 @@ BANK_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "all reads after the last failed": (
         sequential(transfer(), balances(1, a=5, b=15), transfer(),
                    ("read", None, None, "fail", None)), Validity.UNKNOWN, "after the last"),
+}
+
+
+def moved(source: str, target: str, amount: int, kind: str = "ok") -> Call:
+    return ("transfer", None, [source, target, amount], kind, None)
+
+
+def ledger(**accounts: list[int]) -> Call:
+    """A read; an account that is not named has its opening balance and no transfers."""
+    return ("read", None, None, "ok", {name: [10, 0] for name in LEDGER} | accounts)
+
+
+def opened(call: Call, *within: Call) -> list[Record]:
+    """The calls of `within`, one after the other, between the begin and the end of `call`."""
+    f, key, argument, kind, result = call
+    between = sequential(*within)
+    return [Record(Kind.INVOKE, 999, 0, f, key, argument), *between,
+            Record(Kind(kind), 999, len(between), f, key, result)]
+
+
+LEDGER = ("a", "b", "c", "d", "e", "f")
+BEFORE = ledger(e=[9, 1], f=[11, 1])
+AFTER = ledger(e=[9, 1], f=[11, 1], a=[5, 1], b=[15, 1])
+LEDGER_CASES: dict[str, tuple[list[Record], Validity, str]] = {
+    "moved": (sequential(moved("a", "b", 5), ledger(a=[5, 1], b=[15, 1])), Validity.VALID, ""),
+    "counted and not moved": (
+        sequential(moved("a", "b", 5), ledger(a=[10, 1], b=[10, 1])), Validity.INVALID,
+        "no transfers explain"),
+    "moved backwards": (
+        sequential(moved("a", "b", 5), ledger(a=[15, 1], b=[5, 1])), Validity.INVALID,
+        "no transfers explain"),
+    "moved to somebody else": (
+        sequential(moved("a", "b", 5), ledger(a=[5, 1], b=[10, 1], c=[15, 0])),
+        Validity.INVALID, "no transfers explain"),
+    "another amount": (
+        sequential(moved("a", "b", 5), ledger(a=[6, 1], b=[14, 1])), Validity.INVALID,
+        "no transfers explain"),
+    "an account that nothing moved": (
+        sequential(moved("a", "b", 5), ledger(a=[5, 1], b=[15, 1], c=[9, 0], d=[11, 0])),
+        Validity.INVALID, "no transfers explain"),
+    "unknown, seen, then gone": (
+        sequential(moved("e", "f", 1), moved("a", "b", 5, "info"), AFTER, BEFORE),
+        Validity.INVALID, "1 transfers, then 0"),
+    "unknown, not seen, then seen": (
+        sequential(moved("e", "f", 1), moved("a", "b", 5, "info"), BEFORE, AFTER, AFTER),
+        Validity.VALID, ""),
+    "new then old while it is under way": (
+        then(sequential(moved("e", "f", 1)), opened(moved("a", "b", 5), AFTER, BEFORE),
+             sequential(AFTER)), Validity.INVALID, "1 transfers, then 0"),
+    "old then new while it is under way": (
+        then(sequential(moved("e", "f", 1)), opened(moved("a", "b", 5), BEFORE, AFTER),
+             sequential(AFTER)), Validity.VALID, ""),
+    "half of each of two unknown ones": (
+        sequential(moved("e", "f", 1), moved("a", "b", 5, "info"), moved("c", "d", 5, "info"),
+                   ledger(e=[9, 1], f=[11, 1], a=[5, 1], d=[15, 1])),
+        Validity.INVALID, "no transfers explain"),
+    "both of two unknown ones": (
+        sequential(moved("e", "f", 1), moved("a", "b", 5, "info"), moved("c", "d", 5, "info"),
+                   ledger(e=[9, 1], f=[11, 1], a=[5, 1], b=[15, 1], c=[5, 1], d=[15, 1])),
+        Validity.VALID, ""),
+    "one of two unknown ones, then the other alone": (
+        sequential(moved("e", "f", 1), moved("a", "b", 5, "info"), moved("a", "b", 3, "info"),
+                   ledger(e=[9, 1], f=[11, 1], a=[5, 1], b=[15, 1]),
+                   ledger(e=[9, 1], f=[11, 1], a=[7, 1], b=[13, 1])),
+        Validity.INVALID, "the same numbers of transfers"),
+    "different parts of two transfers at once": (
+        then(concurrent(moved("a", "b", 5), moved("c", "d", 5), ledger(a=[5, 1], b=[15, 1]),
+                        ledger(c=[5, 1], d=[15, 1])),
+             sequential(ledger(a=[5, 1], b=[15, 1], c=[5, 1], d=[15, 1]))),
+        Validity.INVALID, "neither came first"),
+    "a later transfer and not the one before it": (
+        then(opened(ledger(c=[5, 1], d=[15, 1]), moved("a", "b", 5), moved("c", "d", 5)),
+             sequential(ledger(a=[5, 1], b=[15, 1], c=[5, 1], d=[15, 1]))),
+        Validity.INVALID, "no transfers explain"),
+    "an earlier transfer and not the one after it": (
+        then(opened(ledger(a=[5, 1], b=[15, 1]), moved("a", "b", 5), moved("c", "d", 5)),
+             sequential(ledger(a=[5, 1], b=[15, 1], c=[5, 1], d=[15, 1]))),
+        Validity.VALID, ""),
+    "an unknown one in the place of one like it that is due later": (
+        then(sequential(moved("e", "f", 1), moved("a", "b", 5, "info")),
+             opened(moved("a", "b", 5), AFTER),
+             sequential(ledger(e=[9, 1], f=[11, 1], a=[0, 2], b=[20, 2]))), Validity.VALID, ""),
+    "no account of the bank": (
+        sequential(moved("a", "b", 5), ledger(a=[5, 1], b=[15, True])), Validity.INVALID,
+        "nobody wrote"),
 }
 
 
@@ -259,7 +344,11 @@ def cases(table: dict[str, tuple[list[Record], Validity, str]],
 
 
 def bank(history: Sequence[Record]) -> Verdict:
-    return check_bank(history, accounts=ACCOUNTS, total=20)
+    return check_bank(history, accounts=ACCOUNTS, opening=10)
+
+
+def ledgers(history: Sequence[Record]) -> Verdict:
+    return check_bank(history, accounts=LEDGER, opening=10)
 
 
 def scans(history: Sequence[Record]) -> Verdict:
@@ -267,7 +356,7 @@ def scans(history: Sequence[Record]) -> Verdict:
 
 
 @pytest.mark.parametrize(("check", "history", "validity", "message"), [
-    *cases(APPEND_CASES, check_append), *cases(BANK_CASES, bank),
+    *cases(APPEND_CASES, check_append), *cases(BANK_CASES, bank), *cases(LEDGER_CASES, ledgers),
     *cases(UNIQUE_CASES, check_unique_writes), *cases(SCAN_CASES, scans)])
 def test_case(check: Callable[[Sequence[Record]], Verdict], history: list[Record],
               validity: Validity, message: str) -> None:
@@ -279,6 +368,17 @@ def test_case(check: Callable[[Sequence[Record]], Verdict], history: list[Record
 def test_a_key_written_twice_is_a_mistake_of_the_workload() -> None:
     with pytest.raises(HistoryError, match="second write"):
         check_unique_writes(sequential(write("k", "v"), write("k", "w")))
+
+
+def test_a_search_that_was_cut_short_tells_nothing() -> None:
+    unknown = [moved("a", "b", amount, "info") for amount in (1, 2, 3, 4)]
+    for seen, validity in (([4, 2], Validity.VALID), ([2, 2], Validity.INVALID)):
+        history = sequential(moved("e", "f", 1), *unknown, ledger(
+            e=[9, 1], f=[11, 1], a=[seen[0], seen[1]], b=[20 - seen[0], seen[1]]))
+        assert ledgers(history).validity is validity
+        verdict = check_bank(history, accounts=LEDGER, opening=10, max_tries=1)
+        assert verdict.validity is Validity.UNKNOWN
+        assert "1 tries did not tell" in verdict.problems[0]
 
 
 @pytest.mark.parametrize("seed", range(20))
