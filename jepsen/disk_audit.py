@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from elastickv.errors import ElasticKVError
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.raft import records
-from elastickv.raft.segment import HEADER_SIZE, SegmentHeader
+from elastickv.raft.segment import HEADER_SIZE, LOG_SUFFIX, SegmentHeader
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
@@ -44,18 +45,43 @@ class NodeDisk:
     directory: Path
 
 
+class RecordFile:
+    """The records of a journal segment, or of a spool, up to the first that is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._data = path.read_bytes()
+        self._offset, self._salt, self._next_index = 0, 0, 0
+        self._is_readable = True
+        if path.suffix == LOG_SUFFIX:
+            header = SegmentHeader.decode(self._data[:HEADER_SIZE])
+            self._is_readable = header is not None
+            if header is not None:
+                self._offset, self._salt = header.size, header.salt
+                self._next_index = header.first_index
+
+    def __iter__(self) -> Iterator[records.Record]:
+        while self._is_readable and (found := records.decode_at(
+                self._data, self._offset, MAX_COMMAND_BYTES, self._salt)) is not None:
+            record, self._offset = found
+            self._next_index = record.index + 1
+            yield record
+
+    def doubt(self, *, may_be_torn: bool) -> str:
+        """Why there may be records besides those that were read; "" when there are none. A killed
+        node leaves the last of its segments torn: then no whole record follows. Behind its end are
+        zeros, or what is left of an older segment, whose salt is another."""
+        if not self._is_readable:
+            return "its header is damaged"
+        if self._offset == len(self._data) or (may_be_torn and records.find_next(
+                self._data, self._offset, self._next_index, MAX_COMMAND_BYTES,
+                self._salt) is None):
+            return ""
+        return f"damaged at byte {self._offset} of {len(self._data)}"
+
+
 def read_records(path: Path) -> Iterator[records.Record]:
     """The records of a journal segment, or of a spool, up to the first that is not whole."""
-    data = path.read_bytes()
-    offset, salt = 0, 0
-    if path.suffix == ".log":
-        header = SegmentHeader.decode(data[:HEADER_SIZE])
-        if header is None:
-            return
-        offset, salt = header.size, header.salt
-    while (found := records.decode_at(data, offset, MAX_COMMAND_BYTES, salt)) is not None:
-        record, offset = found
-        yield record
+    yield from RecordFile(path)
 
 
 def load_sidecar(disk: NodeDisk) -> Sidecar | None:
@@ -116,8 +142,9 @@ def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
                  tap_error: str = "") -> Verdict:
     """Enter every envelope of every store, journal and spool into one ledger.
 
-    Unknown when a payload could not be opened, a store could not be read, there was no envelope, or
-    the tap that wrote the spools ended early: `tap_error`.
+    Unknown when a payload could not be opened, a store or a part of a log could not be read, a node
+    that ran has no log entry, there was no envelope, or the tap that wrote the spools ended early:
+    `tap_error`.
     """
     unknown: list[str] = [tap_error] if tap_error else []
     sidecars = []
@@ -130,13 +157,19 @@ def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
     cutover = max((sidecar.raft_envelope_cutover_index for sidecar in present), default=0)
     reader = PayloadReader(build_keystore(present, kek), cutover)
     ledger = NonceLedger()
-    entries = 0
-    for name, path in _journal_files(disks, spools):
-        for record in read_records(path):
-            entries += 1
+    entries: Counter[str] = Counter()
+    for owner, path, may_be_torn in _journal_files(disks, spools):
+        file = RecordFile(path)
+        for record in file:
+            entries[owner] += 1
             if record.command[:1] == REGULAR_KIND:
                 for envelope in reader.envelopes(record.index, record.command[1:]):
-                    ledger.add(envelope, f"{name} entry {record.index} of term {record.term}")
+                    ledger.add(envelope, f"{owner} {path.name} entry {record.index} of term "
+                                         f"{record.term}")
+        if doubt := file.doubt(may_be_torn=may_be_torn):
+            unknown.append(f"{owner} {path.name}: {doubt}")
+    unknown += [f"{disk.name}: no log entry was read" for disk in disks
+                if not entries[disk.name] and _has_run(disk)]
     for disk in disks:
         unknown += _enter_store(disk, ledger)
     if reader.unopened:
@@ -144,18 +177,26 @@ def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
     if not ledger.envelopes:
         unknown.append("there was no envelope")
     facts = {"envelopes": ledger.envelopes, "distinct_nonces": ledger.distinct,
-             "reused_nonces": ledger.reused, "log_entries": entries,
+             "reused_nonces": ledger.reused, "log_entries": entries.total(),
              "disks": len(disks), "spools": len(spools)}
     return judge("nonces", ledger.problems, facts, unknown)
 
 
 def _journal_files(disks: Sequence[NodeDisk],
-                   spools: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+                   spools: Sequence[Path]) -> Iterator[tuple[str, Path, bool]]:
+    """Whose file it is, where, and whether it may end with a torn record."""
     for disk in disks:
-        for path in sorted((disk.directory / "raft").rglob("*.log")):
-            yield f"{disk.name} {path.name}", path
+        segments = sorted((disk.directory / "raft").rglob(f"*{LOG_SUFFIX}"))
+        for path in segments:
+            yield disk.name, path, path == segments[-1]
     for path in spools:
-        yield path.name, path
+        yield "tap", path, False
+
+
+def _has_run(disk: NodeDisk) -> bool:
+    """Whether a node ran there: it begins with an empty directory. One that is gone may have held
+    anything."""
+    return not disk.directory.is_dir() or any(disk.directory.iterdir())
 
 
 def _enter_store(disk: NodeDisk, ledger: NonceLedger) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,70 @@ def test_a_payload_that_does_not_open_leaves_it_unknown(node: Fixture, kek: Kek)
     assert "could not be opened" in verdict.problems[0]
 
 
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xff
+    path.write_bytes(data)
+
+
+def add(path: Path, data: bytes) -> None:
+    path.write_bytes(path.read_bytes() + data)
+
+
+def cut(path: Path, count: int) -> None:
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+FIRST, LAST = segment_name(1), segment_name(4)
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "whole": (lambda raft: None, ""),
+    "header of the first segment": (lambda raft: damage(raft / FIRST, 9), "header"),
+    "header of the last segment": (lambda raft: damage(raft / LAST, 9), "header"),
+    "empty file": (lambda raft: (raft / LAST).write_bytes(b""), "header"),
+    "record of the first segment": (lambda raft: damage(raft / FIRST, 80), "damaged at byte 32"),
+    "end of the first segment": (lambda raft: cut(raft / FIRST, 1), "damaged at byte"),
+    "bytes behind the first segment": (lambda raft: add(raft / FIRST, b"\0"), "damaged at byte"),
+    "first record of the last segment": (lambda raft: damage(raft / LAST, 80), "byte 32"),
+    "torn end": (lambda raft: cut(raft / LAST, 1), ""),
+    "zeros behind the end": (lambda raft: add(raft / LAST, bytes(5000)), ""),
+    "an older segment behind the end": (
+        lambda raft: add(raft / LAST, records.encode(2, 1, b"\0old", 0, SALT + 1) * 3), ""),
+    "no entry": (lambda raft: [path.unlink() for path in raft.iterdir()],
+                 "n1: no log entry was read"),
+    "no folder": (shutil.rmtree, "n1: no log entry was read"),
+}
+
+
+@pytest.mark.parametrize(("harm", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_entries_that_could_not_be_read_leave_it_unknown(
+        node: Fixture, kek: Kek, harm: Callable[[Path], object], message: str) -> None:
+    node.write_journal({index: node.entry(index) for index in (1, 2, 3)})
+    node.write_journal({index: node.entry(index) for index in (4, 5, 6)}, name=4)
+    node.write_store([(b"key", 40, b"value")])
+    harm(node.disk.directory / "raft")
+    verdict = audit_nonces([node.disk], [], kek)
+    assert verdict.validity is (Validity.UNKNOWN if message else Validity.VALID), verdict
+    assert any(message in problem for problem in verdict.problems) or not message
+
+
+def test_what_could_not_be_read_hides_no_reuse(node: Fixture, kek: Kek) -> None:
+    path = node.write_journal({2: node.entry(4, value=b"one"), 3: node.entry(4, value=b"two"),
+                               4: node.entry(5), 5: node.entry(6)})
+    damage(path, len(path.read_bytes()) - len(records.encode(5, 1, b"\0" + node.entry(6), 0)) - 1)
+    assert audit_nonces([node.disk], [], kek).validity is Validity.INVALID
+
+
+def test_a_node_that_never_ran_has_no_log_to_read(node: Fixture, tmp_path: Path, kek: Kek) -> None:
+    node.write_journal({2: node.entry(4)})
+    never = NodeDisk("n2", tmp_path / "n2")
+    never.directory.mkdir()
+    assert audit_nonces([node.disk, never], [], kek).is_valid
+    (never.directory / "store").mkdir()
+    assert audit_nonces([node.disk, never], [], kek).problems == ("n2: no log entry was read",)
+    gone = NodeDisk("n3", tmp_path / "n3")
+    assert audit_nonces([node.disk, gone], [], kek).validity is Validity.UNKNOWN
+
+
 def test_no_envelope_at_all_is_not_a_pass(node: Fixture, kek: Kek) -> None:
     assert audit_nonces([node.disk], [], kek).validity is Validity.UNKNOWN
 
@@ -193,7 +257,13 @@ def test_the_tap_keeps_what_compaction_and_truncation_take_away(node: Fixture, t
     assert tap.poll("n1") == 1
     (spool,) = tap.spools
     assert [record.index for record in read_records(spool)] == [2, 3, 3, 4, 5]
-    assert audit_nonces([node.disk], [spool], kek).facts["distinct_nonces"] == 4
+    verdict = audit_nonces([node.disk], [spool], kek)
+    assert verdict.is_valid
+    assert verdict.facts["distinct_nonces"] == 4
+    cut(spool, 1)
+    verdict = audit_nonces([node.disk], [spool], kek)
+    assert verdict.validity is Validity.UNKNOWN
+    assert "n1.spool: damaged at byte" in verdict.problems[0]
 
 
 def test_the_tap_waits_for_a_record_to_be_whole(node: Fixture, tmp_path: Path) -> None:
