@@ -12,7 +12,7 @@ shorter, and a later append may not stand before it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jepsen.history import Kind, Operation, Record, Value, pair
 from jepsen.verdict import Verdict, judge
@@ -54,7 +54,7 @@ def _check_key(operations: Sequence[Operation]) -> tuple[list[str], int]:
         return problems, 0
     places = {element: place for place, element in enumerate(order)}
     problems += _element_problems(order, appends)
-    lost, unread = _lost(appends.values(), reads, places)
+    lost, unread = _lost(appends, reads, places)
     problems += lost + _real_time_problems(operations, places)
     return problems, unread
 
@@ -92,17 +92,18 @@ def _element_problems(order: Iterable[Value], appends: dict[Value, Operation]) -
     return problems
 
 
-def _lost(appends: Iterable[Operation], reads: Sequence[Operation],
-          places: dict[Value, int]) -> tuple[list[str], int]:
-    """Acknowledged appends that are nowhere: lost if a later read could have seen them, else only
-    unread."""
-    last_read = max((read.invoked for read in reads), default=-1)
+def _lost(appends: Mapping[Value, Operation], reads: Sequence[Operation],
+          places: Mapping[Value, int]) -> tuple[list[str], int]:
+    """Acknowledged appends that are nowhere: lost if a read or an append that began later must come
+    behind them, else only unread."""
+    shown = (append for element, append in appends.items() if element in places)
+    last_begin = max((op.invoked for op in (*reads, *shown)), default=-1)
     problems: list[str] = []
     unread = 0
-    for append in appends:
+    for append in appends.values():
         if append.completed is None or append.kind is not Kind.OK or append.argument in places:
             continue
-        if append.completed < last_read:
+        if append.completed < last_begin:
             problems.append(f"an acknowledged append was lost: {append.describe()}")
         else:
             unread += 1

@@ -42,6 +42,14 @@ def then(*parts: list[Record]) -> list[Record]:
             for number, part in enumerate(parts) for later in [1000 * number] for r in part]
 
 
+def opened(call: Call, *within: Call) -> list[Record]:
+    """The calls of `within`, one after the other, between the begin and the end of `call`."""
+    f, key, argument, kind, result = call
+    between = sequential(*within)
+    return [Record(Kind.INVOKE, 999, 0, f, key, argument), *between,
+            Record(Kind(kind), 999, len(between), f, key, result)]
+
+
 def append(element: int, kind: str = "ok") -> Call:
     return ("append", "k", element, kind, element)
 
@@ -61,6 +69,16 @@ APPEND_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "lost": (sequential(append(1), append(2), read_list(1)), Validity.INVALID, "was lost"),
     "all lost": (sequential(append(1), ("read", "k", None, "ok", None)), Validity.INVALID,
                  "was lost"),
+    "lost, and a later one read, by a read that began before both": (
+        opened(read_list(2), append(1), append(2)), Validity.INVALID, "was lost"),
+    "lost, and a later one of unknown outcome read": (
+        opened(read_list(2), append(1), append(2, "info")), Validity.INVALID, "was lost"),
+    "an earlier one read, by a read that began before both": (
+        then(opened(read_list(1), append(1), append(2)), sequential(read_list(1, 2))),
+        Validity.VALID, ""),
+    "not read, and one under way with it read": (
+        concurrent(append(1), append(2), read_list(2)), Validity.UNKNOWN,
+        "never looked for"),
     "twice": (sequential(append(1), read_list(1, 1)), Validity.INVALID, "twice"),
     "fork": (sequential(append(1), append(2, "info"), append(3, "info"), read_list(1, 2),
                         read_list(1, 3)), Validity.INVALID, "disagree"),
@@ -132,14 +150,6 @@ def moved(source: str, target: str, amount: int, kind: str = "ok") -> Call:
 def ledger(**accounts: list[int]) -> Call:
     """A read; an account that is not named has its opening balance and no transfers."""
     return ("read", None, None, "ok", {name: [10, 0] for name in LEDGER} | accounts)
-
-
-def opened(call: Call, *within: Call) -> list[Record]:
-    """The calls of `within`, one after the other, between the begin and the end of `call`."""
-    f, key, argument, kind, result = call
-    between = sequential(*within)
-    return [Record(Kind.INVOKE, 999, 0, f, key, argument), *between,
-            Record(Kind(kind), 999, len(between), f, key, result)]
 
 
 LEDGER = ("a", "b", "c", "d", "e", "f")
