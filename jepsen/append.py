@@ -13,21 +13,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
-from jepsen.history import Kind, Operation, Record, Value, pair
+from jepsen.history import Kind, Operation, Record, Value, attempts, pair, require_functions
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "append"
+FUNCTIONS = ("append", "read")
 
 
 def check_append(history: Sequence[Record]) -> Verdict:
     """Judge a history of `append` and `read`. Unknown when an acknowledged append was never looked
-    for: no read of its key began after it. Raises `HistoryError`."""
+    for: no read of its key began after it. Raises `HistoryError`, also for an element that two
+    appends to a key may have added; one that failed may be tried again."""
     by_key: dict[str | None, list[Operation]] = defaultdict(list)
     operations = pair(history)
+    require_functions(operations, FUNCTIONS)
     for operation in operations:
-        if operation.f in ("append", "read"):
-            by_key[operation.key].append(operation)
+        by_key[operation.key].append(operation)
     problems: list[str] = []
     unknown: list[str] = []
     for key, part in by_key.items():
@@ -44,12 +47,10 @@ def check_append(history: Sequence[Record]) -> Verdict:
 
 
 def _check_key(operations: Sequence[Operation]) -> tuple[list[str], int]:
-    appends = {op.argument: op for op in operations if op.f == "append"}
+    appends = attempts((op for op in operations if op.f == "append"), attrgetter("argument"))
     reads = [op for op in operations if op.f == "read" and op.kind is Kind.OK]
-    problems = [f"two appends of {op.argument!r}" for op in operations
-                if op.f == "append" and appends[op.argument] is not op]
     order = _longest(reads)
-    problems += _prefix_problems(reads, order)
+    problems = _prefix_problems(reads, order)
     if problems:
         return problems, 0
     places = {element: place for place, element in enumerate(order)}
@@ -81,7 +82,7 @@ def _prefix_problems(reads: Iterable[Operation], order: tuple[Value, ...]) -> li
     return problems
 
 
-def _element_problems(order: Iterable[Value], appends: dict[Value, Operation]) -> list[str]:
+def _element_problems(order: Iterable[Value], appends: Mapping[Value, Operation]) -> list[str]:
     problems = []
     for element in order:
         append = appends.get(element)

@@ -18,10 +18,19 @@ from itertools import pairwise
 
 from jepsen import bank_search
 from jepsen.bank_search import Moment, Move
-from jepsen.history import HistoryError, Kind, Operation, Record, Value, pair
+from jepsen.history import (
+    HistoryError,
+    Kind,
+    Operation,
+    Record,
+    Value,
+    pair,
+    require_functions,
+)
 from jepsen.verdict import Validity, Verdict, judge
 
 CHECKER = "bank"
+FUNCTIONS = ("transfer", "read")
 
 
 def check_bank(history: Sequence[Record], *, accounts: Sequence[str], opening: int,
@@ -34,6 +43,7 @@ def check_bank(history: Sequence[Record], *, accounts: Sequence[str], opening: i
     `max_tries` of the search did not suffice. Raises `HistoryError`.
     """
     operations = pair(history)
+    require_functions(operations, FUNCTIONS)
     for op in operations:
         _require_transfer(op, accounts)
     reads = [op for op in operations if op.f == "read" and op.kind is Kind.OK]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -145,6 +145,36 @@ def pair(records: Sequence[Record]) -> list[Operation]:
             ends[open_by_process.pop(record.process)] = position
     return [_operation(records, position, ends.get(position))
             for position, record in enumerate(records) if record.kind is Kind.INVOKE]
+
+
+def require_functions(operations: Iterable[Operation], functions: Collection[str]) -> None:
+    """Raise `HistoryError` for an operation that is none of `functions`: a checker that passed it
+    by would have judged another history."""
+    for operation in operations:
+        if operation.f not in functions:
+            raise HistoryError(f"no function of this workload ({', '.join(functions)}): "
+                               f"{operation.describe()}")
+
+
+def attempts(operations: Iterable[Operation],
+             name_of: Callable[[Operation], Value]) -> dict[Value, Operation]:
+    """By its name, what wrote something that is written once: the attempt that may have happened,
+    or else one that failed. Raises `HistoryError` when two may have: nobody could tell whose was
+    read.
+
+    Attempts that failed do not count, whether before or after that one: they left nothing.
+    """
+    found: dict[Value, Operation] = {}
+    for operation in operations:
+        name = name_of(operation)
+        before = found.setdefault(name, operation)
+        if before is operation or operation.kind is Kind.FAIL:
+            continue
+        if before.kind is not Kind.FAIL:
+            raise HistoryError(f"used twice: {name!r}: {before.describe()} and "
+                               f"{operation.describe()}")
+        found[name] = operation
+    return found
 
 
 def _operation(records: Sequence[Record], invoked: int, ended: int | None) -> Operation:

@@ -31,10 +31,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jepsen.history import HistoryError, Kind, Operation, Record, Value, pair
+from jepsen.history import (
+    HistoryError,
+    Kind,
+    Operation,
+    Record,
+    Value,
+    pair,
+    require_functions,
+)
 from jepsen.verdict import Validity, Verdict
 
 CHECKER = "linearizable"
+FUNCTIONS = ("read", "write", "delete", "cas")
 INITIAL: Value = None
 """What a key holds before its first write, and after a delete."""
 
@@ -103,9 +112,7 @@ class Search(NamedTuple):
 
 def to_step(operation: Operation) -> Step | None:
     """The search's view of `operation`; None for one that leaves no trace (a failure, a read whose
-    answer nobody got). Raises `HistoryError` for a function that is no register operation."""
-    if operation.f not in ("read", "write", "delete", "cas"):
-        raise HistoryError(f"not a register operation: {operation.describe()}")
+    answer nobody got). Raises `HistoryError` for a compare-and-set of other than two values."""
     if operation.kind is Kind.FAIL or (operation.f == "read" and operation.kind is not Kind.OK):
         return None
     completed = _FOREVER if operation.completed is None else operation.completed
@@ -388,6 +395,7 @@ def check_operations(operations: Sequence[Operation], *,
                      max_configurations: int = DEFAULT_MAX_CONFIGURATIONS,
                      now: Callable[[], float] = time.monotonic) -> Verdict:
     """`check_register` for operations that are paired already."""
+    require_functions(operations, FUNCTIONS)
     by_key: dict[str | None, list[Operation]] = defaultdict(list)
     for operation in operations:
         by_key[operation.key].append(operation)

@@ -25,20 +25,24 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 
-from jepsen.history import Kind, Operation, Record, Value, pair
+from jepsen.history import Kind, Operation, Record, Value, attempts, pair, require_functions
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "scans"
+FUNCTIONS = ("batch", "scan")
 
 
 def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     """Judge `batch` and `scan` operations whose key names the group. Unknown without a scan at a
     timestamp that saw an acknowledged batch, or when no scan that reaches the last acknowledged
-    batch of a group began after it. Raises `HistoryError`."""
+    batch of a group began after it. Raises `HistoryError`, also for a value that two batches of a
+    group may have written; one that failed may be tried again."""
     by_group: dict[str | None, list[Operation]] = defaultdict(list)
-    operations = [op for op in pair(history) if op.f in ("batch", "scan")]
+    operations = pair(history)
+    require_functions(operations, FUNCTIONS)
     for operation in operations:
         by_group[operation.key].append(operation)
     problems: list[str] = []
@@ -52,7 +56,8 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
         if last is not None and not any(scan.invoked > (last.completed or 0)
                                         and _reaches(scan, last) for scan in scans):
             unseen.append(f"group {group}: no scan began after {last.describe()}")
-        batches = _over_once_seen({op.argument: op for op in part if op.f == "batch"}, scans)
+        batches = _over_once_seen(
+            attempts((op for op in part if op.f == "batch"), attrgetter("argument")), scans)
         done += [op for op in batches.values() if op.kind is Kind.OK]
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
         problems += [f"group {group}: {problem}" for problem in (

@@ -9,25 +9,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 
-from jepsen.history import HistoryError, Kind, Operation, Record, pair
+from jepsen.history import (
+    HistoryError,
+    Kind,
+    Operation,
+    Record,
+    attempts,
+    pair,
+    require_functions,
+)
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "unique-writes"
+FUNCTIONS = ("write", "read")
 
 
 def check_unique_writes(history: Sequence[Record]) -> Verdict:
     """Judge a history of `write` and `read`. Unknown when an acknowledged write was never read
-    afterwards. Raises `HistoryError`, also when a key is written twice."""
-    writes: dict[str | None, Operation] = {}
+    afterwards. Raises `HistoryError`, also when two writes of a key may have happened; one that
+    failed may be tried again."""
+    operations = pair(history)
+    require_functions(operations, FUNCTIONS)
     reads: dict[str | None, list[Operation]] = defaultdict(list)
-    for operation in pair(history):
+    for operation in operations:
         if operation.f == "read" and operation.kind is Kind.OK:
             reads[operation.key].append(operation)
-        elif operation.f == "write":
-            if operation.key in writes:
-                raise HistoryError(f"a second write of its key: {operation.describe()}")
-            writes[operation.key] = operation
+        elif operation.f == "write" and operation.argument is None:
+            raise HistoryError(f"nothing is written: {operation.describe()}")
+    writes = attempts((op for op in operations if op.f == "write"), attrgetter("key"))
     problems = [f"a value was read that nobody wrote: {read.describe()}"
                 for key in reads.keys() - writes.keys()
                 for read in reads[key] if read.result is not None]

@@ -85,6 +85,13 @@ APPEND_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "invented": (sequential(append(1), read_list(1, 9)), Validity.INVALID, "never appended"),
     "failed append read": (sequential(append(1, "fail"), append(2), read_list(1, 2)),
                            Validity.INVALID, "failed append"),
+    "tried again after a failure": (sequential(append(1, "fail"), append(1), read_list(1)),
+                                    Validity.VALID, ""),
+    "lost after a second attempt": (
+        sequential(append(1, "fail"), append(1), read_list()), Validity.INVALID, "was lost"),
+    "read before the second attempt": (
+        sequential(append(1, "fail"), read_list(1), append(1), read_list(1)), Validity.INVALID,
+        "before this began"),
     "against real time": (sequential(append(1), append(2), read_list(2, 1)), Validity.INVALID,
                           "before this began"),
     "stale read": (sequential(append(1), append(2), read_list(1, 2), read_list(1)),
@@ -246,6 +253,13 @@ UNIQUE_CASES: dict[str, tuple[list[Record], Validity, str]] = {
                      Validity.INVALID, "nobody wrote"),
     "failed write read": (sequential(write("k", "v", "fail"), read("k", "v")), Validity.INVALID,
                           "failed write"),
+    "tried again after a failure": (
+        sequential(write("k", "v", "fail"), write("k", "w"), read("k", "w")), Validity.VALID, ""),
+    "tried again, and the failed one read": (
+        sequential(write("k", "v", "fail"), write("k", "w"), read("k", "v")), Validity.INVALID,
+        "nobody wrote"),
+    "only failures": (sequential(write("k", "v", "fail"), write("k", "w", "fail"), read("k", "v")),
+                      Validity.INVALID, "failed write"),
     "before it was written": (sequential(read("k", "v"), write("k", "v")), Validity.INVALID,
                               "before it was written"),
     "never read": (sequential(write("k", "v")), Validity.UNKNOWN, "never read"),
@@ -288,6 +302,15 @@ SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
                  "nobody wrote"),
     "failed": (sequential(batch("v", 10), batch("w", None, "fail"), scan(10, x="v", y="v"),
                           scan(0, x="w", y="w")), Validity.INVALID, "failed batch"),
+    "tried again after a failure": (
+        sequential(batch("v", None, "fail"), batch("v", 10), scan(10, x="v", y="v")),
+        Validity.VALID, ""),
+    "failed after a success": (
+        sequential(batch("v", 10), batch("v", None, "fail"), scan(10, x="v", y="v")),
+        Validity.VALID, ""),
+    "failed twice and visible": (
+        sequential(batch("w", 10), batch("v", None, "fail"), batch("v", None, "fail"),
+                   scan(0, x="v", y="v")), Validity.INVALID, "failed batch"),
     "timestamps go back": (sequential(batch("v", 20), batch("w", 10), scan(20, x="v", y="v")),
                            Validity.INVALID, "timestamps go back"),
     "one timestamp twice": (then(concurrent(batch("v", 20), batch("w", 20)),
@@ -375,9 +398,49 @@ def test_case(check: Callable[[Sequence[Record]], Verdict], history: list[Record
     assert any(message in problem for problem in verdict.problems) or not message
 
 
-def test_a_key_written_twice_is_a_mistake_of_the_workload() -> None:
-    with pytest.raises(HistoryError, match="second write"):
-        check_unique_writes(sequential(write("k", "v"), write("k", "w")))
+MISTAKES: dict[str, tuple[Callable[[Sequence[Record]], Verdict], list[Record], str]] = {
+    "append: function": (
+        check_append, sequential(append(1), ("put", "k", 2, "ok", None), read_list(1)),
+        "no function of this workload"),
+    "append: function that failed": (
+        check_append, sequential(append(1), ("put", "k", 2, "fail", None), read_list(1)),
+        "no function of this workload"),
+    "append: element twice": (
+        check_append, sequential(append(1), append(1, "info"), read_list(1)), "used twice: 1"),
+    "append: element twice at once": (
+        check_append, then(concurrent(append(1), append(1)), sequential(read_list(1))),
+        "used twice: 1"),
+    "bank: function": (
+        ledgers, sequential(moved("a", "b", 5), ("deposit", None, ["a", 5], "ok", None),
+                            ledger(a=[5, 1], b=[15, 1])), "no function of this workload"),
+    "bank: account": (ledgers, sequential(moved("a", "z", 5)), r"needs \[from, to, amount\]"),
+    "bank: same account": (ledgers, sequential(moved("a", "a", 5)), r"\[from, to, amount\]"),
+    "bank: amount": (ledgers, sequential(moved("a", "b", True)), r"\[from, to, amount\]"),
+    "unique: function": (
+        check_unique_writes, sequential(write("k", "v"), ("delete", "k", None, "ok", None),
+                                        read("k", "v")), "no function of this workload"),
+    "unique: key twice": (
+        check_unique_writes, sequential(write("k", "v"), write("k", "w")), "used twice: 'k'"),
+    "unique: nothing": (
+        check_unique_writes, sequential(("write", "k", None, "ok", None), read("k", None)),
+        "nothing is written"),
+    "scans: function": (
+        scans, sequential(batch("v", 10), ("btach", "g", "w", "ok", 20), scan(0, x="v", y="v")),
+        "no function of this workload"),
+    "scans: value twice": (
+        scans, sequential(batch("v", 10), batch("v", None, "info"), batch("w", 20), scan(10),
+                          scan(20, x="w", y="w")), "used twice: 'v'"),
+    "scans: value twice, acknowledged": (
+        scans, sequential(batch("v", 10), batch("w", 20), batch("v", 30), scan(10, x="v", y="v"),
+                          scan(0, x="v", y="v")), "used twice: 'v'"),
+}
+
+
+@pytest.mark.parametrize(("check", "history", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_what_no_workload_does_is_a_mistake(check: Callable[[Sequence[Record]], Verdict],
+                                            history: list[Record], message: str) -> None:
+    with pytest.raises(HistoryError, match=message):
+        check(history)
 
 
 def test_a_search_that_was_cut_short_tells_nothing() -> None:

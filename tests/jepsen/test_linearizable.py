@@ -145,7 +145,7 @@ def test_unknown_when_the_budget_is_used_up() -> None:
 
 
 def test_other_functions_are_refused() -> None:
-    with pytest.raises(HistoryError, match="not a register operation"):
+    with pytest.raises(HistoryError, match="no function of this workload"):
         check_register([Record(Kind.INVOKE, 0, 1, "append", "k", 1)])
 
 

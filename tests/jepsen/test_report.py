@@ -83,7 +83,8 @@ def test_names() -> None:
     ["run", "--nodes", "4"], ["run", "--workload", "none"], ["run", "--faults", "nosuch"],
     ["run", "--out", "/proc/no/run"], ["all", "--out", "/proc/no/run"], ["all", "--budget", "0"],
     ["all", "--environment", "NAME"], ["check", "--workload", "bank", "{history}"],
-    ["check", "--workload", "append", "{history}"], ["check", "--workload", "bank", "/nowhere"]],
+    ["check", "--workload", "append", "{history}"], ["check", "--workload", "scans", "{history}"],
+    ["check", "--workload", "bank", "/nowhere"]],
     ids=" ".join)
 def test_what_cannot_be_run_is_refused_in_a_line(
         arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
