@@ -42,15 +42,13 @@ def parse_names(text: str, known: Sequence[str], what: str, *,
                 may_be_none: bool = False) -> tuple[str, ...]:
     """A comma list of names, "all", or where there may be none "none". Raises `ValueError`."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if ALL in names:
-        return tuple(known)
     if may_be_none and names == ("none",):
         return ()
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in (*known, ALL)]
     if unknown or not names:
         raise ValueError(f"unknown {what} {', '.join(unknown) or repr(text)}; known: "
                          f"{', '.join(known)}, {ALL}")
-    return tuple(dict.fromkeys(names))
+    return tuple(known if ALL in names else dict.fromkeys(names))
 
 
 def positive(text: str) -> float:
@@ -119,12 +117,12 @@ def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
     extra = {}
     if arguments.launcher:
         extra["launcher"] = (sys.executable, *map(from_anywhere, arguments.launcher.split()))
+    faults = parse_names(arguments.faults, tuple(FAULTS), "fault", may_be_none=True)
     return RunSettings(
-        workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"),
-        faults=parse_names(arguments.faults, tuple(FAULTS), "fault", may_be_none=True),
+        workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"), faults=faults,
         duration_s=arguments.time, seed=arguments.seed, node_count=arguments.nodes,
         directory=directory, network=arguments.network, rate=arguments.rate,
-        concurrency=arguments.concurrency, every_fault_must_happen=arguments.faults != ALL,
+        concurrency=arguments.concurrency, every_fault_must_happen=faults != tuple(FAULTS),
         environment=dict(each.split("=", 1) for each in arguments.environment), **extra)
 
 
