@@ -37,6 +37,16 @@ class HistoryError(ValueError):
     """A history that contradicts itself; the message names the record."""
 
 
+class Truth(enum.Enum):
+    """The JSON values true and false. Python takes them for 1 and 0, which a checker must not."""
+
+    TRUE = True
+    FALSE = False
+
+    def __repr__(self) -> str:
+        return str(self.value).lower()
+
+
 class Kind(enum.StrEnum):
     """The four kinds of records."""
 
@@ -99,12 +109,13 @@ class Operation:
 
 
 def normalise(value: Value) -> Value:
-    """Lists become tuples, so that values can be compared and used as dictionary keys."""
+    """Lists become tuples, so that values can be compared and used as dictionary keys, and truth
+    values become `Truth`."""
     if isinstance(value, list | tuple):
         return tuple(normalise(item) for item in value)
     if isinstance(value, dict):
         return tuple(sorted((key, normalise(item)) for key, item in value.items()))
-    return value
+    return Truth(value) if isinstance(value, bool) else value
 
 
 def validate(records: Sequence[Record]) -> None:

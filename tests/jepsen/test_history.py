@@ -73,3 +73,7 @@ def test_a_damaged_line_is_refused(line: str) -> None:
 
 def test_normalise_makes_values_comparable() -> None:
     assert normalise([1, [2, {"b": [3], "a": None}]]) == (1, (2, (("a", None), ("b", (3,)))))
+    assert normalise([True, False]) == normalise([True, False])
+    assert normalise([True]) not in {normalise([1]), normalise([False]), normalise(["true"])}
+    assert normalise([False]) != normalise([0])
+    assert repr(normalise([True, False])) == "(true, false)"

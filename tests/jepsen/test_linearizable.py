@@ -149,6 +149,14 @@ def test_other_functions_are_refused() -> None:
         check_register([Record(Kind.INVOKE, 0, 1, "append", "k", 1)])
 
 
+def test_true_is_no_1() -> None:
+    for seen, validity in ((1, Validity.VALID), (True, Validity.INVALID)):
+        assert check_register([
+            Record(Kind.INVOKE, 0, 1, "write", "k", 1), Record(Kind.OK, 0, 2, "write", "k", 1),
+            Record(Kind.INVOKE, 0, 3, "read", "k"), Record(Kind.OK, 0, 4, "read", "k", seen),
+        ]).validity is validity
+
+
 def test_the_counter_example_is_small_and_invalid_by_itself() -> None:
     history = random_history(random.Random(7), operations=600, processes=5)
     last = history[-1].time_ns
