@@ -208,7 +208,9 @@ def execute_one_of_many(settings: RunSettings) -> tuple[str, Validity]:
 def check_file(workload: str, path: Path) -> int:
     """Judge a history that is on disk; the exit code. Raises `ValueError` when it is none."""
     try:
-        history = read_history(path)
+        history = read_history(path, lambda line: print(
+            "the last line is torn, as by a run that was killed, and left out: "
+            f"{line[:160]}"))
         # Which faults there were is not in a history; any of them may explain an error.
         verdicts = [WORKLOADS[workload]().check(history), check_errors(pair(history), FAULTS)]
     except OSError as error:

@@ -212,10 +212,30 @@ def parse_line(line: str) -> Record:
         raise HistoryError(f"not a history record: {line[:160]!r} ({error})") from None
 
 
-def read_history(path: Path) -> list[Record]:
-    """Every record of a JSON-lines file. Raises `HistoryError`."""
-    with path.open(encoding="utf-8") as lines:
-        return [parse_line(line) for line in lines if line.strip()]
+def read_history(path: Path, on_torn: Callable[[str], None] | None = None) -> list[Record]:
+    """Every record of a JSON-lines file. `on_torn` is told a last line that is torn, as a run that
+    was killed leaves it; the line is left out then. Without it such a line is a damaged one. Raises
+    `HistoryError`."""
+    with path.open(encoding="utf-8") as file:
+        lines = list(file)
+    if on_torn is not None and lines and _is_torn(lines[-1]):
+        on_torn(lines.pop())
+    return [parse_line(line) for line in lines if line.strip()]
+
+
+def _is_torn(line: str) -> bool:
+    if line.endswith("\n") or not line.strip():
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def open_history(path: Path) -> TextIO:
+    """A new file for a `Recorder`. A run that is killed leaves in it what was recorded."""
+    return path.open("w", buffering=1, encoding="utf-8")
 
 
 def write_history(path: Path, records: Iterable[Record]) -> None:

@@ -19,7 +19,7 @@ from jepsen.call_errors import check_errors
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
 from jepsen.disk_audit import audit_nonces, audit_replicas
 from jepsen.faults import FAULTS, Requirements
-from jepsen.history import HistoryError, Operation, Recorder, pair
+from jepsen.history import HistoryError, Operation, Recorder, open_history, pair
 from jepsen.leaks import LeakWatch, audit_plaintext
 from jepsen.load import check_load
 from jepsen.nemesis import Nemesis, check_processes
@@ -153,7 +153,7 @@ class Run:
             for name in settings.workloads:
                 path = settings.directory / f"history-{name}.jsonl"
                 self._recorders[name] = Recorder(
-                    self._now_ns, files.enter_context(path.open("w", encoding="utf-8")))
+                    self._now_ns, files.enter_context(open_history(path)))
             try:
                 self._watch.start()
                 verdicts.append(await self._load())

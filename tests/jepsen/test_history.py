@@ -12,6 +12,7 @@ from jepsen.history import (
     Record,
     Recorder,
     normalise,
+    open_history,
     pair,
     parse_line,
     read_history,
@@ -55,13 +56,43 @@ def test_contradictions_are_refused(records: list[Record], message: str) -> None
 
 def test_a_history_survives_its_file(tmp_path: Path) -> None:
     now = iter(range(10))
-    with (tmp_path / "live.jsonl").open("w") as file:
+    with open_history(tmp_path / "live.jsonl") as file:
         recorder = Recorder(lambda: next(now), file)
         recorder.add(Kind.INVOKE, 0, "cas", "k", [None, "a"])
         recorder.add(Kind.FAIL, 0, "cas", "k", [None, "a"], error="ConditionFailed")
+        # A run that is killed closes nothing.
+        assert read_history(tmp_path / "live.jsonl") == recorder.records
     write_history(tmp_path / "whole.jsonl", recorder.records)
-    assert read_history(tmp_path / "live.jsonl") == recorder.records
     assert read_history(tmp_path / "whole.jsonl") == recorder.records
+
+
+TORN = '{"kind":"ok","process":0,"ti'
+
+
+@pytest.mark.parametrize(("tail", "told"), [("", []), (TORN, [TORN])], ids=["whole", "torn"])
+def test_a_last_line_that_is_torn_is_left_out(tmp_path: Path, tail: str, told: list[str]) -> None:
+    one = record("invoke", 0, 1)
+    path = tmp_path / "history.jsonl"
+    path.write_text(one.to_json() + "\n" + tail)
+    said: list[str] = []
+    assert read_history(path, said.append) == [one]
+    assert said == told
+
+
+@pytest.mark.parametrize("text", [TORN + "\n", TORN + "\n{one}\n", "{one}\n" + TORN + "\n"],
+                         ids=["alone", "first", "last, with its end"])
+def test_any_other_damaged_line_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(text.replace("{one}", record("invoke", 0, 1).to_json()))
+    with pytest.raises(HistoryError):
+        read_history(path, lambda line: None)
+
+
+def test_a_torn_line_that_nobody_is_told_of_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text(TORN)
+    with pytest.raises(HistoryError):
+        read_history(path)
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[]", "not json", '{"kind": "maybe"}',

@@ -185,6 +185,12 @@ def test_a_history_on_disk_is_judged_again(tmp_path: Path,
                                               "IntegrityError"), *HISTORY[6:]])
     assert cli.main(["check", "--workload", "register", str(path)]) == 1
     assert capsys.readouterr().out.endswith("verdict: invalid\n")
+    write_history(path, HISTORY)
+    whole = path.read_text()
+    path.write_text(whole + whole[:20])
+    assert cli.main(["check", "--workload", "register", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"the last line is torn, as by a run that was killed, and left out: {whole[:20]}")
     path.write_text("not a record\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["check", "--workload", "register", str(path)])
