@@ -55,7 +55,8 @@ class NodeProcess:
         self._now_ns = now_ns
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._is_ending = False
+        # The signal by which the harness ends it, while it does.
+        self._ending: signal.Signals | None = None
         self._has_begun = asyncio.Event()
         self._has_begun.set()
 
@@ -76,7 +77,7 @@ class NodeProcess:
         """Start it; its output is appended to the log file."""
         if self.is_running:
             raise RuntimeError(f"{self.node} runs already")
-        self._is_ending = False
+        self._ending = None
         self.is_frozen = False
         self.starts += 1
         self._has_begun.clear()
@@ -91,8 +92,11 @@ class NodeProcess:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
+        # Who is killed has no code of its own: another one is of a process that ended before.
+        was_ended = self._ending is signal.SIGTERM or (self._ending is signal.SIGKILL
+                                                       and code == -signal.SIGKILL)
         self.exits.append(Exit(self.node, self._now_ns(), code,
-                               self._is_ending or code in self.expected_codes))
+                               was_ended or code in self.expected_codes))
 
     async def wait(self, timeout_s: float) -> int | None:
         """The exit code, or None when it still runs after `timeout_s`."""
@@ -112,7 +116,7 @@ class NodeProcess:
     async def kill(self) -> None:
         """`kill -9`, and wait for the end."""
         await self._has_begun.wait()
-        self._is_ending = True
+        self._ending = self._ending or signal.SIGKILL
         self.send_signal(signal.SIGKILL)
         await self.wait(STOP_TIMEOUT_S)
 
@@ -142,7 +146,7 @@ class NodeProcess:
         or did not run."""
         if not self.is_running:
             return None
-        self._is_ending = True
+        self._ending = signal.SIGTERM
         self.thaw()
         self.send_signal(signal.SIGTERM)
         code = await self.wait(STOP_TIMEOUT_S)

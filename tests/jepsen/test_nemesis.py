@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import Mapping, Sequence
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -212,3 +214,29 @@ async def test_a_process_is_started_once_at_a_time() -> None:
     await first
     assert not process.is_running
     assert process.starts == 1
+
+
+def block_until_gone(pid: int) -> None:
+    """So that the event loop has not learned of the end yet."""
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(("script", "end", "code", "asked_for"), [
+    ("exec sleep 60", NodeProcess.kill, -signal.SIGKILL, True),
+    ("exec sleep 60", NodeProcess.stop, -signal.SIGTERM, True),
+    ("exit 3", NodeProcess.kill, 3, False),
+    ("exit 0", NodeProcess.kill, 0, False),
+    ("exit 7", NodeProcess.kill, 7, True),
+], ids=["killed", "stopped", "had ended by itself", "had ended well", "a fault explains it"])
+async def test_only_a_process_that_was_killed_was_asked_to_end_by_a_kill(
+        script: str, end: Callable[[NodeProcess], Awaitable[object]], code: int,
+        asked_for: bool) -> None:
+    process = NodeProcess("n1", ["sh", "-c", script], {"PATH": os.defpath}, Path(os.devnull),
+                          lambda: 0)
+    process.expected_codes = frozenset({7})
+    await process.start()
+    if script.startswith("exit"):
+        block_until_gone(process.pid)
+    await end(process)
+    assert [(each.code, each.asked_for) for each in process.exits] == [(code, asked_for)]
