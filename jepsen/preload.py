@@ -71,7 +71,13 @@ class PreloadFiles:
         """Step the node's wall clock to real time + `offset_s`, within `CLOCK_DELAY_S`."""
         temporary = self.clock.with_suffix(".new")
         temporary.write_text(f"{offset_s:+.3f}s\n")
+        os.utime(temporary, (0, 0))
         os.replace(temporary, self.clock)
+
+    def clock_was_read(self) -> bool:
+        """Whether anybody has looked at the offset since it was set. Never where the file system
+        does not note reads (`noatime`)."""
+        return self.clock.stat().st_atime_ns > 0
 
 
 def find_libraries(library: Preload) -> list[Path]:
@@ -102,16 +108,16 @@ def environment(preloads: Iterable[Preload], files: PreloadFiles) -> dict[str, s
     return variables
 
 
-def is_loaded(pid: int, library: Preload) -> bool:
-    """Whether the running process has `library` mapped: a preload that cannot be loaded is only
-    warned about. True as well where the kernel does not tell: a node hides its memory from other
-    processes of the same user."""
+def is_loaded(pid: int, library: Preload) -> bool | None:
+    """Whether the process has `library` mapped: a preload that cannot be loaded is only warned
+    about. None where the kernel does not tell: of a process that has ended, and of a node, which
+    hides its memory from other processes of the same user."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    except PermissionError:
-        return True
     except OSError:
-        return False
+        return None
+    if not maps:
+        return None
     return all(str(path.resolve()) in maps or str(path) in maps for path in find_libraries(library))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -24,6 +25,18 @@ def installed(library: Preload) -> bool:
         return bool(preload.find_libraries(library))
     except Unsupported:
         return False
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Another user may not look into the processes of this one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 class Child:
@@ -75,6 +88,48 @@ def test_the_wall_clock_steps_and_the_monotonic_one_does_not(files: PreloadFiles
         deadline = time.monotonic() + PATIENCE_S
         while offsets() != (seen, 0):
             assert time.monotonic() < deadline, f"the clock did not step to {offset_s} s"
+
+
+def reads_are_noted(files: PreloadFiles) -> bool:
+    """Whether the file system says when a file was read."""
+    files.clock.read_text()
+    return files.clock_was_read()
+
+
+@pytest.mark.skipif(not installed(Preload.FAKETIME), reason="libfaketime is not installed")
+def test_who_looks_at_its_clock_is_seen(files: PreloadFiles, children: list[Child]) -> None:
+    child = Child("    print(time.time())\n", files, Preload.FAKETIME)
+    children.append(child)
+    child.ask()
+    if not reads_are_noted(files):
+        pytest.skip("the file system does not note reads")
+    for offset_s in (600, 0):
+        files.set_clock(offset_s)
+        deadline = time.monotonic() + PATIENCE_S
+        while not files.clock_was_read():
+            assert time.monotonic() < deadline, "nobody looked at the clock"
+            child.ask()
+
+
+def test_a_clock_that_was_set_is_not_read_yet(files: PreloadFiles) -> None:
+    assert not files.clock_was_read()
+    reads_are_noted(files)
+    files.set_clock(5)
+    assert not files.clock_was_read()
+
+
+@pytest.mark.skipif(not installed(Preload.FAKETIME), reason="libfaketime is not installed")
+def test_a_library_is_looked_for_in_the_process(files: PreloadFiles,
+                                                children: list[Child]) -> None:
+    for libraries, loaded in (((Preload.FAKETIME,), True), ((), False)):
+        children.append(child := Child("    print()\n", files, *libraries))
+        child.ask()
+        assert preload.is_loaded(child.process.pid, Preload.FAKETIME) is loaded
+        with as_somebody_else():
+            assert preload.is_loaded(child.process.pid, Preload.FAKETIME) is None
+        child.process.kill()
+        child.process.wait()
+        assert preload.is_loaded(child.process.pid, Preload.FAKETIME) is None
 
 
 @pytest.mark.skipif(not installed(Preload.FIU), reason="libfiu is not installed")
