@@ -215,7 +215,7 @@ def check_file(workload: str, path: Path) -> int:
         verdicts = [WORKLOADS[workload]().check(history), check_errors(pair(history), FAULTS)]
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except (TypeError, KeyError, AttributeError):
+    except (TypeError, LookupError, AttributeError):
         raise ValueError(f"{path} is no history of the workload {workload}") from None
     for verdict in verdicts:
         for problem in verdict.problems:

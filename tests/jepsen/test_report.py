@@ -197,6 +197,30 @@ def test_a_history_on_disk_is_judged_again(tmp_path: Path,
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("value", [5, "text", [], [5], ["text"], {"x": []}], ids=str)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_read_of_another_form_is_never_valid(workload: str, value: object, tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    f = "scan" if workload == "scans" else "read"
+    write_history(tmp_path / "history", [
+        Record(Kind.INVOKE, 0, 1, f, "k", 0), Record(Kind.OK, 0, 2, f, "k", value)])
+    try:
+        code = cli.main(["check", "--workload", workload, str(tmp_path / "history")])
+    except SystemExit as end:
+        code = end.code
+    assert code in (1, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_history_in_the_manual_is_one(tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    manual = (Path(cli.__file__).parent / "README.md").read_text().splitlines()
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(f"{line}\n" for line in manual if line.startswith('    {"kind"')))
+    assert cli.main(["check", "--workload", "scans", str(path)]) == 0
+    assert capsys.readouterr().out == "verdict: valid\n"
+
+
 def test_every_package_is_named_and_described() -> None:
     assert len(FAULTS) == 23
     for name, fault in FAULTS.items():
