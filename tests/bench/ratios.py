@@ -17,6 +17,9 @@ class Ratio(NamedTuple):
     maximum: float
     pairs: int
 
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.minimum:.2f} to {self.maximum:.2f}]"
+
 
 Turns = Mapping[int, float]
 """Rates by place in the order in which everything was measured."""

@@ -5,8 +5,8 @@ Sides take turns (etcd, elastickv, elastickv over grpc.aio, etcd ...) and each t
 the nearest one of etcd, so that the machine's drift does not decide. Writes docs/benchmarks.json
 and docs/benchmarks.md with its plots; a quick run writes under runs/ instead. `make bench
 PART=encryption` (or tls, or sizes) measures that part again and leaves the rest of the published
-run as it is. The last line names every ratio with a target and every figure with a limit; the exit
-code is 1 where one falls short.
+run as it is. The last line names every ratio with a target, with its smallest and largest value,
+and every figure with a limit; the exit code is 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -46,7 +46,7 @@ from points import (  # noqa: E402
     point,
 )
 from processes import ServerProcess, listens, wait_until  # noqa: E402
-from ratios import with_ratios  # noqa: E402
+from ratios import Ratio, with_ratios  # noqa: E402
 from systems import Cluster, ElasticKVCluster, EtcdCluster  # noqa: E402
 
 from jepsen.network.ports import free_ports  # noqa: E402
@@ -64,6 +64,9 @@ LIMITS = {
     "compaction pause, with - without ms": 50.0,
 }
 """What the figures of elastickv alone may be at most."""
+SECTIONS = {"plain": "", "plain_aio": "grpc.aio ", "tls": "TLS ", "tls_aio": "TLS grpc.aio ",
+            "encryption": "encryption on/off "}
+"""The sections of a document that have ratios, and what stands before the names of their loads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,13 @@ class Bench:
         self.document: dict[str, Any] = {"environment": environment(work), "plan": {
             "keys": plan.keys, "turns": plan.turns, "duration_s": plan.duration_s}}
 
+    def add(self, found: dict[str, Any]) -> None:
+        """Put sections of the rates of turns into the document, and tell their ratios."""
+        self.document = with_ratios({**self.document, **found})
+        for section in found:
+            for name, entry in self.document[section].items():
+                self.say(f"ratio, {SECTIONS[section]}{name}: {Ratio(**entry['ratio'])}")
+
     def preload(self, cluster: Cluster, keys: int, *, big: bool) -> None:
         """Fill a running cluster."""
         started = time.monotonic()
@@ -137,14 +147,15 @@ class Bench:
                                  f"{found.server_us:5.0f} us of CPU a call")
                 finally:
                     cluster.stop()
-        self.document[section] = {
+        found = {section: {
             load.name: _entry(load, load.target, rates["etcd"], rates["elastickv"])
-            for load in self.plan.points}
+            for load in self.plan.points}}
         if aio is not None:
-            self.document[f"{section}_aio"] = {
+            found[f"{section}_aio"] = {
                 load.name: _entry(load, AIO_PUT_TARGET if load.name == "put-16x8" else 0.0,
                                   rates["etcd"], rates["grpc.aio"])
                 for load in with_target}
+        self.add(found)
 
     def encryption(self, encrypted: Cluster, plain: Cluster) -> None:
         """Encrypted against not encrypted: both up, in short alternating slices, because a
@@ -166,12 +177,9 @@ class Bench:
                     rates[load.name][side].append(dataclasses.asdict(found))
         for cluster in (encrypted, plain):
             cluster.stop()
-        self.document["encryption"] = {
+        self.add({"encryption": {
             load.name: {"title": load.title, "target": ENCRYPTION_TARGET, **rates[load.name]}
-            for load in loads}
-        self.document = with_ratios(self.document)
-        for name, entry in self.document["encryption"].items():
-            self.say(f"encryption on / off, {name}: {entry['ratio']['median']:.2f}")
+            for load in loads}})
 
     def sizes(self) -> None:
         """Throughput of elastickv with few, many and very many keys."""
@@ -280,12 +288,22 @@ def environment(work: Path) -> dict[str, str | int]:
             "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
-def verdicts(document: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """`(name, median ratio, target)` of everything that has a target."""
-    return [(f"{prefix}{name}", entry["ratio"]["median"], entry["target"])
-            for section, prefix in (("plain", ""), ("plain_aio", "grpc.aio "),
-                                    ("tls", "TLS "), ("tls_aio", "TLS grpc.aio "),
-                                    ("encryption", "encryption on/off "))
+class Verdict(NamedTuple):
+    """A ratio and the target that its median is to reach."""
+
+    name: str
+    ratio: Ratio
+    target: float
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio.median >= self.target
+
+
+def verdicts(document: dict[str, Any]) -> list[Verdict]:
+    """Everything that has a target."""
+    return [Verdict(f"{prefix}{name}", Ratio(**entry["ratio"]), entry["target"])
+            for section, prefix in SECTIONS.items()
             for name, entry in document.get(section, {}).items() if entry["target"]]
 
 
@@ -307,14 +325,15 @@ def limited(document: dict[str, Any]) -> list[tuple[str, float, float]]:
     return [(name, figure, LIMITS[name]) for name, figure in figures.items()]
 
 
-def last_line(found: Sequence[tuple[str, float, float]],
+def last_line(found: Sequence[Verdict],
               bounded: Sequence[tuple[str, float, float]] = ()) -> str:
-    """Every ratio with its target and every figure with its limit; what falls short is marked."""
+    """Every ratio with its spread and target and every figure with its limit; what falls short is
+    marked."""
     if not found:
         return "no ratio that has a target was measured"
     line = "ratios: " + ", ".join(
-        f"{name} {ratio:.2f} (>= {target:g}{'' if ratio >= target else ', SHORT'})"
-        for name, ratio, target in found)
+        f"{verdict.name} {verdict.ratio} (>= {verdict.target:g}"
+        f"{'' if verdict.reached else ', SHORT'})" for verdict in found)
     if bounded:
         line += "; limits: " + ", ".join(
             f"{name} {figure:.2f} (<= {limit:g}{'' if figure <= limit else ', OVER'})"
@@ -330,13 +349,12 @@ def perform(bench: Bench, parts: Sequence[str]) -> dict[str, Any]:
         for part in parts:
             PARTS[part](bench)
     except BaseException:
-        found = verdicts(with_ratios(bench.document))
-        if found:
-            write(with_ratios(bench.document), INCOMPLETE)
+        if found := verdicts(bench.document):
+            write(bench.document, INCOMPLETE)
             bench.say(f"the run has failed; what it measured before is in {INCOMPLETE}")
             bench.say(last_line(found))
         raise
-    return with_ratios(bench.document)
+    return bench.document
 
 
 def write(document: dict[str, Any], directory: Path) -> None:
@@ -438,7 +456,7 @@ def main() -> int:
     found, bounded = verdicts(document), limited(document)
     print(f"wrote {output / 'benchmarks.md'}", file=sys.stderr)
     print(last_line(found, bounded))
-    reached = all(ratio >= target for _, ratio, target in found)
+    reached = all(verdict.reached for verdict in found)
     return 0 if reached and all(figure <= limit for _, figure, limit in bounded) else 1
 
 

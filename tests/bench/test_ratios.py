@@ -60,6 +60,10 @@ def test_summary_is_the_median_not_the_mean() -> None:
     assert summarize([1.0, 9.0, 1.2]) == Ratio(1.2, 1.0, 9.0, 3)
 
 
+def test_a_ratio_is_printed_with_its_spread() -> None:
+    assert f"{Ratio(0.834, 0.676, 0.9, 3)}" == "0.83 [0.68 to 0.90]"
+
+
 def test_summary_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError):
         summarize([])

@@ -2,16 +2,19 @@ import json
 from pathlib import Path
 
 import pytest
+from ratios import Ratio
 from report import markdown_table, median_of, render, write
-from run import LIMITS, last_line, limited, verdicts, with_part
+from run import LIMITS, Verdict, last_line, limited, verdicts, with_part
 from tls import proxy_configuration
+
+RATIO = Ratio(0.7, 0.65, 0.75, 3)
 
 
 def entry(target: float = 0.6) -> dict:
     turn = {"rate": 1000.0, "p50_ms": 1.0, "p99_ms": 5.0, "server_us": 100.0, "generator_us": 4.0}
     return {"title": "put", "target": target, "etcd": [turn],
             "elastickv": [{**turn, "rate": 700.0}],
-            "ratio": {"median": 0.7, "minimum": 0.65, "maximum": 0.75, "pairs": 3}}
+            "ratio": RATIO._asdict()}
 
 
 def document() -> dict:
@@ -98,13 +101,15 @@ def test_median_of_turns(values: list[float], median: float) -> None:
 
 def test_only_points_with_a_target_are_judged() -> None:
     found = verdicts(document())
-    assert found == [("put-16x8", 0.7, 0.6), ("grpc.aio put-16x8", 0.7, 0.6),
-                     ("encryption on/off put-16x8", 0.7, 0.97)]
+    assert found == [Verdict("put-16x8", RATIO, 0.6), Verdict("grpc.aio put-16x8", RATIO, 0.6),
+                     Verdict("encryption on/off put-16x8", RATIO, 0.97)]
+    assert [verdict.reached for verdict in found] == [True, True, False]
 
 
 def test_figures_with_tls_are_judged_as_well() -> None:
     with_tls = {"tls": document()["plain"], "tls_aio": document()["plain_aio"]}
-    assert verdicts(with_tls) == [("TLS put-16x8", 0.7, 0.6), ("TLS grpc.aio put-16x8", 0.7, 0.6)]
+    assert verdicts(with_tls) == [Verdict("TLS put-16x8", RATIO, 0.6),
+                                  Verdict("TLS grpc.aio put-16x8", RATIO, 0.6)]
 
 
 def test_every_limit_is_judged() -> None:
@@ -117,11 +122,12 @@ def test_every_limit_is_judged() -> None:
 
 
 def test_the_last_line_names_each_ratio_and_marks_what_falls_short() -> None:
-    assert last_line([("a", 0.7, 0.6), ("b", 0.9, 0.97)]) == \
-        "ratios: a 0.70 (>= 0.6), b 0.90 (>= 0.97, SHORT)"
+    reached, short = Verdict("a", RATIO, 0.6), Verdict("b", Ratio(0.9, 0.8, 1.25, 2), 0.97)
+    assert last_line([reached, short]) == \
+        "ratios: a 0.70 [0.65 to 0.75] (>= 0.6), b 0.90 [0.80 to 1.25] (>= 0.97, SHORT)"
     assert last_line([]) == "no ratio that has a target was measured"
-    assert last_line([("a", 0.7, 0.6)], [("x", 1.0, 2.0), ("y", 3.0, 2.0)]) == \
-        "ratios: a 0.70 (>= 0.6); limits: x 1.00 (<= 2), y 3.00 (<= 2, OVER)"
+    assert last_line([reached], [("x", 1.0, 2.0), ("y", 3.0, 2.0)]) == \
+        "ratios: a 0.70 [0.65 to 0.75] (>= 0.6); limits: x 1.00 (<= 2), y 3.00 (<= 2, OVER)"
 
 
 def test_the_proxy_verifies_the_server_and_speaks_http2() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import points
@@ -11,6 +12,8 @@ from h2load import LoadFailed
 from run import QUICK, Bench, file_system, main, require_disk
 
 MEMORY = Path("/dev/shm")
+ENVIRONMENT = {"cores": 2, "processor": "P", "kernel": "6", "python": "3.11", "etcd": "3.4",
+               "h2load": "1.52", "date": "2026-01-01"}
 needs_memory = pytest.mark.skipif(not MEMORY.is_dir() or file_system(MEMORY) != "tmpfs",
                                   reason="/dev/shm is no tmpfs")
 
@@ -47,7 +50,7 @@ def test_a_turn_that_fails_leaves_no_servers(
         return points.Measured(1.0, 1.0, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr(run, "measure", measure)
-    monkeypatch.setattr(run, "environment", lambda work: {})
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
     aio = Side("grpc.aio")
     sides = [Side("etcd"), Side("elastickv", aio), aio]
     bench = Bench(QUICK, tmp_path, tmp_path, lambda line: None)
@@ -64,18 +67,36 @@ def test_what_a_failed_run_measured_is_kept(tmp_path: Path, monkeypatch: pytest.
 
     def measures(bench: Bench) -> None:
         turns = [{"rate": 2.0, "p50_ms": 1.0, "p99_ms": 1.0, "server_us": 1.0, "generator_us": 1.0}]
-        bench.document["plain"] = {"put-1": {"title": "put", "target": 1.0, "etcd": turns,
-                                             "elastickv": turns}}
+        bench.add({"plain": {"put-1": {"title": "put", "target": 1.0, "etcd": turns,
+                                       "elastickv": turns}}})
 
     monkeypatch.setattr(run, "PARTS", {"main": measures, "tls": fails})
     monkeypatch.setattr(run, "INCOMPLETE", tmp_path / "incomplete")
     monkeypatch.setattr(Bench, "generator", lambda bench: None)
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
     said: list[str] = []
     bench = Bench(QUICK, tmp_path, tmp_path, said.append)
     with pytest.raises(LoadFailed):
         run.perform(bench, ["main", "tls"])
-    assert said[-1] == "ratios: put-1 1.00 (>= 1)"
+    assert said[0] == "ratio, put-1: 1.00 [1.00 to 1.00]"
+    assert said[-1] == "ratios: put-1 1.00 [1.00 to 1.00] (>= 1)"
     assert "| put | 2 | 2 | **1.00** |" in (tmp_path / "incomplete/benchmarks.md").read_text()
+
+
+def test_every_ratio_is_told_with_its_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             ) -> None:
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
+    rates = iter(range(1, 100))
+    monkeypatch.setattr(run, "measure", lambda *arguments, **options: points.Measured(
+        float(next(rates)), 1.0, 1.0, 1.0, 1.0))
+    said: list[str] = []
+    plan = dataclasses.replace(QUICK, points=[points.point("put-1"), points.point("put-16x1")])
+    bench = Bench(plan, tmp_path, tmp_path, said.append)
+    bench.side_by_side("tls", Side("etcd"), Side("elastickv", Side("grpc.aio")))  # type: ignore[arg-type]
+    # Rates 1 and 2 of etcd, then 3 and 4, then 5 of grpc.aio, and so on from 6.
+    assert said[-3:] == ["ratio, TLS put-1: 2.17 [1.33 to 3.00]",
+                         "ratio, TLS put-16x1: 1.64 [1.29 to 2.00]",
+                         "ratio, TLS grpc.aio put-1: 1.25 [0.83 to 1.67]"]
 
 
 @needs_memory
