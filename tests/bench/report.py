@@ -57,7 +57,12 @@ def render(document: Document) -> str:
         parts += ["## Side by side over mutual TLS\n",
                   "Both through the same TLS proxy in front of the generator.\n",
                   _apart(document, "tls"), table(document["tls"]),
-                  "![Ratio to etcd](benchmarks/tls.png)\n"]
+                  "![Ratio to etcd](benchmarks/tls.png)\n",
+                  "![Latency](benchmarks/tls-latency.png)\n"]
+    if "tls_aio" in document:
+        parts += ["## Side by side over mutual TLS and grpc.aio\n",
+                  "The same cluster and proxy, served by grpc.aio.\n",
+                  _apart(document, "tls"), table(document["tls_aio"])]
     if "encryption" in document:
         parts += ["## Encryption on against off\n",
                   "Two clusters up at once, with few enough keys for both to stay in memory, in "

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def document() -> dict:
         "generator": {"rate": 170000.0, "generator_us": 5.0},
         "plain": {"put-16x8": entry(), "put-16x64": entry(0.0)},
         "plain_aio": {"put-16x8": entry(0.6), "get-16x8": entry(0.0)},
+        "tls": {"put-16x8": entry(), "get-16x8": entry(0.0)},
+        "tls_aio": {"put-16x8": entry()},
         "encryption": {"put-16x8": encryption},
         "rotation": {"rotations": 20, "before_p99_ms": 10.0, "during_p99_ms": 12.0,
                      "before_p50_ms": 5.0, "during_p50_ms": 5.0, "slowest_rotation_ms": 40.0},
@@ -47,9 +50,12 @@ def document() -> dict:
 def test_the_page_has_every_section() -> None:
     page = render(document())
     for title in ("Side by side", "Encryption on against off", "Rotation under load",
-                  "Operations under load", "Side by side over grpc.aio", "Fail-over",
-                  "Start-up, memory and disk", "Throughput by number of keys"):
-        assert f"## {title}\n" in page
+                  "Operations under load", "Side by side over grpc.aio",
+                  "Side by side over mutual TLS", "Side by side over mutual TLS and grpc.aio",
+                  "Fail-over", "Start-up, memory and disk", "Throughput by number of keys"):
+        assert f"\n## {title}\n" in page
+    for plot in ("plain", "plain-latency", "tls", "tls-latency"):
+        assert f"](benchmarks/{plot}.png)" in page
     assert "| put | 1,000 | 700 | **0.70** | 0.65 to 0.75 | 0.6 | 5.0 | 5.0 | 100 | 100 |" in page
     assert "170,000 calls/s" in page
 
@@ -80,13 +86,22 @@ def test_a_part_that_was_measured_by_itself_says_so() -> None:
     assert "Measured by itself: 2026-02-02: 2 cores (P)" in page
     assert page.count("Measured by itself") == 1
     assert "Measured by itself" not in render(published)
+    tls = {name: published[name] for name in ("environment", "tls", "tls_aio")}
+    assert render(with_part(published, tls, "tls")).count("Measured by itself") == 2
 
 
 def test_page_and_plots_are_written(tmp_path: Path) -> None:
     write(document(), tmp_path)
     assert (tmp_path / "benchmarks.md").read_text().startswith("# Benchmarks")
-    for name in ("plain.png", "plain-latency.png"):
-        assert (tmp_path / "benchmarks" / name).read_bytes().startswith(b"\x89PNG")
+    assert plots_of(tmp_path) == ["plain.png", "plain-latency.png", "tls.png", "tls-latency.png"]
+
+
+def plots_of(directory: Path) -> list[str]:
+    """The names of the plots that the page in `directory` shows, all of which are there."""
+    names = re.findall(r"\]\(benchmarks/([^)]*)\)", (directory / "benchmarks.md").read_text())
+    for name in names:
+        assert (directory / "benchmarks" / name).read_bytes().startswith(b"\x89PNG")
+    return names
 
 
 def test_table() -> None:
@@ -102,14 +117,10 @@ def test_median_of_turns(values: list[float], median: float) -> None:
 def test_only_points_with_a_target_are_judged() -> None:
     found = verdicts(document())
     assert found == [Verdict("put-16x8", RATIO, 0.6), Verdict("grpc.aio put-16x8", RATIO, 0.6),
+                     Verdict("TLS put-16x8", RATIO, 0.6),
+                     Verdict("TLS grpc.aio put-16x8", RATIO, 0.6),
                      Verdict("encryption on/off put-16x8", RATIO, 0.97)]
-    assert [verdict.reached for verdict in found] == [True, True, False]
-
-
-def test_figures_with_tls_are_judged_as_well() -> None:
-    with_tls = {"tls": document()["plain"], "tls_aio": document()["plain_aio"]}
-    assert verdicts(with_tls) == [Verdict("TLS put-16x8", RATIO, 0.6),
-                                  Verdict("TLS grpc.aio put-16x8", RATIO, 0.6)]
+    assert [verdict.reached for verdict in found] == [True, True, True, True, False]
 
 
 def test_every_limit_is_judged() -> None:
@@ -141,5 +152,4 @@ def test_published_page_is_that_of_the_published_figures() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     document = json.loads((docs / "benchmarks.json").read_text())
     assert (docs / "benchmarks.md").read_text() == render(document)
-    for section in ("plain", "tls"):
-        assert (docs / "benchmarks" / f"{section}.png").read_bytes().startswith(b"\x89PNG")
+    assert plots_of(docs)
