@@ -1,11 +1,11 @@
 """What an operation does to calls under load: rotations, the raft cutover, handed-over leadership,
-and the compaction of the log. Any call that fails ends the run with an error."""
+and the compaction of the log. Any call that fails ends the run with an error: the members count
+their calls by status."""
 
 from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,24 +51,32 @@ def under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *, quiet_s
     """
     events: list[Event] = []
     failures: list[BaseException] = []
+    load_failed = threading.Event()
 
     def operate() -> None:
+        pause_s = WARM_UP_S + quiet_s
         try:
-            time.sleep(WARM_UP_S + quiet_s)
             for operation in operations:
+                if load_failed.wait(pause_s):
+                    return
                 start_us, began = time.time_ns() // 1000, time.monotonic()
                 operation()
                 took_s = time.monotonic() - began
                 events.append(Event(start_us, took_s * 1000))
-                time.sleep(max(0.0, every_s - took_s))
+                pause_s = max(0.0, every_s - took_s)
         except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=operate)
     thread.start()
-    _, calls = measure_calls(cluster, point(LOAD), keys, directory, warm_up_s=WARM_UP_S,
-                             duration_s=quiet_s + len(operations) * every_s)
-    thread.join()
+    try:
+        _, calls = measure_calls(cluster, point(LOAD), keys, directory, warm_up_s=WARM_UP_S,
+                                 duration_s=quiet_s + len(operations) * every_s)
+    except BaseException:
+        load_failed.set()
+        raise
+    finally:
+        thread.join()
     if failures:
         raise failures[0]
     return calls, events
@@ -84,6 +92,7 @@ class RotationEffect:
     before_p50_ms: float
     during_p50_ms: float
     slowest_rotation_ms: float
+    puts: int
 
 
 def rotation_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *, rotations: int,
@@ -100,7 +109,7 @@ def rotation_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *
         rotations=rotations,
         before_p99_ms=percentile(before, 0.99), during_p99_ms=percentile(during, 0.99),
         before_p50_ms=percentile(before, 0.50), during_p50_ms=percentile(during, 0.50),
-        slowest_rotation_ms=max(event.took_ms for event in events))
+        slowest_rotation_ms=max(event.took_ms for event in events), puts=len(calls))
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ class CutoverEffect:
     hold_ms: float
     longest_pause_ms: float
     took_ms: float
+    puts: int
 
 
 def cutover_under_load(directory: Path, memory: Path, keys: int) -> CutoverEffect:
@@ -120,8 +130,9 @@ def cutover_under_load(directory: Path, memory: Path, keys: int) -> CutoverEffec
         cluster.start()
         calls, [event] = under_load(cluster, keys, memory, quiet_s=2.0, every_s=2.0,
                                     operations=[cluster.enable_raft_envelope])
-        holds = [_metric(cluster.metrics_url(node), HOLD_METRIC) for node in range(NODES)]
-        return CutoverEffect(max(holds) * 1000, _pause_after(calls, event), event.took_ms)
+        holds = [_metric(cluster.metrics(node), HOLD_METRIC) for node in range(NODES)]
+        return CutoverEffect(max(holds) * 1000, _pause_after(calls, event), event.took_ms,
+                             puts=len(calls))
     finally:
         cluster.remove()
 
@@ -130,12 +141,11 @@ def _pause_after(calls: Sequence[Call], event: Event) -> float:
     return longest_pause_ms(calls, event.start_us, event.start_us + WINDOW_S * 1e6)
 
 
-def _metric(url: str, name: str) -> float:
-    with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310
-        for line in response.read().decode().splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[1])
-    raise LookupError(f"{url} has no {name}")
+def _metric(metrics: str, name: str) -> float:
+    for line in metrics.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[1])
+    raise LookupError(f"there is no metric {name}")
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class TransferEffect:
     slowest_ms: float
     pause_ms: float
     longest_pause_ms: float
+    puts: int
 
 
 def transfers_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, *,
@@ -158,7 +169,7 @@ def transfers_under_load(cluster: ElasticKVCluster, keys: int, directory: Path, 
     took = sorted(event.took_ms for event in events)
     pauses = sorted(_pause_after(calls, event) for event in events)
     return TransferEffect(transfers, percentile(took, 0.5), took[-1],
-                          percentile(pauses, 0.5), pauses[-1])
+                          percentile(pauses, 0.5), pauses[-1], puts=len(calls))
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,7 @@ class CompactionEffect:
     without_ms: float
     with_ms: float
     compacted_to: int
+    puts: int
 
 
 def compaction_under_load(directory: Path, memory: Path, keys: int, *, turns: int,
@@ -179,14 +191,15 @@ def compaction_under_load(directory: Path, memory: Path, keys: int, *, turns: in
     flags = {False: ["--snapshot-log-bytes", str(1 << 40), "--snapshot-entries", "1000000000"],
              True: ["--snapshot-log-bytes", str(8 << 20), "--snapshot-entries", "2000"]}
     clusters = {often: ElasticKVCluster(directory / ("often" if often else "never"),
-                                        flags=flags[often]) for often in flags}
-    compacted_to = 0
+                                        metrics=True, flags=flags[often]) for often in flags}
+    compacted_to = puts = 0
     try:
         for _ in range(turns):
             for often, cluster in clusters.items():
                 cluster.start()
                 _, calls = measure_calls(cluster, point(LOAD), keys, memory, duration_s=turn_s,
                                          warm_up_s=WARM_UP_S)
+                puts += len(calls)
                 pauses[often].append(longest_pause_ms(
                     calls, min(calls)[0] + WARM_UP_S * 1e6, max(calls)[0]))
                 if often:
@@ -198,4 +211,4 @@ def compaction_under_load(directory: Path, memory: Path, keys: int, *, turns: in
     if not compacted_to:
         raise RuntimeError("the log was never compacted, so nothing was measured")
     return CompactionEffect(turns, percentile(sorted(pauses[False]), 0.5),
-                            percentile(sorted(pauses[True]), 0.5), compacted_to)
+                            percentile(sorted(pauses[True]), 0.5), compacted_to, puts)

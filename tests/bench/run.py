@@ -206,7 +206,6 @@ class Bench:
             self.document["footprint"][side] = dataclasses.asdict(
                 extras.footprint(cluster, self.plan.keys))
             if cluster is other:
-                cluster.settle()
                 self._disturb(other)
             self.document["fail_over"][side] = dataclasses.asdict(
                 extras.fail_over_s(cluster, kills=20))
@@ -215,14 +214,21 @@ class Bench:
                      f"{self.document['fail_over'][side]}")
 
     def _disturb(self, cluster: ElasticKVCluster) -> None:
-        """Operations under load: on the running cluster, and on clusters of their own."""
-        found = {
-            "rotation": disturbances.rotation_under_load(
-                cluster, self.plan.keys, self.memory, rotations=20, quiet_s=10.0),
-            "transfer": disturbances.transfers_under_load(
-                cluster, self.plan.keys, self.memory, transfers=10),
-        }
+        """Operations under load: on the running cluster, which is started again to count its calls,
+        and on clusters of their own."""
         cluster.stop()
+        counting = cluster.with_metrics()
+        try:
+            counting.start()
+            counting.settle()
+            found = {
+                "rotation": disturbances.rotation_under_load(
+                    counting, self.plan.keys, self.memory, rotations=20, quiet_s=10.0),
+                "transfer": disturbances.transfers_under_load(
+                    counting, self.plan.keys, self.memory, transfers=10),
+            }
+        finally:
+            counting.stop()
         found["cutover"] = disturbances.cutover_under_load(
             self.work / "cutover", self.memory, self.plan.keys)
         found["compaction"] = disturbances.compaction_under_load(

@@ -42,6 +42,8 @@ class Cluster(ABC):
     get_path: str
     batch_path: str
     scan_path: str
+    counted: re.Pattern[str]
+    """In a member's metrics, a line with ended calls for keys: their status and how many."""
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
         self.directory = directory
@@ -54,6 +56,7 @@ class Cluster(ABC):
         self.pki = Pki(directory / "certs", MEMBERS) if tls else None
         self._proxy = TlsProxy(self.pki, directory, self.client_ports) if self.pki else None
         self._proxy_process: ServerProcess | None = None
+        self._metrics_ports: list[int] = []
 
     # --- what differs ---
 
@@ -175,10 +178,17 @@ class Cluster(ABC):
         response: bytes = method(message, timeout=timeout_s)
         return response
 
+    def metrics(self, node: int) -> str:
+        """What member `node` serves as its metrics."""
+        url = f"http://{HOST}:{self._metrics_ports[node]}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            text: str = response.read().decode()
+        return text
+
     def ended_calls(self, node: int) -> Mapping[str, int] | None:
         """How many calls for keys member `node` has ended, by gRPC status; None when it does not
-        count them by itself, without work that would be measured as well."""
-        return None
+        count them."""
+        return calls_by_status(self.metrics(node), self.counted) if self._metrics_ports else None
 
     def load_url(self, node: int) -> str:
         """Where the load generator reaches member `node`."""
@@ -205,14 +215,10 @@ class Cluster(ABC):
                 pass
 
 
-_HANDLED = re.compile(r'^grpc_server_handled_total\{grpc_code="(\w+)",grpc_method="\w+",'
-                      r'grpc_service="etcdserverpb\.KV",[^}]*\} (\S+)$', re.MULTILINE)
-
-
-def ended_kv_calls(metrics: str) -> Mapping[str, int]:
-    """From what etcd serves as its metrics: ended calls of its key-value service, by status."""
+def calls_by_status(metrics: str, counted: re.Pattern[str]) -> Mapping[str, int]:
+    """The sums of what `counted` finds in a member's metrics."""
     counts: Counter[str] = Counter()
-    for status, count in _HANDLED.findall(metrics):
+    for status, count in counted.findall(metrics):
         counts[status] += int(float(count))
     return counts
 
@@ -225,6 +231,8 @@ class EtcdCluster(Cluster):
     get_path = "/etcdserverpb.KV/Range"
     batch_path = "/etcdserverpb.KV/Txn"
     scan_path = "/etcdserverpb.KV/Range"
+    counted = re.compile(r'^grpc_server_handled_total\{grpc_code="(\w+)",grpc_method="\w+",'
+                         r'grpc_service="etcdserverpb\.KV",[^}]*\} (\S+)$', re.MULTILINE)
 
     def __init__(self, directory: Path, *, tls: bool = False) -> None:
         super().__init__(directory, tls=tls)
@@ -252,11 +260,6 @@ class EtcdCluster(Cluster):
         return [flag for side in ("", "peer-") for flag in (
             f"--{side}cert-file", self.pki.cert(name), f"--{side}key-file", self.pki.key(name),
             f"--{side}trusted-ca-file", self.pki.ca, f"--{side}client-cert-auth")]
-
-    def ended_calls(self, node: int) -> Mapping[str, int]:
-        url = f"http://{HOST}:{self._metrics_ports[node]}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return ended_kv_calls(response.read().decode())
 
     def put_message(self, key: bytes, value: bytes) -> bytes:
         return self._pb.PutRequest(key=key, value=value).SerializeToString()
@@ -301,13 +304,15 @@ class ElasticKVCluster(Cluster):
     get_path = "/RawKV/RawGet"
     batch_path = "/RawKV/RawBatch"
     scan_path = "/RawKV/RawScanAt"
+    counted = re.compile(r'^elastickv_grpc_calls_total\{method="RawKV/\w+",status="(\w+)"\} '
+                         r'(\S+)$', re.MULTILINE)
     front = "h2"
 
     def __init__(self, directory: Path, *, tls: bool = False, encrypted: bool = True,
                  raft_envelope: bool = True, metrics: bool = False,
                  flags: Sequence[str] = ()) -> None:
-        """`raft_envelope=False` leaves the second cutover to `enable_raft_envelope`; `metrics`
-        serves each member's (`metrics_url`)."""
+        """`raft_envelope=False` leaves the second cutover to `enable_raft_envelope`. With
+        `metrics` members count their calls, which is work that is measured as well."""
         super().__init__(directory, tls=tls)
         self._raft_envelope = raft_envelope
         self._metrics_ports = free_ports(NODES) if metrics else []
@@ -343,18 +348,25 @@ class ElasticKVCluster(Cluster):
         """The same cluster, data and ports over grpc.aio; None when this one is already."""
         if self.front == "grpc":
             return None
-        other = copy.copy(self)
+        other = self._again()
         other.front = "grpc"
+        return other
+
+    def with_metrics(self) -> ElasticKVCluster:
+        """The same cluster, data and ports with members that count their calls."""
+        other = self._again()
+        other._metrics_ports = free_ports(NODES)
+        return other
+
+    def _again(self) -> ElasticKVCluster:
+        """The same cluster, which is stopped."""
+        other = copy.copy(self)
         other._channels = {}
         return other
 
     def _metrics_flags(self, node: int) -> list[str]:
         return (["--metrics-address", f"{HOST}:{self._metrics_ports[node]}"]
                 if self._metrics_ports else [])
-
-    def metrics_url(self, node: int) -> str:
-        """Where a member serves its metrics."""
-        return f"http://{HOST}:{self._metrics_ports[node]}/metrics"
 
     def after_first_start(self) -> None:
         if not self._encrypted:

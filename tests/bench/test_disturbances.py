@@ -1,5 +1,12 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import disturbances
 import pytest
-from disturbances import longest_pause_ms
+from disturbances import longest_pause_ms, under_load
+from h2load import LoadFailed
 
 
 @pytest.mark.parametrize(("calls", "pause_ms"), [
@@ -11,3 +18,25 @@ from disturbances import longest_pause_ms
 ])
 def test_longest_pause(calls: list[tuple[int, float]], pause_ms: float) -> None:
     assert longest_pause_ms(calls, 0, 10_000) == pytest.approx(pause_ms)
+
+
+def test_operations_have_ended_when_a_load_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, failed, ended, following = (threading.Event() for _ in range(4))
+
+    def measure_calls(*arguments: object, **options: object) -> None:
+        began.wait()
+        failed.set()
+        raise LoadFailed("a put failed")
+
+    def operate() -> None:
+        began.set()
+        failed.wait()
+        ended.set()
+
+    monkeypatch.setattr(disturbances, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(disturbances, "measure_calls", measure_calls)
+    with pytest.raises(LoadFailed):
+        under_load(None, 1, Path("nowhere"), quiet_s=0.0,  # type: ignore[arg-type]
+                   operations=[operate, following.set], every_s=60.0)
+    assert ended.is_set()
+    assert not following.is_set()

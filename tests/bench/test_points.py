@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import points
 import pytest
 from h2load import LoadFailed, LoadResult
-from points import check_counts, check_sizes, measure, point
-from systems import ElasticKVCluster, ended_kv_calls
+from points import check_counts, check_sizes, measure, measure_calls, point
+from systems import ElasticKVCluster, EtcdCluster, calls_by_status
+
+from elastickv.metrics import Metrics
 
 MIX = [1048] * 9 + [21]
 FAILED = "failed at the gRPC level"
@@ -62,14 +64,19 @@ def test_no_mix_with_writes_that_failed_is_taken_for_a_whole_one() -> None:
 
 
 class Written(ElasticKVCluster):
-    """A cluster that is not there: a put is answered with as many bytes as is said."""
+    """A cluster that is not there: a put is answered with as many bytes as is said. Before a run
+    and after it, it has counted so many calls."""
 
-    def __init__(self, sizes: list[int]) -> None:
+    def __init__(self, sizes: list[int], counts: Sequence[Mapping[str, int] | None] = ()) -> None:
         super().__init__(Path("nowhere"), encrypted=False)
         self.sizes = sizes
+        self.counts = list(counts)
 
     def leader(self) -> int:
         return 0
+
+    def ended_calls(self, node: int) -> Mapping[str, int] | None:
+        return self.counts.pop(0) if self.counts else None
 
     def call(self, node: int, path: str, message: bytes, *, timeout_s: float = 1.0) -> bytes:
         # The frame has 5 bytes, the fields 4; the rest is an unknown field with 3 bytes of its own.
@@ -78,22 +85,27 @@ class Written(ElasticKVCluster):
             + b"\x82\x02" + bytes([padding - 3]) + bytes(padding - 3)
 
 
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """An item for each run: of 1,000 calls, in whose answers there are 25 bytes each."""
+    monkeypatch.chdir(tmp_path)
+    runs: list[bool] = []
+
+    def run(*arguments: object, **options: object) -> tuple[LoadResult, list[tuple[int, float]]]:
+        runs.append(True)
+        return result(1000, 1000 * 25), []
+
+    monkeypatch.setattr(points, "run", run)
+    return runs
+
+
 @pytest.mark.parametrize(("sizes", "runs"), [
     pytest.param([21, 21], 1, id="responses keep their size"),
     pytest.param([20, 21, 21, 21], 2, id="the index grows in the first run"),
     pytest.param([20, 21, 22, 23, 24, 25], None, id="it never ends"),
 ])
 def test_a_point_is_measured_again_until_all_calls_are_shown_to_have_succeeded(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int],
-        runs: int | None) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = []
-
-    def run(*arguments: object, **options: object) -> tuple[LoadResult, list[tuple[int, float]]]:
-        done.append(True)
-        return result(1000, 1000 * 25), []
-
-    monkeypatch.setattr(points, "run", run)
+        tmp_path: Path, done: list[bool], sizes: list[int], runs: int | None) -> None:
     cluster = Written(sizes)
     if runs is None:
         with pytest.raises(LoadFailed, match="in none of 3 runs"):
@@ -104,10 +116,32 @@ def test_a_point_is_measured_again_until_all_calls_are_shown_to_have_succeeded(
     assert not sizes
 
 
+@pytest.mark.parametrize(("counts", "sizes", "failure"), [
+    pytest.param([], [21, 21], None, id="shown by the sizes"),
+    pytest.param([], [20, 21], "not shown", id="the index grows, and nothing is counted"),
+    pytest.param([{}, {"OK": 1000}], [20, 21], None, id="the index grows, and all are counted"),
+    pytest.param([{}, {"OK": 999, "UNAVAILABLE": 1}], [20, 21], FAILED,
+                 id="a failure that the growth would hide"),
+])
+@pytest.mark.usefixtures("done")
+def test_calls_are_only_told_where_all_are_shown_to_have_succeeded(
+        tmp_path: Path, counts: list[Mapping[str, int]], sizes: list[int],
+        failure: str | None) -> None:
+    cluster = Written(sizes, counts)
+    if failure is None:
+        measure_calls(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
+    else:
+        with pytest.raises(LoadFailed, match=failure):
+            measure_calls(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0,
+                          warm_up_s=0.0)
+
+
 @pytest.mark.parametrize(("counts", "succeeded"), [
     pytest.param({"OK": 1000}, True, id="every call"),
     pytest.param({"OK": 1090, "Unknown": 200, "Canceled": 50}, True,
                  id="some were under way at the ends"),
+    pytest.param({"OK": 1090, "CANCELLED": 250}, True, id="the same of elastickv"),
+    pytest.param({"OK": 1090, "UNKNOWN": 1}, False, id="one of elastickv failed"),
     pytest.param({"OK": 1090, "Unavailable": 1}, False, id="one failed"),
     pytest.param({"OK": 1090, "InvalidArgument": 1}, False, id="one was refused"),
     pytest.param({"OK": 1090, "Unknown": 257}, False, id="more than were under way failed"),
@@ -126,10 +160,21 @@ def test_calls_that_the_server_counts(counts: Mapping[str, int], succeeded: bool
 
 
 def test_counts_of_etcd_are_those_of_its_keys() -> None:
-    assert ended_kv_calls("""\
+    assert calls_by_status("""\
 # TYPE grpc_server_handled_total counter
 grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 2.5284e+04
 grpc_server_handled_total{grpc_code="OK",grpc_method="Range",grpc_service="etcdserverpb.KV",grpc_type="unary"} 16
 grpc_server_handled_total{grpc_code="Unknown",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 168
 grpc_server_handled_total{grpc_code="OK",grpc_method="Status",grpc_service="etcdserverpb.Maintenance",grpc_type="unary"} 9
-""") == {"OK": 25_300, "Unknown": 168}  # noqa: E501
+""", EtcdCluster.counted) == {"OK": 25_300, "Unknown": 168}  # noqa: E501
+
+
+def test_counts_of_elastickv_are_those_of_its_keys() -> None:
+    served = Metrics()
+    for method, status, count in (("RawPut", "OK", 1_000_000), ("RawGet", "OK", 16),
+                                  ("RawPut", "CANCELLED", 128)):
+        served.count("grpc_calls_total", f"RawKV/{method}", status, amount=count)
+    served.count("grpc_calls_total", "RaftAdmin/Status", "OK")
+    served.observe("grpc_call_seconds", 0.1, "RawKV/RawPut")
+    assert calls_by_status(served.render().decode(), ElasticKVCluster.counted) == {
+        "OK": 1_000_016, "CANCELLED": 128}

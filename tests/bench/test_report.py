@@ -33,11 +33,13 @@ def document() -> dict:
         "tls_aio": {"put-16x8": entry()},
         "encryption": {"put-16x8": encryption},
         "rotation": {"rotations": 20, "before_p99_ms": 10.0, "during_p99_ms": 12.0,
-                     "before_p50_ms": 5.0, "during_p50_ms": 5.0, "slowest_rotation_ms": 40.0},
-        "cutover": {"hold_ms": 12.0, "longest_pause_ms": 30.0, "took_ms": 20.0},
+                     "before_p50_ms": 5.0, "during_p50_ms": 5.0, "slowest_rotation_ms": 40.0,
+                     "puts": 123_456},
+        "cutover": {"hold_ms": 12.0, "longest_pause_ms": 30.0, "took_ms": 20.0, "puts": 1000},
         "transfer": {"transfers": 10, "took_ms": 80.0, "slowest_ms": 200.0, "pause_ms": 60.0,
-                     "longest_pause_ms": 150.0},
-        "compaction": {"turns": 3, "without_ms": 40.0, "with_ms": 99.0, "compacted_to": 7},
+                     "longest_pause_ms": 150.0, "puts": 2000},
+        "compaction": {"turns": 3, "without_ms": 40.0, "with_ms": 99.0, "compacted_to": 7,
+                       "puts": 30_000},
         "fail_over": {side: {"median": 0.8, "minimum": 0.6, "maximum": 2.0, "count": 20}
                       for side in ("etcd", "elastickv")},
         "footprint": {"etcd": {"keys": 1000, "start_s": 1.0, "start_after_kill_s": 2.0,
@@ -65,6 +67,19 @@ def test_the_page_names_the_file_system() -> None:
     assert "data on" not in render(measured)
     measured["environment"]["file_system"] = "ext2/ext3"
     assert "h2load 1.52, data on ext2/ext3. 1,000 keys" in render(measured)
+
+
+def test_the_page_says_that_puts_succeeded_where_the_node_counted_them() -> None:
+    measured = document()
+    page = render(measured)
+    assert "under 123,456 puts at 128 outstanding; by the node's own count all succeeded" in page
+    assert "Under 33,000 puts at 128 outstanding; by the node's own count all succeeded" in page
+    for name in ("rotation", "transfer"):
+        del measured[name]["puts"]
+    page = render(measured)
+    assert "under puts at 128 outstanding; no failure was seen" in page
+    assert "Under puts at 128 outstanding; no failure was seen" in page
+    assert "succeeded" not in page.partition("## Rotation")[2].partition("## Fail-over")[0]
 
 
 def test_the_page_leaves_out_what_was_not_measured() -> None:

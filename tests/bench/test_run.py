@@ -8,6 +8,7 @@ from pathlib import Path
 import points
 import pytest
 import run
+from extras import Spread
 from h2load import LoadFailed
 from run import QUICK, Bench, file_system, main, require_disk
 
@@ -40,6 +41,9 @@ class Side:
     def over_aio(self) -> Side | None:
         return self._aio
 
+    def with_metrics(self) -> Side:
+        return Side(f"{self.name} with metrics")
+
 
 @pytest.mark.parametrize("failing", ["etcd", "elastickv", "grpc.aio"])
 def test_a_turn_that_fails_leaves_no_servers(
@@ -58,6 +62,32 @@ def test_a_turn_that_fails_leaves_no_servers(
         bench.side_by_side("plain", *sides[:2])  # type: ignore[arg-type]
     assert not any(side.runs for side in sides)
     assert next(side for side in sides if side.name == failing).started == 1
+
+
+def test_operations_under_load_are_measured_where_calls_are_counted(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Side] = []
+
+    def effect(cluster: Side, *arguments: object, **options: object) -> Spread:
+        assert cluster.runs
+        assert not ours.runs
+        measured.append(cluster)
+        if len(measured) == 2:
+            raise LoadFailed("a put failed")
+        return Spread(1.0, 1.0, 1.0, 1)
+
+    for name in ("rotation_under_load", "transfers_under_load"):
+        monkeypatch.setattr(run.disturbances, name, effect)
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
+    monkeypatch.setattr(run.extras, "footprint", lambda *arguments: Spread(1.0, 1.0, 1.0, 1))
+    monkeypatch.setattr(run.extras, "fail_over_s",
+                        lambda *arguments, **options: Spread(1.0, 1.0, 1.0, 1))
+    ours = Side("elastickv")
+    bench = Bench(QUICK, tmp_path, tmp_path, lambda line: None)
+    with pytest.raises(LoadFailed):
+        bench.rest(Side("etcd"), ours)  # type: ignore[arg-type]
+    assert [each.name for each in measured] == ["elastickv with metrics"] * 2
+    assert not any(each.runs for each in measured)
 
 
 def test_what_a_failed_run_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
