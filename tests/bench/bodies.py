@@ -9,7 +9,8 @@ the requests of a run spread over the whole key space without a change to the ge
                                                         ^ offsets that the rotator writes
 
 Keys have a fixed width, so the message's lengths never change. A request that reads the file while
-a key is being written sees digits of two keys, which together are a third valid key.
+a key is being written sees digits of two keys, which together are a third valid key. One that reads
+it between the two keys of a range sees a range that is too wide.
 """
 
 from __future__ import annotations
@@ -92,9 +93,14 @@ class Body:
         return bytes(data)
 
     def write_step(self, target: bytearray | mmap.mmap, step: int) -> None:
-        """Overwrite every key in `target`."""
+        """Overwrite every key in `target`, which the step before has written.
+
+        Between two writes a range is too wide (its limit counts then), never too narrow: its end,
+        which comes after its start, moves up first.
+        """
         number = spread(step, self.span)
-        for offset, base in zip(self.offsets, self.base, strict=True):
+        keys = list(zip(self.offsets, self.base, strict=True))
+        for offset, base in reversed(keys) if number > spread(step - 1, self.span) else keys:
             target[offset:offset + KEY_BYTES] = key_of(base + number, self.prefix)
 
 

@@ -58,6 +58,30 @@ def test_keys_of_a_batch_never_collide() -> None:
         assert all(int(key[4:]) < 1000 for key in keys)
 
 
+class Watched(bytearray):
+    """Keeps what it was after each write."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.states: list[bytes] = []
+
+    def __setitem__(self, place: object, content: object) -> None:
+        super().__setitem__(place, content)  # type: ignore[call-overload]
+        self.states.append(bytes(self))
+
+
+def test_a_range_that_moves_is_never_too_narrow() -> None:
+    start, end = key_of(900_000_000_000), key_of(900_000_000_001)
+    body = Body.with_keys(start + end, [start, end], span=9_000, base=[0, 1000])
+    watched = Watched(body.at_step(0))
+    for step in range(1, 9_000):
+        body.write_step(watched, step)
+    widths = [int(state[25:37]) - int(state[9:21]) for state in watched.states]
+    assert set(widths[1::2]) == {1000}
+    assert min(widths) == 1000
+    assert max(int(state[25:37]) for state in watched.states) == 9_999
+
+
 def test_a_message_without_its_key_is_refused() -> None:
     with pytest.raises(ValueError, match="does not stand"):
         Body.with_keys(b"nothing", [PLACEHOLDER], span=10, base=[0])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import points
 import pytest
 from h2load import LoadFailed, LoadResult
-from points import check_counts, check_sizes, measure, measure_calls, point
+from points import (
+    SCAN_KEYS,
+    body_of,
+    check_counts,
+    check_sizes,
+    measure,
+    measure_calls,
+    point,
+)
 from systems import ElasticKVCluster, EtcdCluster, calls_by_status
 
 from elastickv.metrics import Metrics
@@ -114,6 +123,18 @@ def test_a_point_is_measured_again_until_all_calls_are_shown_to_have_succeeded(
         measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
         assert len(done) == runs
     assert not sizes
+
+
+@pytest.mark.parametrize("system", [EtcdCluster, ElasticKVCluster])
+def test_a_scan_asks_for_a_range_that_holds_what_it_is_to_give(
+        tmp_path: Path, system: type[EtcdCluster | ElasticKVCluster]) -> None:
+    keys = 10_000
+    cluster = system(tmp_path)
+    body = body_of(cluster, point("scan-16x1"), keys)
+    for step in range(100):
+        start, end = re.findall(rb"key-(\d{12})", body.at_step(step))
+        assert int(end) - int(start) == SCAN_KEYS
+        assert 0 <= int(start) < int(end) <= keys
 
 
 @pytest.mark.parametrize(("counts", "sizes", "failure"), [
