@@ -3,10 +3,11 @@
 Servers of both systems run on loopback with fsync on; elastickv with storage and Raft encrypted.
 Sides take turns (etcd, elastickv, elastickv over grpc.aio, etcd ...) and each turn is compared with
 the nearest one of etcd, so that the machine's drift does not decide. Writes docs/benchmarks.json
-and docs/benchmarks.md with its plots; a quick run writes under runs/ instead. `make bench
-PART=encryption` (or tls, or sizes) measures that part again and leaves the rest of the published
-run as it is. The last line names every ratio with a target, with its smallest and largest value,
-and every figure with a limit; the exit code is 1 where one falls short.
+and docs/benchmarks.md with its plots; a quick run, or one with FRONT=grpc in the place of our own
+front, writes under runs/ instead. `make bench PART=encryption` (or tls, or sizes) measures that
+part again and leaves the rest of the published run as it is. The last line names every ratio with
+a target, with its smallest and largest value, and every figure with a limit; the exit code is 1
+where one falls short.
 """
 
 from __future__ import annotations
@@ -425,6 +426,11 @@ def with_part(published: dict[str, Any], found: dict[str, Any], part: str) -> di
             "apart": {**published.get("apart", {}), part: found["environment"]}}
 
 
+def output_of(*, quick: bool, front: str) -> Path:
+    """Where a run writes: only a whole one over the default front is published."""
+    return ROOT / ("runs/bench" if quick or front != ElasticKVCluster.front else "docs")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="the main points, under six minutes")
@@ -437,9 +443,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.part and arguments.quick:
         parser.error("--part measures a part of the whole run, not of a quick one")
+    if arguments.part and arguments.front != ElasticKVCluster.front:
+        parser.error("--part measures a part of the published run, which is over the default front")
+    output = output_of(quick=arguments.quick, front=arguments.front)
     ElasticKVCluster.front = arguments.front
     plan = QUICK if arguments.quick else FULL
-    output = ROOT / ("runs/bench" if arguments.quick else "docs")
     page = output / "benchmarks.json"
     if arguments.part and not page.exists():
         parser.error(f"there is no {page} to put the part into; run the whole benchmark first")

@@ -152,6 +152,29 @@ def test_a_run_in_memory_is_refused_in_a_line(
     assert not made
 
 
+@pytest.mark.parametrize(("arguments", "reason"), [
+    pytest.param(["--quick"], "not of a quick one", id="of a quick run"),
+    pytest.param(["--front", "grpc"], "over the default front", id="over grpc.aio"),
+])
+def test_a_part_that_is_not_of_the_published_run_is_refused(
+        arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run.tempfile, "tempdir", str(MEMORY))
+    monkeypatch.setattr(run.sys, "argv", ["run.py", "--part", "tls", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("quick", "front", "directory"), [
+    (False, "h2", "docs"), (True, "h2", "runs/bench"), (False, "grpc", "runs/bench"),
+    (True, "grpc", "runs/bench")])
+def test_only_a_whole_run_over_the_default_front_is_published(
+        quick: bool, front: str, directory: str) -> None:
+    assert run.output_of(quick=quick, front=front) == run.ROOT / directory
+
+
 def test_a_disk_is_taken() -> None:
     root = Path(__file__).parent
     if file_system(root) in run.IN_MEMORY:
