@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pysyncobj.syncobj as library
+import pytest
 from pysyncobj import SyncObj
 from raft_lab import Lab, run
 
@@ -64,6 +65,16 @@ def test_members_whose_hashes_are_alike_are_told_apart(monkeypatch):
     assert first and second
     assert first != second
     assert {first: 1, second: 2} == {PeerNode("n2"): 2, PeerNode("n1"): 1}
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("clear", ()), ("deleteEntriesTo", (1,))])
+def test_the_library_drops_nothing_below_the_end_of_the_log(name, arguments):
+    async def scenario() -> None:
+        node = await Lab(1).start()
+        with pytest.raises(NotImplementedError):
+            getattr(node.core._SyncObj__raftLog, name)(*arguments)
+
+    run(scenario())
 
 
 def test_the_library_counts_no_entries(monkeypatch):
