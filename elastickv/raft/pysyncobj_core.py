@@ -113,10 +113,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         super().__init__(peer_node(settings.node_id), [],
                          conf=_library_configuration(settings, adapter, hooks),
                          transport=CoreTransport(hooks))
-        self._own_node = peer_node(settings.node_id)
-        # PySyncObj would not vote without. Who may stand for election is this class's question.
-        self._SyncObj__selfNode = self._own_node
-        self._is_voter = False
+        # PySyncObj has this node even when it is no voter: it would not vote without. Who may stand
+        # for election is this class's question.
         self._SyncObj__otherNodes: set[PeerNode] = set()
         self._SyncObj__readonlyNodes: set[PeerNode] = set()
         self.set_members(voters, learners)

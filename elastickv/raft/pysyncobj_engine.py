@@ -158,7 +158,7 @@ class PySyncObjEngine:
         self._core = RaftCore(
             settings, voters=configuration.ids(Suffrage.VOTER),
             learners=configuration.ids(Suffrage.LEARNER), journal=self._journal,
-            adapter=JournalAdapter(self._journal, storage.hard_state, storage.applied_index),
+            adapter=JournalAdapter(self._journal, storage.hard_state),
             applied_index=storage.applied_index, hooks=self, generator=self._generator,
             now=self._loop.time)
         self._trust = Trust(settings, storage, self._core)

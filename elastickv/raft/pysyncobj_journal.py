@@ -18,10 +18,9 @@ UNBOUNDED_BYTES = 1 << 62
 class JournalAdapter:
     """PySyncObj's `Journal` interface over `Journal` and `HardStateFile`."""
 
-    def __init__(self, journal: Journal, hard_state: HardStateFile, commit_index: int) -> None:
+    def __init__(self, journal: Journal, hard_state: HardStateFile) -> None:
         self._journal = journal
         self._hard_state = hard_state
-        self._commit_index = commit_index
 
     def __len__(self) -> int:
         return len(self._journal) + 1
@@ -67,10 +66,10 @@ class JournalAdapter:
         raise NotImplementedError("a log is reset by the snapshot installer only")
 
     def setRaftCommitIndex(self, index: int) -> None:
-        self._commit_index = index
+        """The core keeps it."""
 
     def getRaftCommitIndex(self) -> int:
-        return self._commit_index
+        return self._journal.anchor_index
 
     def setCurrentTerm(self, term: int, vote: str | None) -> None:
         self._hard_state.set_term(term, vote or "")
