@@ -34,6 +34,7 @@ from elastickv.durable import Disk
 from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.compaction import segments_to_drop
+from elastickv.raft.membership import CONFIGURATION_KIND
 from elastickv.raft.offload import InlineOffload, Offload
 from elastickv.raft.segment import (
     HEADER_SIZE,
@@ -71,13 +72,12 @@ class Journal:
 
     def __init__(self, disk: Disk, directory: Path, *, segment_bytes: int = 64 << 20,
                  max_command_bytes: int = 16 << 20, cache_bytes: int = 16 << 20,
-                 marked_kind: bytes = b"\x02", cleanup: Offload | None = None,
+                 cleanup: Offload | None = None,
                  cleanup_failed: Callable[[BaseException], None] | None = None,
                  generator: random.Random | None = None) -> None:
-        """Open or create. `marked_kind` is the first command byte of entries to find again at a
-        start (`marked_indexes`). `cleanup` deletes what compaction drops (default: inline): a large
-        file takes the file system tens of milliseconds. `cleanup_failed` is told why that could not
-        be done (default: it is raised there). `generator` draws the salts (default: the system's,
+        """Open or create. `cleanup` deletes what compaction drops (default: inline): a large file
+        takes the file system tens of milliseconds. `cleanup_failed` is told why that could not be
+        done (default: it is raised there). `generator` draws the salts (default: the system's,
         since nobody may know them). Raises `JournalCorrupt`."""
         self._disk = disk
         self._directory = directory
@@ -86,7 +86,7 @@ class Journal:
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._cache: OrderedDict[int, LogEntry] = OrderedDict()
-        self._marked_kind = marked_kind
+        self._marked_kind = CONFIGURATION_KIND
         self._segments: list[Segment] = []
         self._starts: list[int] = []
         self._generation = 0
@@ -203,7 +203,7 @@ class Journal:
         return found
 
     def marked_indexes(self) -> list[int]:
-        """Ascending indexes of the entries of the marked kind."""
+        """Ascending indexes of the configurations."""
         return [index for segment in self._segments for index in segment.marked]
 
     # --- writing ---------------------------------------------------------------------------
