@@ -153,21 +153,16 @@ class Journal:
     def first_index_of_term(self, index: int) -> int:
         """The first index of the run of entries that have the term of `index`."""
         term = self.term_at(index)
+        if index == self.anchor_index:
+            return index
         position = bisect_right(self._starts, index) - 1
-        first = index
-        while position >= 0:
+        runs = self._segments[position].runs
+        at = bisect_right(runs, (index, 1 << 64)) - 1
+        while at == 0 and position > 0 and self._segments[position - 1].last_term == term:
+            position -= 1
             runs = self._segments[position].runs
-            at = bisect_right(runs, (first, 1 << 64)) - 1
-            if at < 0 or runs[at][1] != term:
-                break
-            first = runs[at][0]
-            if at > 0:
-                break
-            first_of_segment, position = first, position - 1
-            if position < 0 or self._segments[position].last_term != term:
-                return first_of_segment
-            first = self._segments[position].last_index
-        return first
+            at = len(runs) - 1
+        return runs[at][0]
 
     def entry(self, index: int) -> LogEntry:
         """One entry. Raises `IndexError` outside the log, `JournalCorrupt` on damage."""

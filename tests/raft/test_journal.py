@@ -117,6 +117,7 @@ def test_terms_are_known_everywhere(tmp_path):
     assert [again.term_at(FIRST + i) for i in range(len(terms))] == terms
     assert [again.first_index_of_term(FIRST + i) for i in range(len(terms))] \
         == [FIRST + terms.index(term) for term in terms]
+    assert again.first_index_of_term(again.anchor_index) == again.anchor_index
     with pytest.raises(IndexError):
         again.term_at(again.last_index + 1)
 
