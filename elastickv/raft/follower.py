@@ -61,11 +61,13 @@ class Follower:
         self._match_index = max(self._match_index, plan.match_index)
         self._remember_leader(peer_id, plan)
         self._sequence = message.sequence
-        if self._complete_term != message.term and rules.shows_own_commit(
-                self._context.journal, plan.commit_index, message.term):
+        if (self._complete_term != message.term or self._required_index == 0) \
+                and rules.shows_own_commit(journal, plan.commit_index, message.term):
             self._complete_term = message.term
-        if self._required_index == 0 and self._covers_all_committed(message, plan):
-            self._required_index = message.commit_index
+            if self._required_index == 0 and plan.commit_index == message.commit_index:
+                # The log up to the leader's commit index holds everything that was ever committed
+                # under earlier leaders.
+                self._required_index = message.commit_index
         self.acknowledge(always=not entries)
 
     def receiving(self, peer_id: str) -> None:
@@ -86,13 +88,6 @@ class Follower:
         if plan.commit_index >= journal.anchor_index:
             self._memory.acknowledged(leader_id, plan.commit_index,
                                       journal.term_at(plan.commit_index))
-
-    def _covers_all_committed(self, message: frames.AppendEntries,
-                              plan: rules.AppendPlan) -> bool:
-        """Whether the log up to the leader's commit index holds everything that was ever committed
-        under earlier leaders: so it does once an entry of the leader's own term is committed."""
-        return plan.commit_index == message.commit_index and rules.shows_own_commit(
-            self._context.journal, message.commit_index, message.term)
 
     def restart(self, term: int, leader_id: str) -> None:
         """Another leader, term or link: nothing is verified yet."""
