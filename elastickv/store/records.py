@@ -11,6 +11,7 @@ over the stored bytes without cutting them first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import google_crc32c
 
@@ -24,26 +25,15 @@ _SEEDS = {table: google_crc32c.value(table.value.encode()) for table in Table}
 _extend = google_crc32c.extend
 
 
+@dataclass(slots=True)
 class Totals:
     """Entry count and sum of checksums of one table: what a full walk of it must add up to.
 
     A lost, doubled or stale entry has a checksum of its own that fits, but changes these.
     """
 
-    __slots__ = ("checksum_sum", "count")
-
-    def __init__(self, count: int = 0, checksum_sum: int = 0) -> None:
-        self.count = count
-        self.checksum_sum = checksum_sum
-
-    def __eq__(self, other: object) -> bool:
-        return (isinstance(other, Totals) and other.count == self.count
-                and other.checksum_sum == self.checksum_sum)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Totals({self.count}, {self.checksum_sum:#x})"
+    count: int = 0
+    checksum_sum: int = 0
 
     def copy(self) -> Totals:
         return Totals(self.count, self.checksum_sum)
