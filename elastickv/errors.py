@@ -149,8 +149,11 @@ class NotLeader(PeerError):
     """This node does not lead; certainly nothing was proposed. `leader_id` is "" when unknown."""
 
     def __init__(self, message: str = "this node is not the leader", *, leader_id: str = "",
-                 leader_address: str = "") -> None:
-        super().__init__(message, remedy="retry on the leader" if leader_id else "retry shortly")
+                 leader_address: str = "", remedy: str | None = None) -> None:
+        """Without a `remedy` it is to retry, on the leader when that is known."""
+        if remedy is None:
+            remedy = "retry on the leader" if leader_id else "retry shortly"
+        super().__init__(message, remedy=remedy)
         self.leader_id = leader_id
         self.leader_address = leader_address
 

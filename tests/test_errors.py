@@ -56,6 +56,8 @@ def test_exit_codes_are_distinct_and_fit_a_process_status() -> None:
     (errors.InvalidArgument("key is empty"), "key is empty"),
     (errors.DiskFull("no space", remedy="free some"), "no space. Remedy: free some"),
     (errors.NotLeader(), "this node is not the leader. Remedy: retry shortly"),
+    (errors.NotLeader("m", remedy="add it again"), "m. Remedy: add it again"),
+    (errors.NotLeader("m", remedy=""), "m"),
     (errors.NotLeader(leader_id="n2", leader_address="h:1"),
      "this node is not the leader. Remedy: retry on the leader"),
 ])

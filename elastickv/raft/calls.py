@@ -38,10 +38,6 @@ def error_fields(error: BaseException) -> tuple[str, str, str]:
 def error_from(name: str, message: str, remedy: str) -> ElasticKVError:
     """The error that `error_fields` described; of unknown outcome when only newer nodes know it."""
     kind = getattr(errors, name, None)
-    if kind is NotLeader:
-        error: ElasticKVError = NotLeader(message)
-        error.remedy = remedy
-        return error
     if isinstance(kind, type) and issubclass(kind, ElasticKVError):
         return kind(message, remedy=remedy)
     return OutcomeUnknown(message, remedy=remedy)
@@ -148,10 +144,9 @@ class PeerCalls:
         handler, members_only = served
         if members_only and not self._is_member(peer_id):
             # Who was only just removed, or added by another leader, looks for its leader again.
-            error = NotLeader(f"member {self._node_id} does not serve {method} to {peer_id}: "
-                              f"{peer_id} is no member in its configuration")
-            error.remedy = "retry shortly; a node that was removed has to be added again"
-            raise error
+            raise NotLeader(f"member {self._node_id} does not serve {method} to {peer_id}: "
+                            f"{peer_id} is no member in its configuration",
+                            remedy="retry shortly; a node that was removed has to be added again")
         return await handler(peer_id, method, payload)
 
     async def close(self) -> None:
