@@ -71,6 +71,6 @@ def replay_membership(base: Configuration, journal: Journal) -> MembershipLog:
 
 def follow_log(membership: MembershipLog, journal: Journal) -> None:
     """The log is another one: above its base, `membership` holds what the log does, no more."""
-    membership.truncated(0)
+    membership.back_to_base()
     for index in journal.marked_indexes():
         membership.appended(index, journal.entry(index)[0])

@@ -141,10 +141,9 @@ class MembershipLog:
         if index > self.current.index:
             self._stack.append(Configuration(index, decode_members(command[1:])))
 
-    def truncated(self, index: int) -> None:
-        """The log lost `index` and everything behind it."""
-        while len(self._stack) > 1 and self._stack[-1].index >= index:
-            self._stack.pop()
+    def back_to_base(self) -> None:
+        """Forget every change."""
+        del self._stack[1:]
 
     def rebase(self, base: Configuration) -> None:
         """The log begins with `base`."""

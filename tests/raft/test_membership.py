@@ -182,12 +182,9 @@ def test_history_follows_the_log():
     history.appended(5, CONFIGURATION_KIND + encode_members(THREE[:2]))
     history.appended(9, CONFIGURATION_KIND + encode_members(THREE))
     assert [history.at(index).index for index in (1, 5, 8, 9, 100)] == [0, 5, 5, 9, 9]
-    history.truncated(9)
-    assert history.current == Configuration(5, THREE[:2])
-    history.appended(9, CONFIGURATION_KIND + encode_members(THREE))
     history.rebase(history.at(5))
     assert (history.base.index, history.current.index) == (5, 9)
     history.appended(5, CONFIGURATION_KIND + encode_members(THREE[:1]))
     assert history.current.index == 9
-    history.truncated(2)
+    history.back_to_base()
     assert history.current == Configuration(5, THREE[:2])
