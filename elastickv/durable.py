@@ -22,7 +22,7 @@ import contextlib
 import errno
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -42,8 +42,8 @@ class DiskFile(Protocol):
         """Up to `size` bytes at `offset`; short only at the end of the file."""
         ...
 
-    def append(self, chunks: Sequence[bytes]) -> None:
-        """Write all chunks at the end, in order. Raises `DiskFull` on ENOSPC."""
+    def append(self, data: bytes) -> None:
+        """Write all of `data` at the end. Raises `DiskFull` on ENOSPC."""
         ...
 
     def sync(self) -> None:
@@ -83,11 +83,8 @@ class Reservable(Protocol):
 class Disk(Protocol):
     """A directory tree that can lose power."""
 
-    def open_append(self, path: Path, *, create: bool) -> DiskFile:
-        """Open for reading and appending; `create` makes the file owner-only if absent.
-
-        Raises `DiskFull` without effect.
-        """
+    def open_append(self, path: Path) -> DiskFile:
+        """Open for reading and appending; `FileNotFoundError` if absent."""
         ...
 
     def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
@@ -177,8 +174,7 @@ class OsFile:
     def pread(self, size: int, offset: int) -> bytes:
         return os.pread(self._descriptor, size, offset)
 
-    def append(self, chunks: Sequence[bytes]) -> None:
-        data = b"".join(chunks) if len(chunks) != 1 else chunks[0]
+    def append(self, data: bytes) -> None:
         try:
             _write_at(self._descriptor, data, self._size)
         except OSError as error:
@@ -223,14 +219,8 @@ class OsFile:
 class OsDisk:
     """The machine's file system."""
 
-    def open_append(self, path: Path, *, create: bool) -> DiskFile:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-        created = create and not path.exists()
-        with _typed_if_full(path):
-            descriptor = os.open(path, flags, OWNER_ONLY_FILE)
-        if created:
-            self.sync_directory(path.parent)
-        return OsFile(path, descriptor)
+    def open_append(self, path: Path) -> DiskFile:
+        return OsFile(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
         descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)

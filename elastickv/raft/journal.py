@@ -459,7 +459,7 @@ class Journal:
 
     def _open_segment(self, path: Path, *, last: bool) -> int:
         """Up to where what is cut off it proves the log durable."""
-        file = self._disk.open_append(path, create=False)
+        file = self._disk.open_append(path)
         header = SegmentHeader.decode(file.pread(HEADER_SIZE, 0))
         if header is None:
             self._check_headerless(path, file.size(), last)

@@ -152,7 +152,7 @@ class Segment:
         """
         path = directory / segment_name(header.first_index)
         disk.replace(path, header.encode())
-        return cls(disk, path, disk.open_append(path, create=False), header)
+        return cls(disk, path, disk.open_append(path), header)
 
     @classmethod
     def create_over(cls, disk: Disk, spare: Path, header: SegmentHeader) -> Segment:
@@ -171,7 +171,7 @@ class Segment:
                 and self.size + len(record) > self._reserved_end:
             self._reservable.reserve(len(record) + RESERVE_BYTES)
             self._reserved_end = self.size + len(record) + RESERVE_BYTES
-        self.file.append([record])
+        self.file.append(record)
 
     def note(self, index: int, term: int, length: int, marked: bool) -> None:
         """Account for a record of `length` command bytes that was written at the end."""

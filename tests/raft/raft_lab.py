@@ -78,11 +78,10 @@ class MemoryFile:
     def pread(self, size: int, offset: int) -> bytes:
         return bytes(self.data[offset:offset + size])
 
-    def append(self, chunks: Sequence[bytes]) -> None:
+    def append(self, data: bytes) -> None:
         self._disk.check("append")
-        for chunk in chunks:
-            self.data[self._size:self._size + len(chunk)] = chunk
-            self._size += len(chunk)
+        self.data[self._size:self._size + len(data)] = data
+        self._size += len(data)
 
     def sync(self) -> None:
         self._disk.check("sync")
@@ -116,11 +115,9 @@ class MemoryDisk:
         """What an administrator's backup of the whole disk would hold."""
         return {path: bytearray(data) for path, data in self.files.items()}
 
-    def open_append(self, path: Path, *, create: bool) -> DiskFile:
+    def open_append(self, path: Path) -> DiskFile:
         if path not in self.files:
-            if not create:
-                raise FileNotFoundError(path)
-            self.files[path] = bytearray()
+            raise FileNotFoundError(path)
         return MemoryFile(self, path)
 
     def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:

@@ -547,7 +547,7 @@ def test_damaged_header_refuses_the_start(tmp_path):
 def test_full_disk_refuses_the_entry_and_the_log_stays_whole(tmp_path, monkeypatch):
     journal = filled(tmp_path, 3)
     file = journal._segments[-1].file
-    monkeypatch.setattr(type(file), "append", lambda self, chunks: (_ for _ in ()).throw(
+    monkeypatch.setattr(type(file), "append", lambda self, data: (_ for _ in ()).throw(
         DiskFull("no space")))
     with pytest.raises(DiskFull):
         journal.append(5, 1, b"\x00x")

@@ -289,7 +289,7 @@ def test_a_reused_file_has_the_old_bytes_behind_its_end(tmp_path, head):
     assert file.size() == len(head)
     assert not source.exists()
     assert target.read_bytes() == head + b"o" * (30 - len(head))
-    file.append([b"more"])
+    file.append(b"more")
     assert target.read_bytes()[:len(head) + 4] == head + b"more"
     file.close()
     assert target.read_bytes() == head + b"more"

@@ -11,8 +11,8 @@ The model, which is as unkind as POSIX allows:
 * After a failed fsync the written pages stay readable and never become durable (Rebello et al.,
   "Can Applications Recover from fsync Failures?", ATC 2020).
 
-The steps of `replace`, `rename`, `remove`, `reuse` and `open_append` are those of `durable.OsDisk`,
-with a crash point before and after each fsync and rename.
+The steps of `replace`, `rename`, `remove` and `reuse` are those of `durable.OsDisk`, with a crash
+point before and after each fsync and rename.
 """
 
 from __future__ import annotations
@@ -230,8 +230,7 @@ class MountedFile:
     def pread(self, size: int, offset: int) -> bytes:
         return bytes(memoryview(self._inode.data)[offset:offset + size])
 
-    def append(self, chunks: Sequence[bytes]) -> None:
-        data = b"".join(chunks)
+    def append(self, data: bytes) -> None:
         self._disk.prepare_write(self._path, data)
         self._inode.write(self._size, data)
         self._size += len(data)
@@ -298,21 +297,18 @@ class MountedDisk:
 
     # --- Disk -----------------------------------------------------------------------------------
 
-    def open_append(self, path: Path, *, create: bool) -> DiskFile:
+    def open_append(self, path: Path) -> MountedFile:
         self.life.require_alive()
-        name = str(path)
-        inode = self.medium.files.get(name)
+        return MountedFile(self, str(path), self._existing(path))
+
+    def _existing(self, path: Path) -> Inode:
+        inode = self.medium.files.get(str(path))
         if inode is None:
-            if not create:
-                raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
-            inode = self._create(path)
-            self.sync_directory(path.parent)
-        return MountedFile(self, name, inode)
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return inode
 
     def reuse(self, source: Path, target: Path, head: bytes) -> DiskFile:
-        inode = self.medium.files.get(str(source))
-        if inode is None:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+        inode = self._existing(source)
         self.prepare_write(str(source), head)
         inode.write(0, head)
         self.sync_inode(str(source), inode)
@@ -321,10 +317,7 @@ class MountedDisk:
         return MountedFile(self, str(target), inode, len(head))
 
     def read(self, path: Path) -> bytes:
-        inode = self.medium.files.get(str(path))
-        if inode is None:
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
-        return bytes(inode.data)
+        return bytes(self._existing(path).data)
 
     def exists(self, path: Path) -> bool:
         name = str(path)

@@ -81,8 +81,9 @@ def test_a_power_cut_takes_what_any_node_has_not_synced(state: str) -> None:
             each.medium.power_cuts = 0.0
             assert each.life is not None
             disk = each.medium.mount(each.life)
-            file = disk.open_append(Path("/data/file"), create=True)
-            file.append([b"not synced"])
+            disk.replace(Path("/data/file"), b"")
+            file = disk.open_append(Path("/data/file"))
+            file.append(b"not synced")
             assert not file.is_durable
         if state == "down":
             node.crash()

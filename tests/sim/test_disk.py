@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from elastickv.errors import DiskFull
-from tests.sim.disk import Medium, MountedDisk
+from tests.sim.disk import Medium, MountedDisk, MountedFile
 from tests.sim.loop import Crashed, Life
 
 FILE = Path("/data/file")
@@ -46,6 +46,12 @@ def mount(platter: Medium) -> tuple[MountedDisk, Life]:
     return platter.mount(life), life
 
 
+def new_file(disk: MountedDisk, path: Path = FILE) -> MountedFile:
+    """An empty file, durable and under a durable name."""
+    disk.replace(path, b"")
+    return disk.open_append(path)
+
+
 def after_crash(platter: Medium, life: Life) -> MountedDisk:
     life.end()
     return mount(platter)[0]
@@ -55,10 +61,10 @@ def after_crash(platter: Medium, life: Life) -> MountedDisk:
 def test_what_was_synced_survives(seed: int) -> None:
     platter = medium(seed)
     disk, life = mount(platter)
-    file = disk.open_append(FILE, create=True)
-    file.append([b"synced"])
+    file = new_file(disk)
+    file.append(b"synced")
     file.sync()
-    file.append([b"lost or kept"])
+    file.append(b"lost or kept")
     assert after_crash(platter, life).read(FILE).startswith(b"synced")
 
 
@@ -67,9 +73,9 @@ def test_what_was_not_synced_meets_every_fate() -> None:
     for seed in range(200):
         platter = medium(seed)
         disk, life = mount(platter)
-        file = disk.open_append(FILE, create=True)
-        file.append([b"aa"])
-        file.append([b"bb"])
+        file = new_file(disk)
+        file.append(b"aa")
+        file.append(b"bb")
         found.add(after_crash(platter, life).read(FILE))
     # Lost, kept, a torn prefix, and a hole before what reached the platter first.
     assert {b"", b"aabb", b"aa", b"a", b"aab", b"\0\0bb"} <= found
@@ -106,13 +112,13 @@ def test_a_replacement_has_crash_points_around_every_step() -> None:
 def test_pages_of_a_failed_fsync_never_become_durable() -> None:
     platter = medium()
     disk, life = mount(platter)
-    file = disk.open_append(FILE, create=True)
-    file.append([b"gone"])
+    file = new_file(disk)
+    file.append(b"gone")
     platter.failing_syncs = 1
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
     assert file.pread(4, 0) == b"gone"
-    file.append([b"later"])
+    file.append(b"later")
     file.sync()
     assert after_crash(platter, life).read(FILE) == b"\0\0\0\0later"
 
@@ -121,8 +127,8 @@ def test_a_process_that_dies_leaves_the_page_cache() -> None:
     platter = medium(power_cuts=0.0)
     disk, life = mount(platter)
     disk.replace(FILE, b"synced")
-    file = disk.open_append(FILE, create=False)
-    file.append([b" or not"])
+    file = disk.open_append(FILE)
+    file.append(b" or not")
     disk = after_crash(platter, life)
     assert disk.read(FILE) == b"synced or not"
     assert platter.durable(str(FILE)) == b"synced"
@@ -131,12 +137,12 @@ def test_a_process_that_dies_leaves_the_page_cache() -> None:
 def test_what_is_written_again_can_become_durable() -> None:
     platter = medium(power_cuts=0.0)
     disk, life = mount(platter)
-    file = disk.open_append(FILE, create=True)
-    file.append([b"gone, gone"])
+    file = new_file(disk)
+    file.append(b"gone, gone")
     platter.failing_syncs = 1
     with pytest.raises(OSError, match="Input/output"):
         file.sync()
-    file = after_crash(platter, life).open_append(FILE, create=False)
+    file = after_crash(platter, life).open_append(FILE)
     file.rewrite(6)
     file.sync()
     assert platter.durable(str(FILE)) == b"\0\0\0\0\0\0gone"
@@ -145,10 +151,10 @@ def test_what_is_written_again_can_become_durable() -> None:
 def test_a_full_disk_takes_nothing() -> None:
     platter = medium()
     disk, _ = mount(platter)
-    file = disk.open_append(FILE, create=True)
+    file = new_file(disk)
     platter.is_full = True
     with pytest.raises(DiskFull):
-        file.append([b"x"])
+        file.append(b"x")
     with pytest.raises(DiskFull):
         disk.replace(FILE, b"x")
     assert disk.read(FILE) == b""
@@ -168,18 +174,18 @@ def test_a_disk_may_fill_up_half_way(room: int, names: list[str]) -> None:
 def test_a_dead_process_writes_nothing() -> None:
     platter = medium()
     disk, life = mount(platter)
-    file = disk.open_append(FILE, create=True)
+    file = new_file(disk)
     life.end()
     with pytest.raises(Crashed):
-        file.append([b"x"])
+        file.append(b"x")
 
 
 def test_an_old_copy_holds_only_what_was_durable() -> None:
     platter = medium()
     disk, life = mount(platter)
     disk.replace(FILE, b"old")
-    file = disk.open_append(Path("/data/other"), create=True)
-    file.append([b"unsynced"])
+    file = new_file(disk, Path("/data/other"))
+    file.append(b"unsynced")
     copy = platter.copy()
     disk.replace(FILE, b"new")
     life.end()

@@ -115,7 +115,7 @@ async def earlier_term(schedule: Schedule, node: SimNode) -> None:
 
 @breach("what a start believes is durable")
 async def believed_too_much(schedule: Schedule, node: SimNode) -> None:
-    node.journal._segments[-1].file.append([b"not synced"])
+    node.journal._segments[-1].file.append(b"not synced")
     schedule.oracle.opened(node.journal)
 
 
@@ -333,7 +333,7 @@ def test_a_start_answers_for_every_segment() -> None:
         as_node(schedule, node)
         node.journal._roll()
         schedule.oracle.opened(node.journal)
-        node.journal._segments[0].file.append([b"not synced"])
+        node.journal._segments[0].file.append(b"not synced")
         schedule.oracle.opened(node.journal)
 
     with pytest.raises(Violation, match="what a start believes is durable"):
