@@ -59,7 +59,7 @@ def redact(value: object) -> object:
         case bytes() | bytearray() | memoryview():
             return f"<{len(value)} bytes>"
         case Mapping():
-            return {_redacted_key(key): redact(item) for key, item in value.items()}
+            return {str(redact(key)): redact(item) for key, item in value.items()}
         case tuple() | list() | set() | frozenset():
             return [redact(item) for item in value]
         case enum.Enum():
@@ -74,10 +74,6 @@ def redact(value: object) -> object:
             return f"<{type(value).__name__}>"
 
 
-def _redacted_key(key: object) -> str:
-    return str(redact(key))
-
-
 def redact_event(logger: object, method: str,
                  event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """structlog processor: `redact` for every field."""
@@ -90,9 +86,7 @@ def format_exception(logger: object, method: str,
                      event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """structlog processor: `exc_info` becomes type, message and source lines, never locals."""
     info = event.pop("exc_info", None)
-    error = sys.exc_info()[1] if info is True else info
-    if isinstance(error, tuple):
-        error = error[1]
+    error = sys.exception() if info is True else info
     if isinstance(error, BaseException):
         event["error"] = f"{type(error).__name__}: {error}"
         frames = traceback.extract_tb(error.__traceback__)
@@ -210,7 +204,6 @@ def configure(level: str = "info", log_format: str = "json", *,
     renderer = (structlog.processors.JSONRenderer() if log_format == "json"
                 else structlog.dev.ConsoleRenderer(colors=False))
     processors = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         format_exception,
