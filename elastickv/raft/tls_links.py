@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import random
 import socket
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -60,8 +59,9 @@ SILENT_PINGS = 6
 QUEUE_BYTES = 64 << 20
 """What may wait on a link beside one message of the largest size: a peer that lets more wait does
 not read."""
-_PING = frame(encode_message(Ping(reply=True)))
-_PONG = frame(encode_message(Ping(reply=False)))
+_PING_BODY = encode_message(Ping(reply=True))
+_PONG_BODY = encode_message(Ping(reply=False))
+_PING, _PONG = frame(_PING_BODY), frame(_PONG_BODY)
 
 
 def certificate_names(certificate: Mapping[str, Any]) -> set[str]:
@@ -361,9 +361,9 @@ class TlsLinks:
 
     def deliver(self, connection: _Connection, body: bytes) -> None:
         """One body from a current connection."""
-        if body == _PING[4:]:
+        if body == _PING_BODY:
             connection.write(_PONG)
-        elif body != _PONG[4:]:
+        elif body != _PONG_BODY:
             self.events.received(connection.peer_id, body)
 
     def lost(self, connection: _Connection) -> None:
@@ -399,7 +399,7 @@ class TlsLinks:
                 await self._connect(connection, host, port)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
-        except (OSError, TimeoutError, ssl.SSLError) as error:
+        except OSError as error:  # TimeoutError and ssl.SSLError among them
             connection.abort()
             self._complain(peer_id, address, error)
         except asyncio.CancelledError:
