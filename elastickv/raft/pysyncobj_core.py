@@ -1,10 +1,11 @@
 """PySyncObj's state machine with its unsafe parts replaced, behind plain methods.
 
-PySyncObj keeps: elections, term and vote bookkeeping, acceptance of entries, the step-down of a
-leader without a quorum. Replaced (each name is a private method of `SyncObj`, looked up on the
-instance, hence overridable): when entries are sent, how commits are counted, how entries are
-applied, membership parsing, compaction. Done without it, where nothing else could come of them: an
-entry behind the end of the log, an acknowledgement.
+PySyncObj keeps: elections, whether to vote, acceptance of entries, the step-down of a leader
+without a quorum. Replaced (each name is a private method of `SyncObj`, looked up on the instance,
+hence overridable): the election timeout, adopting a term and a vote, when entries are sent, how
+commits are counted, how entries are applied, membership parsing, compaction. Decided before it is
+asked: whose vote counts. Done without it, where nothing else could come of them: an entry behind
+the end of the log, an acknowledgement.
 
 PySyncObj inspects every attribute in its constructor, so this class has methods, no properties.
 """
@@ -125,6 +126,13 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def _SyncObj__generateRaftTimeout(self) -> float:
         low, high = self._settings.election_min_s, self._settings.election_max_s
         return low + (high - low) * self._generator.random()
+
+    def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
+        """Durable before it is believed: a disk that refuses leaves the old term in force."""
+        self._SyncObj__raftLog.setCurrentTerm(term, voted_for)
+        self._SyncObj__raftCurrentTerm = term
+        self._SyncObj__votedForNodeId = voted_for
+        self._voters_heard.clear()
 
     def _SyncObj__getCurrentLogIndex(self) -> int:
         return self._journal.last_index
@@ -422,10 +430,3 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     def receive_timeout_now(self, peer_id: str, term: int) -> None:
         use_clock(self._now)
         self._SyncObj__onMessageReceived(peer_node(peer_id), {"type": "timeout_now", "term": term})
-
-    def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
-        """Durable before it is believed: a disk that refuses leaves the old term in force."""
-        self._SyncObj__raftLog.setCurrentTerm(term, voted_for)
-        self._SyncObj__raftCurrentTerm = term
-        self._SyncObj__votedForNodeId = voted_for
-        self._voters_heard.clear()
