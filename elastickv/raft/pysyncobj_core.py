@@ -191,7 +191,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return int(self._SyncObj__raftLastApplied)
 
     def noop_index(self) -> int:
-        """The first entry of this leader's term; 0 before this process ever led."""
         return self._SyncObj__noopIDx or 0
 
     def leader_id(self) -> str:
@@ -204,7 +203,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return leader.id if leader is not None else ""
 
     def voters(self) -> list[str]:
-        """Ids of the voting members, this one included, sorted."""
         ids = [node.id for node in self._SyncObj__otherNodes]
         if self._is_voter:
             ids.append(self._settings.node_id)
@@ -217,7 +215,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         return float(self._SyncObj__raftElectionDeadline)
 
     def transfer_requested(self) -> bool:
-        """The leader asked this node to start an election at once."""
         return bool(self._SyncObj__transferInProgress)
 
     def next_index(self, peer_id: str) -> int:
@@ -239,7 +236,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
     # --- driving ------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Elections, commit counting, apply, heartbeats: whatever is due."""
         use_clock(self._now)
         # PySyncObj counts entry by entry, reads each from the disk, and begins anew in every tick.
         # At the end of the log there is nothing for it to count.
@@ -250,17 +246,14 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftCommitIndex = self._committed_index
 
     def commit(self) -> None:
-        """Count acknowledgements and apply what they commit: of a tick, that alone."""
         self._SyncObj__applyLogEntries()
 
     def append(self, command: bytes) -> int:
-        """Append to this leader's log; the index."""
         index = self._journal.last_index + 1
         self._journal.append(index, self._SyncObj__raftCurrentTerm, command)
         return index
 
     def advance_applied(self, index: int) -> None:
-        """Entries up to `index` have been applied."""
         self._SyncObj__raftLastApplied = index
 
     def connected(self, peer_id: str) -> None:
@@ -278,7 +271,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftMatchIndex[peer_node(peer_id)] = index
 
     def postpone_election(self) -> None:
-        """No election for another random timeout."""
         self._SyncObj__raftElectionDeadline = self._now() + self._SyncObj__generateRaftTimeout()
 
     def leader_fell_silent(self) -> None:
@@ -287,11 +279,9 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             self._silent_term = self._SyncObj__raftCurrentTerm
 
     def elect_now(self) -> None:
-        """The next tick starts an election."""
         self._SyncObj__raftElectionDeadline = _ELECT_NOW
 
     def step_down(self, term: int) -> None:
-        """Adopt a higher term and follow nobody yet."""
         use_clock(self._now)
         self._SyncObj__setCurrentTerm(term, None)
         self._SyncObj__raftLeader = None
@@ -299,14 +289,12 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__setState(FOLLOWER)
 
     def follow_nobody(self) -> None:
-        """Give up the leadership within the term."""
         use_clock(self._now)
         self._SyncObj__raftLeader = None
         self.postpone_election()
         self._SyncObj__setState(FOLLOWER)
 
     def spend_vote(self, term: int) -> None:
-        """Adopt `term` with this node's own vote spent, without standing for election."""
         self.step_down(term)
         self._SyncObj__setCurrentTerm(term, self._settings.node_id)
 
@@ -322,7 +310,6 @@ class RaftCore(SyncObj):  # type: ignore[misc]
             signs[node] = self._now()
 
     def install(self, index: int) -> None:
-        """The log was reset behind `index`, which is applied."""
         self._SyncObj__raftLastApplied = index
         self._SyncObj__raftCommitIndex = index
         self._committed_index = index
