@@ -139,16 +139,17 @@ class PySyncObjEngine:
 
     def _refuse_if_removed(self) -> None:
         current = self._storage.membership.current
-        if self._storage.has_joined(self._storage.applied_index) \
-                and current.find(self.node_id) is None \
-                and current.index <= self._storage.applied_index:
+        applied_index = self._storage.applied_index_at_start
+        if self._storage.has_joined(applied_index) and current.find(self.node_id) is None \
+                and current.index <= applied_index:
             raise RemovedFromCluster(
                 f"member {self.node_id} was removed from the cluster",
                 remedy="it may join again with an empty data directory")
 
     def _refuse_if_moved(self) -> None:
         # One that has yet to join may have been told of a member that had its name before.
-        if not self._settings.joining or self._storage.has_joined(self._storage.applied_index):
+        if not self._settings.joining \
+                or self._storage.has_joined(self._storage.applied_index_at_start):
             require_own_address(self._storage.membership.current, self.node_id,
                                 self._settings.raft_address)
 
@@ -159,8 +160,8 @@ class PySyncObjEngine:
             settings, voters=configuration.ids(Suffrage.VOTER),
             learners=configuration.ids(Suffrage.LEARNER), journal=self._journal,
             adapter=JournalAdapter(self._journal, storage.hard_state),
-            applied_index=storage.applied_index, hooks=self, generator=self._generator,
-            now=self._loop.time)
+            applied_index=storage.applied_index_at_start, hooks=self,
+            generator=self._generator, now=self._loop.time)
         self._trust = Trust(settings, storage, self._core)
         self._context = Context(settings, self._journal, self._core, storage.membership,
                                 self._loop.time, self._send_message, self._send,

@@ -60,14 +60,14 @@ class RaftStorage:
                 self._base_file.save(base)
         self.membership = replay_membership(base, self.journal)
         self._finish_install(state_index)
-        self.applied_index = max(state_index, FIRST_ANCHOR_INDEX)
-        if not self.journal.anchor_index <= self.applied_index <= self.journal.last_index:
+        applied_index = self.applied_index_at_start = max(state_index, FIRST_ANCHOR_INDEX)
+        if not self.journal.anchor_index <= applied_index <= self.journal.last_index:
             raise JournalCorrupt(
-                f"the state is that of entry {self.applied_index}, the log in {settings.path} "
+                f"the state is that of entry {applied_index}, the log in {settings.path} "
                 f"holds {self.journal.anchor_index + 1} to {self.journal.last_index}",
                 remedy=JOIN_ANEW_REMEDY)
         self.hard_state.begin_boot(settings.node_id)
-        if self.hard_state.state.replaced.is_obsolete(self._end(self.applied_index)):
+        if self.hard_state.state.replaced.is_obsolete(self._end(applied_index)):
             self.hard_state.set_replaced(NOTHING_REPLACED)
         self.boot_id = generator.getrandbits(63)
 

@@ -567,7 +567,7 @@ def _forget_applied(patch: Patch) -> None:
 
     def forget(self: RaftStorage, *arguments: Any) -> None:
         original(self, *arguments)
-        self.applied_index = 1
+        self.applied_index_at_start = 1
 
     patch.setattr(RaftStorage, "__init__", forget)
 
