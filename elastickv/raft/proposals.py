@@ -64,11 +64,20 @@ class Proposals:
                 message, remedy="read the key to learn whether the write took effect"))
 
 
+class _Waiter(NamedTuple):
+    """In the heap's order: no two have the same sequence number."""
+
+    index: int  # type: ignore[assignment]
+    sequence: int
+    future: asyncio.Future[None]
+    deadline: float
+
+
 class AppliedWaiters:
     """Waits for an applied index."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, asyncio.Future[None], float]] = []
+        self._heap: list[_Waiter] = []
         self._sequence = 0
 
     def __len__(self) -> int:
@@ -77,29 +86,29 @@ class AppliedWaiters:
     def add(self, index: int, future: asyncio.Future[None], deadline: float) -> None:
         """Complete `future` once `index` is applied."""
         self._sequence += 1
-        heapq.heappush(self._heap, (index, self._sequence, future, deadline))
+        heapq.heappush(self._heap, _Waiter(index, self._sequence, future, deadline))
 
     def advance(self, applied_index: int) -> None:
         """Everything up to `applied_index` is applied."""
-        while self._heap and self._heap[0][0] <= applied_index:
-            future = heapq.heappop(self._heap)[2]
+        while self._heap and self._heap[0].index <= applied_index:
+            future = heapq.heappop(self._heap).future
             if not future.done():
                 future.set_result(None)
 
     def expire(self, now: float) -> None:
         """End what is past its deadline."""
-        if not any(item[3] <= now for item in self._heap):
+        if not any(waiter.deadline <= now for waiter in self._heap):
             return
-        for item in self._heap:
-            if item[3] <= now and not item[2].done():
-                item[2].set_exception(DeadlineExceeded(
-                    f"entry {item[0]} was not applied in time"))
-        self._heap = [item for item in self._heap if not item[2].done()]
+        for waiter in self._heap:
+            if waiter.deadline <= now and not waiter.future.done():
+                waiter.future.set_exception(DeadlineExceeded(
+                    f"entry {waiter.index} was not applied in time"))
+        self._heap = [waiter for waiter in self._heap if not waiter.future.done()]
         heapq.heapify(self._heap)
 
     def fail_all(self, error: ElasticKVError) -> None:
         """The node stops."""
         waiting, self._heap = self._heap, []
-        for item in waiting:
-            if not item[2].done():
-                item[2].set_exception(error)
+        for waiter in waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
