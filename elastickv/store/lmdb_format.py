@@ -12,8 +12,8 @@ outside the map. So the audit reads the pages itself, with every offset checked.
 
 A branch or leaf page's body starts with a 2-byte offset per node, up to `lower`; nodes fill the
 page from `upper` to its end. In a leaf, low and high are the data's size; in a branch, with the
-flags, the child page. A free-tree entry maps a transaction to count (8) and that many page numbers
-(8 each).
+flags, the child page. The free tree's pad is the page size. An entry of it maps a transaction to
+count (8) and that many page numbers (8 each).
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def decode_meta(page: bytes, number: int) -> Meta:
         page, PAGE_HEADER_BYTES)
     if found != number or flags != PAGE_META or magic != MAGIC or version != DATA_VERSION:
         raise StoreCorrupt(f"meta page {number} does not parse")
-    meta = Meta(_TREE.unpack(free)[0], decode_tree(free), decode_tree(main), last_page, transaction)
+    free_tree = decode_tree(free)
+    meta = Meta(free_tree.pad, free_tree, decode_tree(main), last_page, transaction)
     if meta.free.flags != FREE_TREE_FLAGS or meta.main.flags != 0 or meta.main.pad != 0:
         raise StoreCorrupt(f"meta page {number} has impossible flags")
     # Transaction n writes page n modulo 2.
