@@ -63,7 +63,8 @@ def create_ca(directory: Path, *, common_name: str = "elastickv CA",
               days: int = CA_DAYS, now: datetime.datetime | None = None) -> CertificatePair:
     """Make a certificate authority in `directory` (created owner-only if absent).
 
-    Raises `ConfigError` if one is there already.
+    Raises `ConfigError` if one is there already, for an impossible name, or where nothing can be
+    written.
     """
     private_key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(common_name)
@@ -84,7 +85,7 @@ def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
     """Make the certificate of node `node_id`, signed by the authority in `directory`.
 
     It is valid for the node id, `localhost`, 127.0.0.1 and `hosts` (names or IP addresses), as
-    server and as client.
+    server and as client. Raises `ConfigError` as `create_ca` does, and without an authority.
     """
     require_certifiable(parse_node_id(node_id, "node id"))
     names = [x509.DNSName(node_id),
@@ -95,7 +96,8 @@ def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
 
 def create_client(directory: Path, name: str, *, days: int = LEAF_DAYS,
                   now: datetime.datetime | None = None) -> CertificatePair:
-    """Make the certificate of client `name`, signed by the authority in `directory`."""
+    """Make the certificate of client `name`, signed by the authority in `directory`. Raises
+    `ConfigError` as `create_node` does."""
     parse_node_id(name, "client name")
     return _create_leaf(directory, name, [ExtendedKeyUsageOID.CLIENT_AUTH], [], days, now)
 

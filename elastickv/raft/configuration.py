@@ -52,7 +52,7 @@ class ConfigurationFile:
         self._path = path
 
     def load(self) -> Configuration | None:
-        """The stored base, None before the first start. Raises `JournalCorrupt`."""
+        """The stored base, None before the first start. Raises `JournalCorrupt` or `WireError`."""
         stored = load_checked(self._disk, self._path, KIND, StoredConfiguration)
         return None if stored is None else Configuration(stored.index,
                                                          decode_members(stored.members))

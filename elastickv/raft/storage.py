@@ -35,7 +35,8 @@ class RaftStorage:
                  generator: random.Random, cleanup: Offload,
                  cleanup_failed: Callable[[BaseException], None]) -> None:
         """Open. `state_index` is the state machine's applied index; `cleanup` deletes what the log
-        no longer needs, and `cleanup_failed` is told why it could not. Raises `JournalCorrupt`."""
+        no longer needs, and `cleanup_failed` is told why it could not. Raises `JournalCorrupt`,
+        `WireError`, `StartupRefused` or `DiskFull`."""
         self._node_id = settings.node_id
         disk.make_directory(settings.path)
         self.marker = MarkerFile(disk, settings.path / MARKER_FILE_NAME)

@@ -55,14 +55,18 @@ class BackendStats(NamedTuple):
 
 
 class ReadView(Protocol):
-    """The state after some committed batch; later batches do not show. Loop thread only."""
+    """The state after some committed batch; later batches do not show. Loop thread only.
+
+    Reading raises `StoreCorrupt` where it meets damage, and `Overloaded` once the view is closed,
+    as by `Backend.reserve` or an import.
+    """
 
     def get(self, table: Table, key: bytes) -> bytes | None:
-        """The value of `key`."""
+        """The value of `key`, None when there is none."""
         ...
 
     def ceiling(self, table: Table, key: bytes) -> Item | None:
-        """The first entry at or after `key`."""
+        """The first entry at or after `key`, None when there is none."""
         ...
 
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
