@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -32,7 +33,7 @@ KIND = b"EKPM"
 NOTHING = PeerRecord(0, 0, 0, 0, 0, 0, 0)
 
 
-class Position(msgspec.Struct, frozen=True, array_like=True):
+class Position(NamedTuple):
     """What a node has: its boot, its term, the end of its durable log, and what that lacks because
     a leader replaced it."""
 
