@@ -32,8 +32,8 @@ from elastickv.kv.fsm import (
     META_RAFT_CUTOVER_INDEX,
     META_SIDECAR,
 )
-from elastickv.raft import configuration, peer_memory
-from elastickv.raft.configuration import ConfigurationFile
+from elastickv.raft import configuration_file, peer_memory
+from elastickv.raft.configuration_file import ConfigurationFile
 from elastickv.raft.hardstate import FILE_NAME as HARD_STATE
 from elastickv.raft.hardstate import HardStateFile, owner_of
 from elastickv.raft.install_marker import MARKER_FILE_NAME, MarkerFile
@@ -195,7 +195,7 @@ def _hard_state(settings: NodeSettings, disk: Disk) -> HardStateFile:
 
 
 def _base_configuration(settings: NodeSettings, disk: Disk) -> Configuration | None:
-    path = settings.raft_data_dir / "raft" / configuration.FILE_NAME
+    path = settings.raft_data_dir / "raft" / configuration_file.FILE_NAME
     return ConfigurationFile(disk, path).load()
 
 

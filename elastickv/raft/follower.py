@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from elastickv.raft import frames, records, rules
-from elastickv.raft.configuration import follow_log
+from elastickv.raft.configuration_file import follow_log
 from elastickv.raft.core import Context
 from elastickv.raft.elections import Elections
 from elastickv.raft.membership import CONFIGURATION_KIND

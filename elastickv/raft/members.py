@@ -10,7 +10,7 @@ import msgspec
 from elastickv.errors import DiskFull, NoLeader, PeerError, RemovedFromCluster, WireError
 from elastickv.raft import frames
 from elastickv.raft.calls import PeerCalls
-from elastickv.raft.configuration import pack_configuration, unpack_configuration
+from elastickv.raft.configuration_file import pack_configuration, unpack_configuration
 from elastickv.raft.core import Context
 from elastickv.raft.engine import Suffrage
 from elastickv.raft.membership import Configuration

@@ -1,7 +1,7 @@
 """Everything that one member keeps under its raft directory, opened and cross-checked.
 
     hardstate   term, vote, boot epoch, suspicion      (hardstate.py)
-    members     the configuration the log begins with  (configuration.py)
+    members     the configuration the log begins with  (configuration_file.py)
     peers       what is remembered of peers            (peer_memory.py)
     install     a snapshot is being installed          (install_marker.py)
     log/        the journal                            (journal.py, segment.py)
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from elastickv.durable import Disk
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, JournalCorrupt, StartupRefused
-from elastickv.raft import configuration, peer_memory
-from elastickv.raft.configuration import ConfigurationFile, follow_log, replay_membership
+from elastickv.raft import configuration_file, peer_memory
+from elastickv.raft.configuration_file import ConfigurationFile, follow_log, replay_membership
 from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.raft.install_marker import MARKER_FILE_NAME, InstallMarker, MarkerFile
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX, Journal
@@ -53,7 +53,7 @@ class RaftStorage:
         if not self.hard_state.existed and self.journal.last_index > FIRST_ANCHOR_INDEX:
             raise JournalCorrupt(f"{settings.path} holds a log but no term and vote",
                                  remedy=JOIN_ANEW_REMEDY)
-        self._base_file = ConfigurationFile(disk, settings.path / configuration.FILE_NAME)
+        self._base_file = ConfigurationFile(disk, settings.path / configuration_file.FILE_NAME)
         base = self._base_file.load()
         if base is None:
             base = Configuration(0, () if settings.joining else tuple(settings.members))

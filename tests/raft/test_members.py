@@ -18,8 +18,8 @@ from elastickv.errors import (
     NotLeader,
     RemovedFromCluster,
 )
-from elastickv.raft import configuration, frames, records
-from elastickv.raft.configuration import unpack_configuration
+from elastickv.raft import configuration_file, frames, records
+from elastickv.raft.configuration_file import unpack_configuration
 from elastickv.raft.engine import Member, Role, Suffrage
 from elastickv.raft.journal import FIRST_ANCHOR_INDEX
 from elastickv.raft.membership import (
@@ -641,7 +641,7 @@ def test_a_newcomer_follows_nobody_before_it_has_stored_the_configuration(monkey
         replace, refusals = MemoryDisk.replace, []
 
         def full(disk: MemoryDisk, path: Path, data: bytes) -> None:
-            if path.name == configuration.FILE_NAME:
+            if path.name == configuration_file.FILE_NAME:
                 refusals.append(path)
                 raise DiskFull("no space left")
             replace(disk, path, data)

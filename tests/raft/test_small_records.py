@@ -11,7 +11,7 @@ import pytest
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft.checked_file import encode_checked
-from elastickv.raft.configuration import ConfigurationFile
+from elastickv.raft.configuration_file import ConfigurationFile
 from elastickv.raft.engine import Member, Suffrage
 from elastickv.raft.frames import PeerRecord
 from elastickv.raft.hardstate import HardState, HardStateFile
