@@ -109,20 +109,20 @@ def acknowledged_index(match_index: int, durable_index: int) -> int:
     return min(match_index, durable_index)
 
 
-def committed_index(previous: int, proposed: int, durable_index: int, matches: Iterable[int],
+def committed_index(previous: int, last_index: int, durable_index: int, matches: Iterable[int],
                     leader_votes: bool, term_at: Callable[[int], int], current_term: int) -> int:
     """The leader's commit index.
 
-    `proposed` is the end of its log; `matches` are the other voters' acknowledged indexes. The
+    `last_index` is that of its log; `matches` are the other voters' acknowledged indexes. The
     leader counts up to its own `durable_index`, or not at all when it is being removed (not
     `leader_votes`), and only an entry of its own term commits by counting (Raft, section 5.4.2). It
     never commits above its own `durable_index`: followers conclude from its commit index what its
     disk must hold.
     """
-    if proposed <= previous:
+    if last_index <= previous:
         return previous
     acknowledged = sorted((*matches, durable_index) if leader_votes else matches, reverse=True)
-    limit = min(proposed, durable_index, acknowledged[len(acknowledged) // 2])
+    limit = min(last_index, durable_index, acknowledged[len(acknowledged) // 2])
     if limit <= previous or term_at(limit) != current_term:
         return previous
     return limit

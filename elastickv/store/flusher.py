@@ -27,7 +27,7 @@ DISK_FULL_LOG_S = 60.0
 AUDIT_POLL_S = 0.2
 
 
-class Offload(Protocol):
+class Runner(Protocol):
     """Runs a blocking function: in a thread in production, inline in simulation."""
 
     def __call__(self, work: Callable[[], None], /) -> Awaitable[None]: ...
@@ -39,14 +39,14 @@ class Flusher:
     Steps of `compactor`, if there is one, run between flushes, never beside them.
     """
 
-    def __init__(self, store: Store, offload: Offload, *,
+    def __init__(self, store: Store, runner: Runner, *,
                  on_fatal: Callable[[BaseException], None], interval_ms: int,
                  on_flushed: Callable[[int], None] | None = None,
                  compactor: Compactor | None = None,
                  flush_bytes: int = DEFAULT_FLUSH_BYTES) -> None:
         """`on_flushed(durable_index)` is called after every successful flush."""
         self._store = store
-        self._offload = offload
+        self._runner = runner
         self._on_fatal = on_fatal
         self._on_flushed = on_flushed
         self._compactor = compactor
@@ -143,7 +143,7 @@ class Flusher:
         if step is None or self._compactor is None:
             return
         try:
-            await self._offload(step.run)
+            await self._runner(step.run)
         except DiskFull:
             # Compaction can wait; a flush will say that the disk is full.
             return
@@ -157,7 +157,7 @@ class Flusher:
             return
         loop = asyncio.get_running_loop()
         try:
-            await self._offload(job.run)
+            await self._runner(job.run)
         except MapFull:
             # Still due: the next begin_flush grows the map.
             return

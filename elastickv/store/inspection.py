@@ -22,7 +22,7 @@ _ATTEMPTS = 3
 """A running node may replace its file, as for a snapshot, between two steps of reading."""
 
 
-class StoredFacts:
+class InspectedStore:
     """The rows and the facts of a store at one moment; reads as `Store` does."""
 
     def __init__(self, rows: Mapping[bytes, bytes], meta: Mapping[bytes, bytes]) -> None:
@@ -43,7 +43,7 @@ class StoredFacts:
         return decode_number(self._meta.get(APPLIED_INDEX))
 
 
-def inspect(directory: Path, *, in_use: bool) -> StoredFacts:
+def inspect(directory: Path, *, in_use: bool) -> InspectedStore:
     """The facts in the store at `directory`; empty when there is none yet.
 
     A store that is not in use is audited whole; that of a running node was when the node started,
@@ -56,10 +56,10 @@ def inspect(directory: Path, *, in_use: bool) -> StoredFacts:
     return _inspect(directory, in_use)
 
 
-def _inspect(directory: Path, in_use: bool) -> StoredFacts:
+def _inspect(directory: Path, in_use: bool) -> InspectedStore:
     generation = named_generation(OsDisk(), directory)
     if generation is None:
-        return StoredFacts({}, {})
+        return InspectedStore({}, {})
     path = generation_file(directory, generation)
     if not path.exists() and not in_use:
         raise StoreCorrupt(f"the store's file {path} is missing", remedy=JOIN_ANEW_REMEDY)
@@ -68,7 +68,7 @@ def _inspect(directory: Path, in_use: bool) -> StoredFacts:
     return _read(path, in_use)
 
 
-def _read(path: Path, in_use: bool) -> StoredFacts:
+def _read(path: Path, in_use: bool) -> InspectedStore:
     """Without a lock where nobody writes: taking one would write the lock file."""
     path.open("rb").close()  # LMDB's own errors do not tell a missing file from a damaged one
     try:
@@ -82,4 +82,4 @@ def _read(path: Path, in_use: bool) -> StoredFacts:
                               for table, database in databases.items())
     except lmdb.Error as error:
         raise_typed(error)
-    return StoredFacts(rows, meta)
+    return InspectedStore(rows, meta)

@@ -147,10 +147,10 @@ COMMITS = [
 
 
 @pytest.mark.parametrize(
-    ("previous", "proposed", "durable", "matches", "votes", "term", "expected"),
+    ("previous", "last_index", "durable", "matches", "votes", "term", "expected"),
     [case[1:] for case in COMMITS], ids=[case[0] for case in COMMITS])
-def test_commit(previous, proposed, durable, matches, votes, term, expected):
-    assert rules.committed_index(previous, proposed, durable, matches, votes, TERMS.__getitem__,
+def test_commit(previous, last_index, durable, matches, votes, term, expected):
+    assert rules.committed_index(previous, last_index, durable, matches, votes, TERMS.__getitem__,
                                  term) == expected
 
 

@@ -146,8 +146,8 @@ def own_term_not_required(patch: pytest.MonkeyPatch) -> None:
 def leader_counts_itself_at_once(patch: pytest.MonkeyPatch) -> None:
     """A leader counts itself before its fsync, as the library does."""
     committed_index = rules.committed_index
-    patch.setattr(rules, "committed_index", lambda previous, proposed, durable_index, *rest:
-                  committed_index(previous, proposed, proposed, *rest))
+    patch.setattr(rules, "committed_index", lambda previous, last_index, durable_index, *rest:
+                  committed_index(previous, last_index, last_index, *rest))
 
 
 def read_before_own_entry(patch: pytest.MonkeyPatch) -> None:
