@@ -85,7 +85,8 @@ class PeerRecord(Message, frozen=True):
 
 class Hello(Message, frozen=True, tag=1):
     """First on every connection, from both ends. `remembered` is what the sender knows of the
-    receiver, None when nothing; `suspect` says that the sender knows itself to have lost data."""
+    receiver, None when nothing; `suspect` says that the sender knows itself to have lost data.
+    `cluster_id` is reserved, and "": whoever has one is of another cluster."""
 
     version: int
     cluster_id: str

@@ -16,16 +16,15 @@ class EngineSettings:
     `members` is the initial configuration; a stored one takes precedence. A node that is started
     for `joining` is no founding member: until it is one, `members` are those whom it asks for the
     configuration. `raft_address` is its own. `path` is the directory for the journal and its
-    records. `cluster_id` must be equal on all members. A new commit index waits up to
-    `commit_delay_s` for entries to travel with before it gets a message of its own. Up to
-    `inline_sync_bytes` (a lone small write) are synced in the loop, which is faster than a thread
-    while nobody else waits for the loop. A follower leaves up to `apply_lag_entries` committed
-    entries until its next tick, unless somebody waits for them there. A leader gives way when its
-    fsync takes `stalled_sync_s` and the others could commit without it, or when its state has taken
-    nothing and made nothing durable for `stalled_state_s` and another voter could lead: a slow
-    flush takes seconds, and the others' disks may be no faster. A node whose disk was full sends
-    nobody its state for `full_disk_pause_s`. What it remembers of peers is written, and the log
-    compacted, every `housekeeping_s`.
+    records. A new commit index waits up to `commit_delay_s` for entries to travel with before it
+    gets a message of its own. Up to `inline_sync_bytes` (a lone small write) are synced in the
+    loop, which is faster than a thread while nobody else waits for the loop. A follower leaves up
+    to `apply_lag_entries` committed entries until its next tick, unless somebody waits for them
+    there. A leader gives way when its fsync takes `stalled_sync_s` and the others could commit
+    without it, or when its state has taken nothing and made nothing durable for `stalled_state_s`
+    and another voter could lead: a slow flush takes seconds, and the others' disks may be no
+    faster. A node whose disk was full sends nobody its state for `full_disk_pause_s`. What it
+    remembers of peers is written, and the log compacted, every `housekeeping_s`.
     """
 
     node_id: str
@@ -34,7 +33,6 @@ class EngineSettings:
     client_address: str = ""
     raft_address: str = ""
     joining: bool = False
-    cluster_id: str = ""
     tick_s: float = 0.020
     heartbeat_s: float = 0.100
     commit_delay_s: float = 0.005

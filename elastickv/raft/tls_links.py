@@ -163,8 +163,7 @@ class _Connection(asyncio.Protocol):
             raise WireError("the peer has this node's own id")
         if self.dialled and hello.node_id != self.peer_id:
             raise WireError(f"the peer is {hello.node_id!r}, not {self.peer_id!r}")
-        own = self._owner.events.make_hello(hello.node_id)
-        if hello.cluster_id != own.cluster_id:
+        if hello.cluster_id:
             raise WireError("the peer belongs to another cluster")
         if self._owner.secure and hello.node_id not in self._names():
             raise WireError(f"the peer's certificate is not for {hello.node_id!r}")

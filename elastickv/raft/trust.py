@@ -51,9 +51,9 @@ class Trust:
     def hello(self, peer_id: str) -> Hello:
         """The greeting for `peer_id`."""
         state = self._storage.hard_state.state
-        return Hello(PROTOCOL_VERSION, self._settings.cluster_id, self._settings.node_id,
-                     self._settings.client_address, state.boot_epoch, self._storage.boot_id,
-                     state.term, state.suspect, self._storage.memory.of(peer_id))
+        return Hello(PROTOCOL_VERSION, "", self._settings.node_id, self._settings.client_address,
+                     state.boot_epoch, self._storage.boot_id, state.term, state.suspect,
+                     self._storage.memory.of(peer_id))
 
     def greeted(self, peer_id: str, hello: Hello) -> None:
         """A peer greeted: learn what it remembers of us, remember it.
