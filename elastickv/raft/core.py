@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from elastickv.raft.frames import AnyMessage, AppendEntries
@@ -169,7 +169,7 @@ class Context:
     schedule: Callable[[], None]
     trusted: Callable[[], bool]
     current_floor: Callable[[], tuple[int, int]]
-    connected: set[str] = field(default_factory=set)
+    connected: set[str]
 
     @property
     def node_id(self) -> str:

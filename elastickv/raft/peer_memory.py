@@ -158,9 +158,8 @@ class PeerMemory:
 
     def flush(self) -> None:
         """Make everything durable now."""
-        if self._written_version < self._version:
-            self._merge_positions()
-            self._write(self._records)
+        if (job := self.begin_flush()) is not None:
+            job()
 
     def _write(self, records: dict[str, PeerRecord]) -> None:
         self._version += 1

@@ -87,9 +87,9 @@ class Pump:
 
     def handle_ack_now(self, peer_id: str) -> bool:
         """Do what follows from an acknowledgement, if it is little; False when it takes a round."""
-        if not self._transfer.active and self._replication.owes_nothing_to(peer_id):
-            return True
-        return self._commit_at_once(peer_id)
+        if self._transfer.active:
+            return False
+        return self._replication.owes_nothing_to(peer_id) or self._commit_at_once(peer_id)
 
     def handle_append_now(self) -> bool:
         """Do what follows from a leader's entries, if it is little; False when it takes a round."""
@@ -151,7 +151,7 @@ class Pump:
         looks whether it may be."""
         core = self._core
         if not self._roles.is_announced_leader() or not core.is_leading() \
-                or self._transfer.active or self._journal.needs_sync:
+                or self._journal.needs_sync:
             return False
         committed = core.commit_index()
         core.commit()

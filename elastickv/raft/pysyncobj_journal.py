@@ -43,10 +43,8 @@ class JournalAdapter:
                 return []
             found = [self._anchor()] if start == 0 else []
             low, high = anchor_index + max(start, 1), anchor_index + stop - 1
-            while low <= high:
-                chunk = self._journal.entries(low, high, UNBOUNDED_BYTES)
-                found += chunk
-                low += len(chunk)
+            if low <= high:
+                found += self._journal.entries(low, high, UNBOUNDED_BYTES)
             return found
         position = item + count if item < 0 else item
         if not 0 <= position < count:

@@ -43,9 +43,9 @@ class Record(NamedTuple):
     synced: int
 
 
-def crc32c(data: bytes, crc: int = 0) -> int:
-    """CRC-32C of `data`, continuing from `crc`."""
-    return int(extend(crc, data)) if crc else int(value(data))
+def crc32c(data: bytes) -> int:
+    """CRC-32C of `data`."""
+    return int(value(data))
 
 
 def encode_header(index: int, term: int, command: bytes, synced: int, salt: int = 0) -> bytes:
