@@ -116,7 +116,7 @@ def read_store(disk: NodeDisk) -> StoreContent | None:
     with tempfile.TemporaryDirectory(prefix="jepsen-store-") as scratch:
         copy = Path(scratch) / "store"
         shutil.copytree(source, copy)
-        backend = LmdbBackend.open(copy)
+        backend = LmdbBackend(copy)
         try:
             view = backend.view()
             meta = dict(view.iterate(Table.META))

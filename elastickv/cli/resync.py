@@ -65,7 +65,7 @@ def _writer_rows(data_directory: Path) -> list[tuple[bytes, bytes]]:
     directory = data_directory / "store"
     if not directory.exists():
         return []
-    store = Store.open(LmdbBackend.open(directory))
+    store = Store.open(LmdbBackend(directory))
     try:
         return store.rows(WRITERS_PREFIX)
     finally:

@@ -175,11 +175,6 @@ class LmdbBackend:
                 self._audit.stop()
             raise
 
-    @classmethod
-    def open(cls, directory: Path) -> LmdbBackend:
-        """The store in `directory`, created if absent. Raises `StoreCorrupt`."""
-        return cls(directory)
-
     def _path_of(self, generation: int) -> Path:
         return generation_file(self._directory, generation)
 

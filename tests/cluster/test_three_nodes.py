@@ -140,7 +140,7 @@ async def test_the_whole_life_of_an_encrypted_cluster(cluster: Cluster) -> None:
             assert state.active_storage_id == after.active_storage_id
     for name, node in cluster.nodes.items():
         node.kill(signal.SIGTERM)
-        store = Store.open(LmdbBackend.open(node.directory / "store"))
+        store = Store.open(LmdbBackend(node.directory / "store"))
         try:
             assert {stored_key_id(store, key) for key in keys} == {before.active_storage_id}
             assert stored_key_id(store, b"fresh") == after.active_storage_id, name

@@ -73,7 +73,7 @@ class Fixture:
 
     def write_store(self, versions: Sequence[tuple[bytes, int, bytes]],
                     applied_index: int = 20) -> None:
-        store = Store.open(LmdbBackend.open(self.disk.directory / "store"))
+        store = Store.open(LmdbBackend(self.disk.directory / "store"))
         store.apply_group(applied_index, [
             (key, at, seal_record(self.storage, nonce(at), key, at, value))
             for key, at, value in versions])
@@ -82,7 +82,7 @@ class Fixture:
 
 
     def delete(self, key: bytes, at: int) -> None:
-        store = Store.open(LmdbBackend.open(self.disk.directory / "store"))
+        store = Store.open(LmdbBackend(self.disk.directory / "store"))
         store.apply_group(store.applied_index + 1, [(key, at, tombstone_record())])
         store.flush_now()
         store.close()

@@ -73,7 +73,7 @@ class Case:
 
     def change_store(self, *, rows: list[tuple[bytes, bytes]] | None = None,
                      meta: dict[bytes, bytes] | None = None) -> None:
-        store = Store.open(LmdbBackend.open(self.directory / "store"))
+        store = Store.open(LmdbBackend(self.directory / "store"))
         store.apply_group(store.applied_index + 1, (), rows=rows or [], meta=meta or {})
         store.flush_now()
         store.close()

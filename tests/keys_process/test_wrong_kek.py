@@ -43,7 +43,7 @@ def with_other_kek(cluster: Cluster) -> list[str]:
 
 
 def applied_index(node: NodeProcess) -> int:
-    store = Store.open(LmdbBackend.open(node.directory / "store"))
+    store = Store.open(LmdbBackend(node.directory / "store"))
     try:
         return store.applied_index
     finally:
