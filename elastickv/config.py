@@ -204,7 +204,7 @@ class TlsFiles:
 
     cert: Path
     key: Path = field(repr=False)
-    ca: Path = field()
+    ca: Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from elastickv import __version__, config, data_directory, descriptors, hygiene, logs, startup
 from elastickv.audit import AuditLog
+from elastickv.certs import uncovered_host
 from elastickv.clock import HybridLogicalClock, SystemClock
 from elastickv.config import NodeSettings
 from elastickv.contacts import ContactBook
@@ -439,11 +440,9 @@ def run_node(settings: NodeSettings) -> int:
     log.info("settings", **config.describe(settings))
     if problem := config.unreachable_founder(settings):
         log.warning("other machines cannot reach this member", reason=problem)
-    if settings.tls is not None:
-        from elastickv.certs import uncovered_host
-
-        if problem := uncovered_host(settings.tls, settings.address.host):
-            log.warning("clients may refuse this node", reason=problem)
+    if settings.tls is not None \
+            and (problem := uncovered_host(settings.tls, settings.address.host)):
+        log.warning("clients may refuse this node", reason=problem)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

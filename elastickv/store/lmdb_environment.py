@@ -273,12 +273,9 @@ class LmdbView:
         try:
             yield from walk(self._txn.cursor(self._databases[table]), *arguments)
         except lmdb.Error as error:
-            self._raise_ended(error)
-
-    def _raise_ended(self, error: lmdb.Error) -> NoReturn:
-        if self._txn is None:
-            self._raise_closed()
-        raise_typed(error)
+            if self._txn is None:
+                self._raise_closed()
+            raise_typed(error)
 
     def _raise_closed(self) -> NoReturn:
         raise Overloaded("the read view was closed while the store's file was being resized",

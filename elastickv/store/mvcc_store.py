@@ -376,11 +376,11 @@ class Store:
 
     def finish_flush(self, job: FlushJob) -> None:
         """Take note that `job.run` returned or raised: on success advance `durable_index`."""
-        if job is self._job and job.done and self._frozen is not None:
-            self.durable_commit_ts = max(self.durable_commit_ts, self._frozen.overlay.max_ts)
-            self.durable_index = job.index
-            self._frozen = None
         if job is self._job:
+            if job.done and self._frozen is not None:
+                self.durable_commit_ts = max(self.durable_commit_ts, self._frozen.overlay.max_ts)
+                self.durable_index = job.index
+                self._frozen = None
             full = job.error if isinstance(job.error, DiskFull) else None
             self.disk_full = None if isinstance(full, MapFull) else full
         self.finish_job(job)
