@@ -160,8 +160,3 @@ class SnapshotSender:
         """This node does not lead any more, or stops."""
         for peer_id in list(self._streams):
             self.cancel(peer_id)
-
-    @property
-    def active(self) -> bool:
-        """Whether any stream is under way."""
-        return bool(self._streams)

@@ -63,11 +63,6 @@ class Flusher:
         self.error: DiskFull | None = None
         store.on_dirty(self._notice)
 
-    @property
-    def writable(self) -> bool:
-        """False from a flush that found the disk full until one succeeds."""
-        return self.error is None
-
     def start(self) -> None:
         """Start the loop. Once."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="store-flusher")

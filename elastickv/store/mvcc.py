@@ -17,7 +17,6 @@ while escaping would double a key of zeros.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from elastickv.clock import MAX_TIMESTAMP
@@ -129,11 +128,3 @@ def visible(record: bytes, now_ms: int) -> bool:
         return False
     expiry = record[1:9]
     return expiry == NEVER or int.from_bytes(expiry, "little") > now_ms
-
-
-def select(versions: Iterable[Version], at_ts: int) -> Version | None:
-    """The newest of `versions` (newest first) committed at or before `at_ts`."""
-    for version in versions:
-        if version.commit_ts <= at_ts:
-            return version
-    return None

@@ -210,7 +210,7 @@ def test_a_stream_ends_when_the_log_meets_the_peers_again():
             not isinstance(message, frames.SnapshotAck) or not message.done)
         lab.hub.heal()
         await lab.until(lambda: behind.engine._receiver.installed_count == 1)
-        await lab.until(lambda: not leader.engine._sender.active, 1.0)
+        await lab.until(lambda: not leader.engine._sender._streams, 1.0)
         await lab.settle()
         assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
 
@@ -653,7 +653,7 @@ def test_an_offer_to_a_full_disk_is_refused(monkeypatch):
         monkeypatch.setattr(behind.state, "open_import", full)
         lab.hub.heal()
         await lab.until(lambda: bool(imports))
-        await lab.until(lambda: not leader.engine._sender.active, 0.1)
+        await lab.until(lambda: not leader.engine._sender._streams, 0.1)
         await lab.until(lambda: len(imports) == 3)
         assert imports[-1] - imports[0] < 3 * REFUSED_S
         assert not behind.fatal

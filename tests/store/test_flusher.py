@@ -125,14 +125,14 @@ async def test_a_full_disk_is_a_state_that_ends(harness: Harness,
     monkeypatch.setattr(flusher_module, "log", SimpleNamespace(
         error=lambda event, **fields: said.append(event)))
     flusher = harness.start()
-    assert flusher.writable
+    assert flusher.error is None
     harness.write()
-    while flusher.writable:
+    while flusher.error is None:
         await asyncio.sleep(0)
     assert isinstance(flusher.error, DiskFull)
     harness.write()
     assert await harness.flushed.get() == 1
-    assert flusher.writable
+    assert flusher.error is None
     assert said == ["disk full"]  # once a minute
     assert await harness.flushed.get() == 2
     assert not harness.fatal.done()
@@ -145,11 +145,11 @@ async def test_a_store_without_anything_to_flush_is_writable(
     harness.backend.errors = [DiskFull("full")]
     flusher = harness.start()
     harness.write()
-    while flusher.writable:
+    while flusher.error is None:
         await asyncio.sleep(0)
     harness.store.flush_now()
     async with asyncio.timeout(10):
-        while not flusher.writable:
+        while flusher.error is not None:
             await asyncio.sleep(0.001)
 
 

@@ -19,7 +19,7 @@ from elastickv.store import gc
 from elastickv.store.gc import Compactor, StoredVersion, horizon, removable
 from elastickv.store.header import encode_header
 from elastickv.store.memory_backend import MemoryBackend, Tables
-from elastickv.store.mvcc import Version, commit_ts_of, encode_store_key, select, visible
+from elastickv.store.mvcc import Version, commit_ts_of, encode_store_key, visible
 from elastickv.store.mvcc_store import Store
 from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.tables import Table, WriteBatch
@@ -97,8 +97,9 @@ def test_no_permitted_read_changes(history: dict[int, bytes], horizon_ms: int, a
     kept = [v for v in versions if v not in removable(versions, pack_timestamp(horizon_ms))]
 
     def read(candidates: list[StoredVersion]) -> int | None:
-        found = select([Version(*v[:3]) for v in candidates], pack_timestamp(horizon_ms + after_ms))
-        if found is None or not visible(found.record, horizon_ms + later_ms):
+        at_ts = pack_timestamp(horizon_ms + after_ms)
+        found = next((v for v in candidates if v.commit_ts <= at_ts), None)
+        if found is None or not visible(found.header, horizon_ms + later_ms):
             return None
         return found.commit_ts
 

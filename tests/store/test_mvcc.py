@@ -13,12 +13,10 @@ from elastickv.store.mvcc import (
     GROUP_BYTES,
     MAX_STORE_KEY_BYTES,
     MAX_USER_KEY_BYTES,
-    Version,
     decode_store_key,
     encode_store_key,
     key_prefix,
     scan_bound,
-    select,
     visible,
 )
 
@@ -118,11 +116,3 @@ def test_visibility(header: bytes, now_ms: int, expected: bool) -> None:
 def test_visibility_of_an_illegal_header_is_an_error() -> None:
     with pytest.raises(IntegrityError):
         visible(b"\x04" + bytes(8), 0)
-
-
-@pytest.mark.parametrize(("at_ts", "expected"), [(0, None), (4, None), (5, 5), (8, 5), (9, 9),
-                                                 (MAX_TIMESTAMP, 9)])
-def test_select_takes_the_newest_not_after(at_ts: int, expected: int | None) -> None:
-    newest_first = [Version(ts, encode_store_key(b"k", ts), b"") for ts in (9, 5)]
-    found = select(newest_first, at_ts)
-    assert (found.commit_ts if found else None) == expected
