@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import MAX_EPOCH
 from elastickv.keys.usage import Limits
-from elastickv.kv.api import Capability, DekStatus, MemberReport
+from elastickv.kv.api import Capability, DekStatus, MemberReport, SidecarState
 
 NEAR_END_OF_EPOCHS = MAX_EPOCH * 9 // 10
 
@@ -49,11 +49,10 @@ def _key_state(member: MemberReport, leader: MemberReport) -> str:
     return ""
 
 
-def _keys(state: object) -> tuple[object, ...]:
-    names = ("active_storage_id", "active_raft_id", "storage_envelope_active",
-             "storage_envelope_cutover_index", "raft_envelope_cutover_index")
-    return (*(getattr(state, name) for name in names),
-            sorted(getattr(state, "wrapped_deks_by_id", {}).items()))
+def _keys(state: SidecarState) -> tuple[object, ...]:
+    return (state.active_storage_id, state.active_raft_id, state.storage_envelope_active,
+            state.storage_envelope_cutover_index, state.raft_envelope_cutover_index,
+            state.wrapped_deks_by_id)
 
 
 def _writer(member: MemberReport, leader: MemberReport) -> str:
