@@ -357,8 +357,8 @@ class EncryptionController:
     async def capability(self) -> Capability:
         return self.members.capability()
 
-    async def sidecar_state(self, caller_full_node_id: int = 0) -> SidecarState:
-        return self.members.sidecar_state(caller_full_node_id)
+    async def sidecar_state(self) -> SidecarState:
+        return self.members.sidecar_state()
 
     async def member_status(self, *, timeout_s: float) -> Sequence[MemberEncryptionStatus]:
         return await self.members.status(timeout_s)

@@ -15,7 +15,6 @@ from elastickv.raft.calls import error_fields, error_from
 
 METHOD_WRITE = "kv.write"
 METHOD_CAPABILITY = "encryption.capability"
-METHOD_SIDECAR_STATE = "encryption.sidecar_state"
 METHOD_REGISTER_SELF = "encryption.register_self"
 METHOD_REPORT = "encryption.report"
 METHOD_CAN_UNWRAP = "encryption.can_unwrap"

@@ -51,7 +51,6 @@ class Members:
         self._gate = gate
         self._build_sha = build_sha
         engine.handle(forwarding.METHOD_CAPABILITY, self._serve_capability)
-        engine.handle(forwarding.METHOD_SIDECAR_STATE, self._serve_sidecar_state)
         engine.handle(forwarding.METHOD_REPORT, self._serve_report)
         engine.handle(forwarding.METHOD_CAN_UNWRAP, self._serve_can_unwrap)
 
@@ -114,9 +113,6 @@ class Members:
 
     async def _serve_capability(self, peer_id: str, method: str, payload: bytes) -> bytes:
         return forwarding.encode(self.capability())
-
-    async def _serve_sidecar_state(self, peer_id: str, method: str, payload: bytes) -> bytes:
-        return forwarding.encode(self.sidecar_state())
 
     async def _serve_report(self, peer_id: str, method: str, payload: bytes) -> bytes:
         return forwarding.encode(self.report())

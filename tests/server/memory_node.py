@@ -181,7 +181,7 @@ class MemoryEncryption:
         return Capability(full_node_id(self._raft_id), self.gate, "test", self.state is not None,
                           1 if self.state else 0)
 
-    async def sidecar_state(self, caller_full_node_id: int = 0) -> SidecarState:
+    async def sidecar_state(self) -> SidecarState:
         return self.state or SidecarState({}, 0, 0, False, 0, len(self.proposals))
 
     async def bootstrap(self, *, wrapped_storage: bytes, wrapped_raft: bytes, storage_dek_id: int,
