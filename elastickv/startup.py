@@ -23,7 +23,7 @@ from elastickv.errors import (
     StartupRefused,
 )
 from elastickv.keys import sidecar as sidecar_file
-from elastickv.keys.guards import FILE_SYSTEM_REMEDY, Facts, FileSystemUnsafe, Status, Verdict
+from elastickv.keys.guards import Facts, FileSystemUnsafe, Problem, Status, Verdict
 from elastickv.keys.provenance import rewrapped
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
@@ -91,7 +91,8 @@ def examine(settings: NodeSettings, disk: Disk) -> Facts:
     # The node has its probe to itself, since it holds the directory's lock.
     gathered = gather(settings, disk, store, members, store_problem=problem,
                       probe_file=f"{PROBE_FILE}-{os.getpid()}")
-    return replace(gathered.facts, directory_problem=seen.problem, directory_remedy=seen.remedy)
+    return replace(gathered.facts, directory_problem=Problem(seen.problem, seen.remedy)
+                   if seen.problem else None)
 
 
 def require_file_system(settings: NodeSettings, disk: Disk) -> None:
@@ -99,9 +100,9 @@ def require_file_system(settings: NodeSettings, disk: Disk) -> None:
 
     Raises `FileSystemUnsafe`.
     """
-    problem, remedy = _probe(settings, disk)
-    if problem:
-        raise FileSystemUnsafe(problem, remedy=remedy or FILE_SYSTEM_REMEDY)
+    problem = _probe(settings, disk)
+    if problem is not None:
+        raise FileSystemUnsafe(problem.message, remedy=problem.remedy)
 
 
 def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
@@ -111,7 +112,7 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
 
     `store` None = the node never ran, or its store cannot be opened: `store_problem` says why.
     """
-    file_system_problem, file_system_remedy = _probe(settings, disk, probe_file)
+    file_system_problem = _probe(settings, disk, probe_file)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
     unwrap_problem, key_problem = _key_problems(kek, sidecar)
@@ -123,10 +124,8 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         encryption_enabled=settings.encryption_enabled,
         kek_configured=settings.kek_file is not None,
         file_system_problem=file_system_problem,
-        file_system_remedy=file_system_remedy,
         store_problem=store_problem or stored_problem,
-        kek_problem=kek_error.message if kek_error else "",
-        kek_remedy=kek_error.remedy if kek_error else "",
+        kek_problem=Problem(kek_error.message, kek_error.remedy) if kek_error else None,
         kek_insecure=isinstance(kek_error, KekTooOpen),
         sidecar=sidecar,
         sidecar_problem=sidecar_problem or key_problem,
@@ -246,18 +245,19 @@ def _has_no_log(settings: NodeSettings, disk: Disk) -> bool:
         return False  # the engine says what is wrong with it
 
 
-def _probe(settings: NodeSettings, disk: Disk, name: str = PROBE_FILE) -> tuple[str, str]:
-    """What is wrong with the file system, and the remedy; "" and "" when nothing is."""
+def _probe(settings: NodeSettings, disk: Disk, name: str = PROBE_FILE) -> Problem | None:
+    """What is wrong with the file system; None when nothing is."""
     # What does not exist yet will be made in the nearest directory that does.
     directory = settings.raft_data_dir.absolute()
     try:
         existing = next(path for path in (directory, *directory.parents) if disk.exists(path))
         probe_file_system(disk, existing, name, directory)
     except ElasticKVError as error:
-        return error.message, error.remedy
+        return Problem(error.message, error.remedy)
     except OSError as error:
-        return f"{directory} cannot be reached: {error.strerror}", ""
-    return "", ""
+        return Problem(f"{directory} cannot be reached: {error.strerror}",
+                       "put --raftDataDir on a local ext4 or xfs file system that takes writes")
+    return None
 
 
 def _load_kek(settings: NodeSettings) -> tuple[Kek | None, ElasticKVError | None]:

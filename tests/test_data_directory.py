@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from elastickv import config, data_directory, startup
 from elastickv.config import NodeSettings
 from elastickv.durable import OsDisk
-from elastickv.keys.guards import AlreadyRunning
+from elastickv.keys.guards import AlreadyRunning, FileSystemUnsafe
 
 
 class Beside(OsDisk):
@@ -46,8 +47,16 @@ def test_an_examination_does_not_make_a_node_refuse_its_file_system(
 def test_a_starting_node_does_not_make_an_examination_fail(settings: NodeSettings) -> None:
     facts = startup.examine(
         settings, Beside(lambda: startup.require_file_system(settings, OsDisk())))
-    assert facts.file_system_problem == ""
+    assert facts.file_system_problem is None
     assert OsDisk().list(settings.raft_data_dir) == []
+
+
+def test_a_directory_that_cannot_be_reached_is_named_with_a_remedy(
+        settings: NodeSettings) -> None:
+    directory = settings.raft_data_dir / ("x" * 300)
+    with pytest.raises(FileSystemUnsafe, match=r"x cannot be reached: ") as caught:
+        startup.require_file_system(replace(settings, raft_data_dir=directory), OsDisk())
+    assert "--raftDataDir" in caught.value.remedy
 
 
 def hold(directory: Path, how: int) -> int:

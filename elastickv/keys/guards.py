@@ -24,7 +24,6 @@ from elastickv.keys.registry import (
 from elastickv.keys.sidecar import Sidecar
 
 RESYNC_COMMAND = "elastickv admin encryption resync-sidecar"
-FILE_SYSTEM_REMEDY = "put --raftDataDir on a local ext4 or xfs file system that takes writes"
 WRONG_KEK_REMEDY = "start with the KEK that the cluster was bootstrapped with"
 _ENCRYPTED_START = "start with --kekFile and --encryption-enabled"
 _RESYNC = f"restore it from the leader: {RESYNC_COMMAND}"
@@ -190,9 +189,17 @@ class Verdict:
     remedy: str = ""
 
 
+class Problem(NamedTuple):
+    """What is wrong, and what to do about it."""
+
+    message: str
+    remedy: str
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known before the node runs. Problem texts are "" when there is none.
+    """What is known before the node runs. Problem texts are "" when there is none. `kek_insecure`:
+    `kek_problem` is that others than its owner can access the file.
 
     `registry` holds this node's own copy of the writer rows, key to value. `store_applied_index`,
     `last_encryption_index` and `store_cutover_index` are what the store (or the snapshot it came
@@ -204,15 +211,12 @@ class Facts:
     full_node_id: int
     encryption_enabled: bool
     kek_configured: bool
-    directory_problem: str = ""
-    directory_remedy: str = ""
+    directory_problem: Problem | None = None
     raft_id: str = ""
     directory_owner: str = ""
-    file_system_problem: str = ""
-    file_system_remedy: str = ""
+    file_system_problem: Problem | None = None
     store_problem: str = ""
-    kek_problem: str = ""
-    kek_remedy: str = ""
+    kek_problem: Problem | None = None
     kek_insecure: bool = False
     sidecar: Sidecar | None = None
     sidecar_problem: str = ""
@@ -233,60 +237,47 @@ class Facts:
                         self.store_cutover_index, self.stored_sidecar)
 
 
-Problem = tuple[str, str]
-"""`(message, remedy)`."""
-
 Check = Callable[[Facts], Problem | None]
 
 
 def _data_directory(facts: Facts) -> Problem | None:
-    if facts.directory_problem:
-        return facts.directory_problem, facts.directory_remedy
-    return None
+    return facts.directory_problem
 
 
 def _file_system(facts: Facts) -> Problem | None:
-    if facts.file_system_problem:
-        return facts.file_system_problem, facts.file_system_remedy or FILE_SYSTEM_REMEDY
-    return None
+    return facts.file_system_problem
 
 
 def _directory_of_another(facts: Facts) -> Problem | None:
     if facts.directory_owner not in ("", facts.raft_id):
-        return (f"the data directory is that of member {facts.directory_owner}, and --raftId is"
-                f" {facts.raft_id}",
-                f"start it with --raftId {facts.directory_owner}, or choose another --raftDataDir;"
-                " the directory is sound, do not empty it")
+        return Problem(
+            f"the data directory is that of member {facts.directory_owner}, and --raftId is"
+            f" {facts.raft_id}",
+            f"start it with --raftId {facts.directory_owner}, or choose another --raftDataDir;"
+            " the directory is sound, do not empty it")
     return None
 
 
 def _store_readable(facts: Facts) -> Problem | None:
-    if facts.store_problem:
-        return facts.store_problem, JOIN_ANEW_REMEDY
-    return None
+    return Problem(facts.store_problem, JOIN_ANEW_REMEDY) if facts.store_problem else None
 
 
 def _kek_required(facts: Facts) -> Problem | None:
     if facts.encryption_enabled and not facts.kek_configured:
-        return "--encryption-enabled is set and no KEK is", "name the KEK with --kekFile"
+        return Problem("--encryption-enabled is set and no KEK is", "name the KEK with --kekFile")
     return None
 
 
 def _kek_insecure(facts: Facts) -> Problem | None:
-    if facts.kek_problem and facts.kek_insecure:
-        return facts.kek_problem, facts.kek_remedy or "chmod 600 the KEK file"
-    return None
+    return facts.kek_problem if facts.kek_insecure else None
 
 
 def _kek_readable(facts: Facts) -> Problem | None:
-    if facts.kek_problem and not facts.kek_insecure:
-        return facts.kek_problem, (facts.kek_remedy
-                                   or "give the node an owner-only regular file of 32 bytes")
-    return None
+    return None if facts.kek_insecure else facts.kek_problem
 
 
 def _sidecar_readable(facts: Facts) -> Problem | None:
-    return (facts.sidecar_problem, _restoring(facts)) if facts.sidecar_problem else None
+    return Problem(facts.sidecar_problem, _restoring(facts)) if facts.sidecar_problem else None
 
 
 def _restoring(facts: Facts) -> str:
@@ -301,13 +292,14 @@ def _restoring(facts: Facts) -> str:
 
 def _sidecar_without_flag(facts: Facts) -> Problem | None:
     if facts.sidecar is not None and not facts.encryption_enabled:
-        return "the data directory holds wrapped keys and encryption is off", _ENCRYPTED_START
+        return Problem("the data directory holds wrapped keys and encryption is off",
+                       _ENCRYPTED_START)
     return None
 
 
 def _kek_unwraps(facts: Facts) -> Problem | None:
-    if facts.unwrap_problem and facts.kek_configured and not facts.kek_problem:
-        return facts.unwrap_problem, WRONG_KEK_REMEDY
+    if facts.unwrap_problem and facts.kek_configured and facts.kek_problem is None:
+        return Problem(facts.unwrap_problem, WRONG_KEK_REMEDY)
     return None
 
 
@@ -315,9 +307,10 @@ def _epoch_exhausted(facts: Facts) -> Problem | None:
     for dek_id in _active(facts):
         key = facts.sidecar.keys[dek_id] if facts.sidecar else None
         if key is not None and key.local_epoch >= MAX_EPOCH:
-            return (f"this node has used every epoch of active DEK {dek_id}",
-                    "rotate it on another node (elastickv admin encryption rotate-dek), then take"
-                    f" the new key over here: {RESYNC_COMMAND}")
+            return Problem(
+                f"this node has used every epoch of active DEK {dek_id}",
+                "rotate it on another node (elastickv admin encryption rotate-dek), then take"
+                f" the new key over here: {RESYNC_COMMAND}")
     return None
 
 
@@ -327,9 +320,9 @@ def _epoch_rollback(facts: Facts) -> Problem | None:
     for dek_id, last_seen in own_epochs(facts.registry.items(), facts.full_node_id).items():
         key = facts.sidecar.keys.get(dek_id)
         if key is not None and key.local_epoch < last_seen:
-            return (f"the sidecar's epoch {key.local_epoch} for DEK {dek_id} is below"
-                    f" {last_seen}, which the registry has seen: the sidecar is an old copy",
-                    _RESYNC)
+            return Problem(
+                f"the sidecar's epoch {key.local_epoch} for DEK {dek_id} is below"
+                f" {last_seen}, which the registry has seen: the sidecar is an old copy", _RESYNC)
     return None
 
 
@@ -338,11 +331,12 @@ def _sidecar_foreign(facts: Facts) -> Problem | None:
     if sidecar is None:
         return None
     if facts.has_no_log and not facts.store_applied_index:
-        return "there is a sidecar and neither log nor store: it was left over", _LEFT_OVER
+        return Problem("there is a sidecar and neither log nor store: it was left over",
+                       _LEFT_OVER)
     found = contradiction(sidecar, facts.recorded, facts.rewrapped)
     if found is None or (found.of_cutover and not _is_ahead(facts, sidecar)):
         return None
-    return found.message, foreign_remedy(sidecar, facts.recorded)
+    return Problem(found.message, foreign_remedy(sidecar, facts.recorded))
 
 
 def _is_ahead(facts: Facts, sidecar: Sidecar) -> bool:
@@ -354,8 +348,8 @@ def _sidecar_behind_log(facts: Facts) -> Problem | None:
     applied = facts.sidecar.raft_applied_index if facts.sidecar else 0
     if facts.last_encryption_index > applied and not facts.sidecar_problem:
         what = f"the sidecar stands at index {applied}" if facts.sidecar else "there is no sidecar"
-        return (f"{what} and the store has applied the encryption entry"
-                f" {facts.last_encryption_index}", _restoring(facts))
+        return Problem(f"{what} and the store has applied the encryption entry"
+                       f" {facts.last_encryption_index}", _restoring(facts))
     return None
 
 
@@ -363,11 +357,11 @@ def _node_id_collision(facts: Facts) -> Problem | None:
     own16 = node_id16(facts.full_node_id)
     for name, other in facts.member_ids.items():
         if other != facts.full_node_id and node_id16(other) == own16:
-            return f"member {name} has the same 16-bit node id {own16:#06x}", _RENAME
+            return Problem(f"member {name} has the same 16-bit node id {own16:#06x}", _RENAME)
     for dek_id, node in _writers(facts):
         if node != facts.full_node_id and node_id16(node) == own16:
-            return (f"another node is registered for DEK {dek_id} under this node's 16-bit id"
-                    f" {own16:#06x}", _RENAME)
+            return Problem(f"another node is registered for DEK {dek_id} under this node's 16-bit"
+                           f" id {own16:#06x}", _RENAME)
     return None
 
 
@@ -375,7 +369,7 @@ def _cutover_divergence(facts: Facts) -> Problem | None:
     if facts.sidecar is None or _is_ahead(facts, facts.sidecar):
         return None
     found = contradiction(facts.sidecar, facts.recorded, facts.rewrapped)
-    return (found.message, _RESYNC) if found is not None and found.of_cutover else None
+    return Problem(found.message, _RESYNC) if found is not None and found.of_cutover else None
 
 
 def _active(facts: Facts) -> list[int]:
@@ -450,7 +444,7 @@ def run_guards(facts: Facts) -> list[Verdict]:
 
 def failures(facts: Facts) -> list[GuardFailed]:
     """The errors of all guards that fail, in order."""
-    return [guard.error(problem[0], remedy=problem[1]) for guard in GUARDS
+    return [guard.error(problem.message, remedy=problem.remedy) for guard in GUARDS
             if guard.applies(facts) and (problem := guard.check(facts)) is not None]
 
 

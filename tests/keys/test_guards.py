@@ -9,7 +9,15 @@ import pytest
 
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id, node_id16
-from elastickv.keys.guards import GUARDS, Facts, GuardFailed, Status, require_safe, run_guards
+from elastickv.keys.guards import (
+    GUARDS,
+    Facts,
+    GuardFailed,
+    Problem,
+    Status,
+    require_safe,
+    run_guards,
+)
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar, SidecarKey
 
@@ -41,14 +49,14 @@ HEALTHY = Facts(full_node_id=NODE, encryption_enabled=True, kek_configured=True,
 FRESH = Facts(full_node_id=NODE, encryption_enabled=False, kek_configured=False)
 
 CASES: dict[str, Facts] = {
-    "data-directory": replace(HEALTHY, directory_problem="a node runs on it",
-                              directory_remedy="stop it"),
-    "file-system": replace(HEALTHY, file_system_problem="cannot fsync"),
+    "data-directory": replace(HEALTHY, directory_problem=Problem("a node runs on it", "stop it")),
+    "file-system": replace(HEALTHY, file_system_problem=Problem("cannot fsync", "move it")),
     "raft-id": replace(HEALTHY, raft_id="n1", directory_owner="n2"),
     "store-readable": replace(HEALTHY, store_problem="a page is damaged"),
     "kek-required": replace(FRESH, encryption_enabled=True),
-    "kek-insecure": replace(HEALTHY, kek_problem="mode 0644", kek_insecure=True),
-    "kek-readable": replace(HEALTHY, kek_problem="31 bytes"),
+    "kek-insecure": replace(HEALTHY, kek_problem=Problem("mode 0644", "chmod 600"),
+                            kek_insecure=True),
+    "kek-readable": replace(HEALTHY, kek_problem=Problem("31 bytes", "give 32")),
     "sidecar-readable": replace(FRESH, sidecar_problem="does not parse"),
     "sidecar-without-flag": replace(HEALTHY, encryption_enabled=False),
     "kek-unwraps": replace(HEALTHY, unwrap_problem="DEK 1 does not unwrap"),
