@@ -24,7 +24,7 @@ from elastickv.errors import (
 )
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import Facts, FileSystemUnsafe, Problem, Status, Verdict
-from elastickv.keys.provenance import rewrapped
+from elastickv.keys.provenance import Recorded, rewrapped
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import (
@@ -117,6 +117,9 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
     unwrap_problem, key_problem = _key_problems(kek, sidecar)
     stored_sidecar, stored_problem = _stored_sidecar(store)
+    recorded = Recorded(
+        store.applied_index, decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)),
+        decode_number(store.meta(META_RAFT_CUTOVER_INDEX)), stored_sidecar) if store else Recorded()
     return Gathered(Facts(
         full_node_id=full_node_id(settings.raft_id),
         raft_id=settings.raft_id,
@@ -131,11 +134,8 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
         sidecar_problem=sidecar_problem or key_problem,
         unwrap_problem=unwrap_problem,
         registry=dict(store.rows(WRITERS_PREFIX)) if store else {},
-        store_applied_index=store.applied_index if store else 0,
-        last_encryption_index=decode_number(store.meta(META_LAST_ENCRYPTION_INDEX)) if store else 0,
-        store_cutover_index=decode_number(store.meta(META_RAFT_CUTOVER_INDEX)) if store else 0,
+        recorded=recorded,
         has_no_log=_has_no_log(settings, disk),
-        stored_sidecar=stored_sidecar,
         rewrapped=rewrapped(kek, sidecar, stored_sidecar),
         member_ids=member_ids), kek)
 

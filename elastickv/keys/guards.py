@@ -201,9 +201,9 @@ class Facts:
     """What is known before the node runs. Problem texts are "" when there is none. `kek_insecure`:
     `kek_problem` is that others than its owner can access the file.
 
-    `registry` holds this node's own copy of the writer rows, key to value. `store_applied_index`,
-    `last_encryption_index` and `store_cutover_index` are what the store (or the snapshot it came
-    from) recorded. `has_no_log`: the node has neither a log nor a term and vote.
+    `registry` holds this node's own copy of the writer rows, key to value. `recorded` is what the
+    store (or the snapshot it came from) says. `has_no_log`: the node has neither a log nor a term
+    and vote.
     `rewrapped` are the DEKs that sidecar and store hold in different wrappings of the same key: a
     rotation to a DEK that is known already may bring another one.
     """
@@ -222,19 +222,15 @@ class Facts:
     sidecar_problem: str = ""
     unwrap_problem: str = ""
     registry: Mapping[bytes, bytes] = field(default_factory=dict)
-    store_applied_index: int = 0
-    last_encryption_index: int = 0
-    store_cutover_index: int = 0
+    recorded: Recorded = field(default_factory=Recorded)
     has_no_log: bool = False
-    stored_sidecar: Sidecar | None = None
     rewrapped: Collection[int] = ()
     member_ids: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def recorded(self) -> Recorded:
-        """What the store says of the log's key entries."""
-        return Recorded(self.store_applied_index, self.last_encryption_index,
-                        self.store_cutover_index, self.stored_sidecar)
+    def stored_sidecar(self) -> Sidecar | None:
+        """The copy in the store."""
+        return self.recorded.sidecar
 
 
 Check = Callable[[Facts], Problem | None]
@@ -330,7 +326,7 @@ def _sidecar_foreign(facts: Facts) -> Problem | None:
     sidecar = facts.sidecar
     if sidecar is None:
         return None
-    if facts.has_no_log and not facts.store_applied_index:
+    if facts.has_no_log and not facts.recorded.applied_index:
         return Problem("there is a sidecar and neither log nor store: it was left over",
                        _LEFT_OVER)
     found = contradiction(sidecar, facts.recorded, facts.rewrapped)
@@ -341,15 +337,16 @@ def _sidecar_foreign(facts: Facts) -> Problem | None:
 
 def _is_ahead(facts: Facts, sidecar: Sidecar) -> bool:
     """Whether the sidecar says more than the store of what the log holds."""
-    return sidecar.raft_applied_index > facts.last_encryption_index
+    return sidecar.raft_applied_index > facts.recorded.last_encryption_index
 
 
 def _sidecar_behind_log(facts: Facts) -> Problem | None:
     applied = facts.sidecar.raft_applied_index if facts.sidecar else 0
-    if facts.last_encryption_index > applied and not facts.sidecar_problem:
+    last_index = facts.recorded.last_encryption_index
+    if last_index > applied and not facts.sidecar_problem:
         what = f"the sidecar stands at index {applied}" if facts.sidecar else "there is no sidecar"
-        return Problem(f"{what} and the store has applied the encryption entry"
-                       f" {facts.last_encryption_index}", _restoring(facts))
+        return Problem(f"{what} and the store has applied the encryption entry {last_index}",
+                       _restoring(facts))
     return None
 
 

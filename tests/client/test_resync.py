@@ -24,6 +24,7 @@ from elastickv.keys.guards import (
     KekDoesNotUnwrap,
     SidecarBehindLog,
 )
+from elastickv.keys.provenance import Recorded
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
 from elastickv.kv.api import SidecarState
 from elastickv.startup import Gathered
@@ -64,8 +65,7 @@ class Case:
         if self.sidecar is not None:
             sidecar_file.store(OsDisk(), self.path, self.sidecar)
         facts = Facts(full_node_id=full_node_id("n1"), encryption_enabled=True,
-                      kek_configured=True, sidecar=self.sidecar, last_encryption_index=5,
-                      store_applied_index=9)
+                      kek_configured=True, sidecar=self.sidecar, recorded=Recorded(9, 5))
         settings = config.resolve({
             "raft_id": "n1", "raft_bootstrap": "true", "insecure": "true",
             "raft_data_dir": str(self.directory), "address": "127.0.0.1:1",

@@ -18,6 +18,7 @@ from elastickv.keys.guards import (
     require_safe,
     run_guards,
 )
+from elastickv.keys.provenance import Recorded
 from elastickv.keys.registry import WriterRecord, encode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar, SidecarKey
 
@@ -44,9 +45,16 @@ def row(dek_id: int, node: int, last_seen: int) -> dict[bytes, bytes]:
 
 
 HEALTHY = Facts(full_node_id=NODE, encryption_enabled=True, kek_configured=True, sidecar=sidecar(),
-                registry=row(1, NODE, 3), last_encryption_index=50, store_cutover_index=50,
-                stored_sidecar=sidecar(epoch=1), member_ids={"n1": NODE, "n2": full_node_id("n2")})
+                registry=row(1, NODE, 3), recorded=Recorded(0, 50, 50, sidecar(epoch=1)),
+                member_ids={"n1": NODE, "n2": full_node_id("n2")})
 FRESH = Facts(full_node_id=NODE, encryption_enabled=False, kek_configured=False)
+
+
+def recording(**changes: object) -> Facts:
+    """`HEALTHY`, whose store says something else."""
+    recorded = replace(HEALTHY.recorded, **changes)  # type: ignore[arg-type]
+    return replace(HEALTHY, recorded=recorded)
+
 
 CASES: dict[str, Facts] = {
     "data-directory": replace(HEALTHY, directory_problem=Problem("a node runs on it", "stop it")),
@@ -62,10 +70,10 @@ CASES: dict[str, Facts] = {
     "kek-unwraps": replace(HEALTHY, unwrap_problem="DEK 1 does not unwrap"),
     "epoch-exhausted": replace(HEALTHY, sidecar=sidecar(epoch=0xFFFF)),
     "epoch-rollback": replace(HEALTHY, registry=row(1, NODE, 4)),
-    "sidecar-foreign": replace(HEALTHY, stored_sidecar=replace(sidecar(), keys=OTHER_KEYS)),
-    "sidecar-behind-log": replace(HEALTHY, last_encryption_index=51),
+    "sidecar-foreign": recording(sidecar=replace(sidecar(), keys=OTHER_KEYS)),
+    "sidecar-behind-log": recording(last_encryption_index=51),
     "node-id-collision": replace(HEALTHY, registry=row(1, COLLIDING, 1)),
-    "cutover-divergence": replace(HEALTHY, store_cutover_index=49),
+    "cutover-divergence": recording(raft_cutover_index=49),
 }
 
 
@@ -126,34 +134,22 @@ def test_another_wrapping_of_the_same_key_is_not_foreign(
 BEHIND = replace(sidecar(), raft_applied_index=40, raft_envelope_cutover_index=0)
 
 APPLIED_CASES: dict[str, tuple[Facts, bool]] = {
-    "the store's own": (replace(HEALTHY, store_applied_index=90), False),
-    "store without keys, sidecar below it": (
-        replace(HEALTHY, store_applied_index=90, stored_sidecar=None, last_encryption_index=0,
-                store_cutover_index=0), True),
+    "the store's own": (recording(applied_index=90), False),
+    "store without keys, sidecar below it": (replace(HEALTHY, recorded=Recorded(90)), True),
     "store without keys, sidecar at its last entry": (
-        replace(HEALTHY, store_applied_index=50, stored_sidecar=None, last_encryption_index=0,
-                store_cutover_index=0), True),
-    "store without keys, sidecar ahead": (
-        replace(HEALTHY, store_applied_index=39, stored_sidecar=None, last_encryption_index=0,
-                store_cutover_index=0), False),
+        replace(HEALTHY, recorded=Recorded(50)), True),
+    "store without keys, sidecar ahead": (replace(HEALTHY, recorded=Recorded(39)), False),
     "store without keys, sidecar ahead, its cutover below the store": (
-        replace(HEALTHY, store_applied_index=49, stored_sidecar=None, last_encryption_index=0,
-                store_cutover_index=0), True),
+        replace(HEALTHY, recorded=Recorded(49)), True),
     "store with older keys, sidecar below it": (
-        replace(HEALTHY, store_applied_index=90, stored_sidecar=BEHIND, last_encryption_index=40,
-                store_cutover_index=0), True),
+        replace(HEALTHY, recorded=Recorded(90, 40, 0, BEHIND)), True),
     "store with older keys, sidecar ahead": (
-        replace(HEALTHY, store_applied_index=49, stored_sidecar=BEHIND, last_encryption_index=40,
-                store_cutover_index=0), False),
+        replace(HEALTHY, recorded=Recorded(49, 40, 0, BEHIND)), False),
     "replaying under a sidecar that is ahead": (
-        replace(HEALTHY, store_applied_index=45, last_encryption_index=40, store_cutover_index=0),
-        False),
+        recording(applied_index=45, last_encryption_index=40, raft_cutover_index=0), False),
     "neither log nor store": (
-        replace(HEALTHY, stored_sidecar=None, last_encryption_index=0, store_cutover_index=0,
-                registry={}, has_no_log=True), True),
-    "a log that is not applied yet": (
-        replace(HEALTHY, stored_sidecar=None, last_encryption_index=0, store_cutover_index=0,
-                registry={}), False),
+        replace(HEALTHY, recorded=Recorded(), registry={}, has_no_log=True), True),
+    "a log that is not applied yet": (replace(HEALTHY, recorded=Recorded(), registry={}), False),
     "a node that never ran": (replace(FRESH, has_no_log=True), False),
 }
 
@@ -172,14 +168,13 @@ def test_a_node_that_may_have_refused_writes_joins_anew(storage_cutover: int, wo
     foreign = replace(sidecar(), storage_envelope_active=storage_cutover > 0, keys=MORE_KEYS,
                       storage_envelope_cutover_index=storage_cutover)
     with pytest.raises(GuardFailed, match="sidecar-foreign") as caught:
-        require_safe(replace(HEALTHY, store_applied_index=49, sidecar=foreign))
+        require_safe(replace(recording(applied_index=49), sidecar=foreign))
     assert words in caught.value.remedy.split(":")[0]
 
 
 def test_a_cutover_of_the_storage_that_differs() -> None:
     with pytest.raises(GuardFailed, match=r"cutover-divergence.*storage cutover"):
-        require_safe(replace(HEALTHY, stored_sidecar=replace(
-            sidecar(), storage_envelope_cutover_index=41)))
+        require_safe(recording(sidecar=replace(sidecar(), storage_envelope_cutover_index=41)))
 
 
 def test_a_lost_sidecar_is_behind_the_log() -> None:
@@ -203,7 +198,7 @@ def test_a_sidecar_comes_back_at_a_start_with_encryption(problem: str, kek: bool
 
 
 def test_a_sidecar_that_is_one_entry_ahead_is_left_to_replay() -> None:
-    require_safe(replace(HEALTHY, last_encryption_index=40, store_cutover_index=0))
+    require_safe(recording(last_encryption_index=40, raft_cutover_index=0))
 
 
 def test_guards_that_do_not_apply_say_so() -> None:
