@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from elastickv.audit import RESULT_OK, AuditLog
 from elastickv.errors import InvalidArgument
-from elastickv.server.methods import Services, Unary
-
-AUDITED: Final = frozenset({"EncryptionAdmin", "RaftAdmin"})
-"""Services whose every call is audited, reads too: some hand out every wrapped DEK."""
-
-READS: Final = frozenset({
-    "GetCapability", "GetSidecarState", "GetMemberStatus", "ResyncSidecar", "Status",
-    "Configuration"})
-"""Methods that change nothing: an index in their response is not that of a change."""
+from elastickv.server.methods import ADMINISTRATIVE, READS, Services, Unary, wrapped
 
 _KEY_ID_FIELDS: Final = ("dek_id", "new_dek_id", "storage_dek_id", "raft_dek_id")
 _INDEX_FIELDS: Final = ("applied_index", "index")
@@ -43,14 +36,14 @@ def first_of(message: Any, names: tuple[str, ...], default: Any) -> Any:
 
 def audited(services: Services, audit: AuditLog) -> Services:
     """The same services, a line written for every call of an administrative method."""
-    return {service: {name: _audited(method, f"{service}/{name}", audit)
-                      if isinstance(method, Unary) and service in AUDITED else method
-                      for name, method in methods.items()}
-            for service, methods in services.items()}
+    return wrapped(services, partial(_audited, audit))
 
 
-def _audited(method: Unary, name: str, audit: AuditLog) -> Unary:
-    index_fields = () if name.rpartition("/")[2] in READS else _INDEX_FIELDS
+def _audited(audit: AuditLog, service: str, name: str, method: Unary) -> Unary:
+    if service not in ADMINISTRATIVE:
+        return method
+    what = f"{service}/{name}"
+    index_fields = () if name in READS else _INDEX_FIELDS
 
     async def call(request: Any, timeout_s: float) -> Any:
         response: Any = None
@@ -62,7 +55,7 @@ def _audited(method: Unary, name: str, audit: AuditLog) -> Unary:
             result = type(error).__name__
             raise
         finally:
-            audit.record(what=name, target=first_of(request, _TARGET_FIELDS, ""),
+            audit.record(what=what, target=first_of(request, _TARGET_FIELDS, ""),
                          key_ids=key_ids_of(request, response), result=result,
                          applied_index=first_of(response, index_fields, 0))
 
@@ -70,7 +63,7 @@ def _audited(method: Unary, name: str, audit: AuditLog) -> Unary:
         try:
             return method.parse(content)
         except DecodeError:
-            audit.record(what=name, target="", key_ids=[], result=InvalidArgument.__name__,
+            audit.record(what=what, target="", key_ids=[], result=InvalidArgument.__name__,
                          applied_index=0)
             raise
 

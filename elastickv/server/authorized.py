@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from elastickv import audit
 from elastickv.errors import NotAuthorized
-from elastickv.server.audited import AUDITED, READS
-from elastickv.server.methods import Services, Unary
+from elastickv.server.methods import ADMINISTRATIVE, READS, Services, Unary, wrapped
 
 
 def authorized(services: Services, admin_names: Collection[str]) -> Services:
@@ -17,20 +17,18 @@ def authorized(services: Services, admin_names: Collection[str]) -> Services:
     certificate has none of `admin_names`. Without names every client may call everything."""
     if not admin_names:
         return services
-    names = frozenset(admin_names)
-    return {service: {name: _authorized(method, f"{service}/{name}", names)
-                      if isinstance(method, Unary) and service in AUDITED and name not in READS
-                      else method
-                      for name, method in methods.items()}
-            for service, methods in services.items()}
+    return wrapped(services, partial(_authorized, frozenset(admin_names)))
 
 
-def _authorized(method: Unary, name: str, admin_names: frozenset[str]) -> Unary:
+def _authorized(admin_names: frozenset[str], service: str, name: str, method: Unary) -> Unary:
+    if service not in ADMINISTRATIVE or name in READS:
+        return method
+
     async def call(request: Any, timeout_s: float) -> Any:
         caller = audit.caller.get()
         if caller not in admin_names:
             raise NotAuthorized(
-                f"{caller} is no administrator and may not call {name}",
+                f"{caller} is no administrator and may not call {service}/{name}",
                 remedy="call with an administrator's certificate, or add the name to --admin-names"
                        " of every member")
         return await method.call(request, timeout_s)

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from elastickv.metrics import Recorder
 from elastickv.server.errors import status_of
-from elastickv.server.methods import Services, Unary
-
-Call = Callable[[Any, float], Awaitable[Any]]
+from elastickv.server.methods import Services, Unary, wrapped
 
 
 def measured(services: Services, recorder: Recorder) -> Services:
-    """The same services, their unary methods recorded. Streams last as long as their caller likes
-    and are left alone."""
-    return {service: {name: replace(method, call=_measured(method.call, f"{service}/{name}",
-                                                           recorder))
-                      if isinstance(method, Unary) else method
-                      for name, method in methods.items()}
-            for service, methods in services.items()}
+    """The same services, their unary methods recorded."""
+    return wrapped(services, partial(_measured, recorder))
 
 
-def _measured(call: Call, name: str, recorder: Recorder) -> Call:
+def _measured(recorder: Recorder, service: str, name: str, method: Unary) -> Unary:
+    call, label = method.call, f"{service}/{name}"
+
     async def run(request: Any, timeout_s: float) -> Any:
         began = time.perf_counter()
         status = "OK"
@@ -38,7 +33,7 @@ def _measured(call: Call, name: str, recorder: Recorder) -> Call:
             status = status_of(error).code.name
             raise
         finally:
-            recorder.count("grpc_calls_total", name, status)
-            recorder.observe("grpc_call_seconds", time.perf_counter() - began, name)
+            recorder.count("grpc_calls_total", label, status)
+            recorder.observe("grpc_call_seconds", time.perf_counter() - began, label)
 
-    return run
+    return replace(method, call=run)

@@ -20,6 +20,14 @@ whether its caller may call the method, and takes many times the memory then."""
 AS_FRONT: Final = sys.maxsize
 """As large a request as the front takes from anybody."""
 
+ADMINISTRATIVE: Final = frozenset({"EncryptionAdmin", "RaftAdmin"})
+"""Services whose every call is audited, reads too: some hand out every wrapped DEK."""
+
+READS: Final = frozenset({
+    "GetCapability", "GetSidecarState", "GetMemberStatus", "ResyncSidecar", "Status",
+    "Configuration"})
+"""Their methods that change nothing: an index in a response of one is not that of a change."""
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -49,6 +57,14 @@ Methods = Mapping[str, Unary | Stream]
 
 Services = Mapping[str, Methods]
 """Methods by full service name."""
+
+
+def wrapped(services: Services, wrap: Callable[[str, str, Unary], Unary]) -> Services:
+    """The same services, with `wrap(service, name, method)` for every unary method. Streams last as
+    long as their callers like and are left alone."""
+    return {service: {name: wrap(service, name, method) if isinstance(method, Unary) else method
+                      for name, method in methods.items()}
+            for service, methods in services.items()}
 
 
 def parse_request(parse: Callable[[bytes], Any], content: bytes) -> Any:

@@ -16,10 +16,10 @@ from elastickv.audit import AuditLog
 from elastickv.client import Client
 from elastickv.config import TlsFiles
 from elastickv.errors import NotAuthorized
-from elastickv.server.audited import AUDITED
 from elastickv.server.authorized import authorized
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2, services_of
 from elastickv.server.health import Health
+from elastickv.server.methods import ADMINISTRATIVE
 
 CHANGES = {
     "EncryptionAdmin": {"BootstrapEncryption", "RotateDEK", "RegisterEncryptionWriter",
@@ -110,7 +110,7 @@ def test_a_method_is_open_only_where_that_was_decided() -> None:
     wrapped = authorized(services, ["alice"])
     assert {service: {name for name, method in methods.items()
                       if method is not services[service][name]}
-            for service, methods in wrapped.items() if service in AUDITED} == CHANGES
+            for service, methods in wrapped.items() if service in ADMINISTRATIVE} == CHANGES
     assert all(wrapped[service] == services[service] for service in services
-               if service not in AUDITED)
+               if service not in ADMINISTRATIVE)
     assert authorized(services, ()) is services
