@@ -19,8 +19,15 @@ import grpc
 from elastickv import audit
 from elastickv.config import TlsFiles
 from elastickv.errors import BindFailed
-from elastickv.server.errors import CANCELLED, refusal_of, time_for_call
-from elastickv.server.methods import Services, Stream, Unary, parse_request, too_large
+from elastickv.server.errors import CANCELLED, refusal_of
+from elastickv.server.methods import (
+    Services,
+    Stream,
+    Unary,
+    parse_request,
+    time_for_call,
+    too_large,
+)
 from elastickv.tls import listener_context
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

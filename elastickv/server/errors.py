@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import traceback
 from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 import grpc
 
@@ -27,13 +26,7 @@ from elastickv.errors import (
     NotLeader,
     Outcome,
 )
-from elastickv.server.h2.wire import percent_encoded
-
-DEFAULT_TIMEOUT_S = 10.0
-MAX_DETAIL_BYTES = 4096
-"""On the wire, percent-encoded: clients refuse headers of more than 8 KiB in all."""
-_MAX_MARGIN_S = 0.1
-_MARGIN_SHARE = 0.1
+from elastickv.server.grpc_message import fitted
 
 log = logs.get_logger(__name__)
 
@@ -60,21 +53,7 @@ def status_of(error: BaseException) -> Status:
     trailers = [(TRAILER_ERROR, type(error).__name__), (TRAILER_OUTCOME, error.outcome.value)]
     if isinstance(error, NotLeader) and error.leader_address.isascii() and error.leader_address:
         trailers.append((TRAILER_LEADER, error.leader_address))
-    return Status(grpc.StatusCode[error.grpc_status], _fitted(str(error)), tuple(trailers))
-
-
-def _fitted(text: str) -> str:
-    """`text` as UTF-8 can hold it, cut so that it fits into headers."""
-    content = text.encode("utf-8", "replace")
-    if 3 * len(content) <= MAX_DETAIL_BYTES:  # whatever of it is encoded
-        return content.decode()
-    encoded = percent_encoded(text)
-    if len(encoded) <= MAX_DETAIL_BYTES:
-        return content.decode()
-    kept = encoded[:MAX_DETAIL_BYTES - 3]
-    if b"%" in kept[-2:]:  # within an escape
-        kept = kept[:kept.rindex(b"%")]
-    return unquote_to_bytes(kept).decode("utf-8", "ignore") + "..."
+    return Status(grpc.StatusCode[error.grpc_status], fitted(str(error)), tuple(trailers))
 
 
 def refusal_of(error: BaseException, method: str) -> Status:
@@ -88,11 +67,3 @@ def refusal_of(error: BaseException, method: str) -> Status:
                   source=[f"{frame.filename}:{frame.lineno} in {frame.name}"
                           for frame in traceback.extract_tb(error.__traceback__)])
     return status_of(error)
-
-
-def time_for_call(remaining_s: float | None) -> float:
-    """Seconds that a call may take, given the caller's deadline: a little less, so that a typed
-    error still reaches the caller before its own clock runs out."""
-    if remaining_s is None:
-        return DEFAULT_TIMEOUT_S
-    return remaining_s - min(_MAX_MARGIN_S, remaining_s * _MARGIN_SHARE)

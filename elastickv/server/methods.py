@@ -14,6 +14,11 @@ from google.protobuf.message import DecodeError
 
 from elastickv.errors import InvalidArgument
 
+DEFAULT_TIMEOUT_S: Final = 10.0
+"""For a call whose caller set no deadline."""
+_MAX_MARGIN_S: Final = 0.1
+_MARGIN_SHARE: Final = 0.1
+
 SMALL_MESSAGE_BYTES: Final = 1 << 20
 """The largest request of a method that takes no value. A message is parsed before it is known
 whether its caller may call the method, and takes many times the memory then."""
@@ -87,3 +92,11 @@ def too_large(size: int, max_message_bytes: int) -> str:
     """The detail of RESOURCE_EXHAUSTED for such a request: gRPC's own words, by which clients tell
     it from an overload."""
     return f"message larger than max ({size} vs. {max_message_bytes})"
+
+
+def time_for_call(remaining_s: float | None) -> float:
+    """Seconds that a call may take, given the caller's deadline: a little less, so that a typed
+    error still reaches the caller before its own clock runs out."""
+    if remaining_s is None:
+        return DEFAULT_TIMEOUT_S
+    return remaining_s - min(_MAX_MARGIN_S, remaining_s * _MARGIN_SHARE)

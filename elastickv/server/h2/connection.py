@@ -26,7 +26,7 @@ import grpc
 
 from elastickv import audit, logs
 from elastickv.errors import Overloaded
-from elastickv.server.errors import CANCELLED, Status, refusal_of, status_of, time_for_call
+from elastickv.server.errors import CANCELLED, Status, refusal_of, status_of
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
 from elastickv.server.h2.head import Head, HeadReader, Table
@@ -34,7 +34,7 @@ from elastickv.server.h2.messages import BadMessage, Deframer, single_message
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, FrameReader
 from elastickv.server.h2.sending import Outgoing, SendWindows
 from elastickv.server.h2.wire import Code, ConnectionFailed
-from elastickv.server.methods import Stream, Unary, parse_request
+from elastickv.server.methods import Stream, Unary, parse_request, time_for_call
 
 MAX_CALLS: Final = 1024
 MAX_HEADER_LIST_BYTES: Final = 16_384

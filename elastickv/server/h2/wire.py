@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
+from elastickv.server.grpc_message import percent_encoded
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_HEADER: Final = struct.Struct(">HBBBI")
 FRAME_HEADER_BYTES: Final = 9
@@ -197,10 +199,3 @@ def status_fields(code: int, detail: str, trailers: Iterable[tuple[str, str]]) -
     for name, value in trailers:
         block += literal(name.encode("ascii"), value.encode("ascii"))
     return block
-
-
-def percent_encoded(text: str) -> bytes:
-    """`grpc-message`: printable ASCII except % as it is, every other byte of UTF-8 as %XX."""
-    return b"".join(
-        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte
-        for byte in text.encode("utf-8", "replace"))

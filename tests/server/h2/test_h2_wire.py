@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.parse
-
 import hpack
 import pytest
 from hypothesis import given
@@ -69,14 +67,6 @@ def test_a_block_that_drops_the_table(size: int) -> None:
     head, data = split(wire.without_table(wire.frame(wire.HEADERS, 4, 5, bytes(size)) + rest))
     assert head == (wire.HEADERS, 4, 5, b"\x20" + bytes(size))
     assert data == (wire.DATA, 0, 5, b"d")
-
-
-@given(st.text(max_size=200))
-def test_percent_encoding(text: str) -> None:
-    encoded = wire.percent_encoded(text)
-    assert all(0x20 <= byte <= 0x7E for byte in encoded)
-    expected = text.encode("utf-8", "replace").decode()
-    assert urllib.parse.unquote(encoded.decode("ascii")) == expected
 
 
 @given(st.lists(st.tuples(st.sampled_from([1, 3, 6, 99]), st.integers(0, 0xFFFF_FFFF))))
