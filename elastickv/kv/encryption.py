@@ -43,8 +43,19 @@ from elastickv.kv.api import (
     SidecarState,
     WriterRow,
 )
-from elastickv.kv.forwarding import AdminCall, RegisterReply, RegisterSelf
+from elastickv.kv.forwarding import RegisterReply, RegisterSelf
 from elastickv.kv.fsm import recorded_keys
+from elastickv.kv.key_operations import (
+    BootstrapKeys,
+    EnableRaftEnvelope,
+    EnableStorageEnvelope,
+    KeyOperation,
+    RegisterWriters,
+    RotateDek,
+    SidecarStateFor,
+    decode_call,
+    encode_call,
+)
 from elastickv.kv.leader_ops import LeaderOperations
 from elastickv.kv.leading import Decisions, require_leader_id
 from elastickv.kv.members import Members
@@ -251,9 +262,7 @@ class EncryptionController:
 
     async def rotate_own(self, purpose: Purpose, dek_id: int) -> None:
         """Replace a DEK if it is still the active one. This node must lead."""
-        await self._run_operation("rotate_dek", {
-            "purpose": int(purpose), "wrapped": b"", "new_dek_id": 0, "proposer_node_id": 0,
-            "proposer_local_epoch": 0, "replaces": dek_id})
+        await self._run_operation(RotateDek(purpose, b"", 0, 0, 0, replaces=dek_id))
 
     # --- gate, leader and deadlines -------------------------------------------------------------
 
@@ -267,24 +276,18 @@ class EncryptionController:
                           remedy="start every node with --kekFile and --encryption-enabled")
         return self._kek
 
-    async def _run_operation(self, operation: str, arguments: dict[str, object]) -> bytes:
-        """Run an operation here, to its end. This node must lead."""
+    async def _run_operation(self, operation: KeyOperation) -> bytes:
+        """Run an operation here, to its end; its msgpack result. This node must lead."""
         try:
-            result = await self._decisions.run(
-                partial(self.operations.run, operation, arguments))
+            return await self._decisions.run(partial(self.operations.run, operation))
         finally:
             self.ensure_writers()
-        if not isinstance(result, bytes):
-            raise TypeError("an admin operation must end in msgpack bytes")
-        return result
 
     async def _serve_admin(self, peer_id: str, method: str, payload: bytes) -> bytes:
-        call = forwarding.decode(payload, AdminCall)
-        return await self._run_operation(call.operation, call.arguments)
+        return await self._run_operation(decode_call(payload))
 
-    async def _on_leader(self, operation: str, arguments: dict[str, object],
-                         timeout_s: float) -> bytes:
-        """Run an admin operation where it belongs; its msgpack result."""
+    async def _on_leader(self, operation: KeyOperation, timeout_s: float) -> bytes:
+        """Run an operation where it belongs; its msgpack result."""
         self.require_kek()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -292,13 +295,12 @@ class EncryptionController:
             remaining_s = deadline - loop.time()
             try:
                 if self._engine.is_leader():
-                    return await asyncio.wait_for(
-                        self._run_operation(operation, arguments), remaining_s)
+                    return await asyncio.wait_for(self._run_operation(operation), remaining_s)
                 return await self._engine.call(
                     require_leader_id(self._engine), forwarding.METHOD_ADMIN,
-                    forwarding.encode(AdminCall(operation, arguments)), timeout_s=remaining_s)
+                    encode_call(operation), timeout_s=remaining_s)
             except TimeoutError:
-                raise OutcomeUnknown(f"{operation} was not decided within the deadline",
+                raise OutcomeUnknown(f"{operation.name} was not decided within the deadline",
                                      remedy=LOOK_FIRST) from None
             except (OutcomeUnknown, DeadlineExceeded):
                 raise
@@ -312,46 +314,36 @@ class EncryptionController:
     async def bootstrap(self, *, wrapped_storage: bytes, wrapped_raft: bytes, storage_dek_id: int,
                         raft_dek_id: int, writers: Sequence[WriterRow],
                         timeout_s: float) -> BootstrapResult:
-        reply = await self._on_leader("bootstrap", {
-            "wrapped_storage": wrapped_storage, "wrapped_raft": wrapped_raft,
-            "storage_dek_id": storage_dek_id, "raft_dek_id": raft_dek_id,
-            "writers": list(writers)}, timeout_s)
-        return BootstrapResult(*_result(reply, tuple[int, int, int]))
+        reply = await self._on_leader(BootstrapKeys(
+            wrapped_storage, wrapped_raft, storage_dek_id, raft_dek_id, list(writers)), timeout_s)
+        return _result(reply, BootstrapResult)
 
     async def rotate_dek(self, *, purpose: Purpose, wrapped: bytes, new_dek_id: int,
                          proposer_node_id: int, proposer_local_epoch: int,
                          timeout_s: float) -> RotateResult:
-        reply = await self._on_leader("rotate_dek", {
-            "purpose": int(purpose), "wrapped": wrapped, "new_dek_id": new_dek_id,
-            "proposer_node_id": proposer_node_id,
-            "proposer_local_epoch": proposer_local_epoch}, timeout_s)
-        return RotateResult(*_result(reply, tuple[int, int]))
+        reply = await self._on_leader(RotateDek(
+            purpose, wrapped, new_dek_id, proposer_node_id, proposer_local_epoch), timeout_s)
+        return _result(reply, RotateResult)
 
     async def register_writers(self, *, dek_id: int, writers: Sequence[WriterRow],
                                timeout_s: float) -> int:
-        reply = await self._on_leader("register_writers", {
-            "dek_id": dek_id, "writers": list(writers)}, timeout_s)
+        reply = await self._on_leader(RegisterWriters(dek_id, list(writers)), timeout_s)
         return _result(reply, int)
 
     async def enable_storage_envelope(self, *, proposer_node_id: int, proposer_local_epoch: int,
                                       timeout_s: float) -> CutoverResult:
-        return await self._cutover("enable_storage_envelope", proposer_node_id,
-                                   proposer_local_epoch, timeout_s)
+        reply = await self._on_leader(
+            EnableStorageEnvelope(proposer_node_id, proposer_local_epoch), timeout_s)
+        return _result(reply, CutoverResult)
 
     async def enable_raft_envelope(self, *, proposer_node_id: int, proposer_local_epoch: int,
                                    timeout_s: float) -> CutoverResult:
-        return await self._cutover("enable_raft_envelope", proposer_node_id,
-                                   proposer_local_epoch, timeout_s)
-
-    async def _cutover(self, operation: str, node_id: int, epoch: int,
-                       timeout_s: float) -> CutoverResult:
-        reply = await self._on_leader(operation, {
-            "proposer_node_id": node_id, "proposer_local_epoch": epoch}, timeout_s)
+        reply = await self._on_leader(
+            EnableRaftEnvelope(proposer_node_id, proposer_local_epoch), timeout_s)
         return _result(reply, CutoverResult)
 
     async def resync_sidecar(self, *, caller_full_node_id: int, timeout_s: float) -> SidecarState:
-        reply = await self._on_leader("sidecar_state_for", {
-            "caller_full_node_id": caller_full_node_id}, timeout_s)
+        reply = await self._on_leader(SidecarStateFor(caller_full_node_id), timeout_s)
         return forwarding.decode(reply, SidecarState)
 
     async def capability(self) -> Capability:

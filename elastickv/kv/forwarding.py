@@ -80,10 +80,10 @@ class RegisterReply(_Message):
 
 
 class AdminCall(_Message):
-    """An admin operation forwarded to the leader; `arguments` are msgpack of a plain mapping."""
+    """An operation on keys for the leader, by name (`kv.key_operations`)."""
 
     operation: str
-    arguments: dict[str, object]
+    arguments: msgspec.Raw
 
 
 def encode(message: object) -> bytes:

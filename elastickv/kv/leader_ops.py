@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
@@ -22,7 +21,6 @@ from elastickv.errors import (
     ElasticKVError,
     EncryptionConflict,
     EntryRejected,
-    InvalidArgument,
     NodeIdCollision,
     NotBootstrapped,
     NotLeader,
@@ -38,8 +36,22 @@ from elastickv.kv.admission import (
     require_no_member_shadowed,
     require_room,
 )
-from elastickv.kv.api import CutoverResult, SidecarState
+from elastickv.kv.api import (
+    BootstrapResult,
+    CutoverResult,
+    RotateResult,
+    WriterRow,
+)
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
+from elastickv.kv.key_operations import (
+    BootstrapKeys,
+    EnableRaftEnvelope,
+    EnableStorageEnvelope,
+    KeyOperation,
+    RegisterWriters,
+    RotateDek,
+    SidecarStateFor,
+)
 from elastickv.kv.members import Members
 from elastickv.kv.proposer import NotSealable, Proposer
 from elastickv.kv.usage import NonceBudgets
@@ -80,26 +92,37 @@ class LeaderOperations:
         self._term = 0
         """In which the operation that holds the lock began."""
 
-    async def run(self, operation: str, arguments: dict[str, object]) -> bytes:
-        """Run an operation by name, once this node may; its msgpack result.
+    async def run(self, operation: KeyOperation) -> bytes:
+        """Run an operation, once this node may; its msgpack result.
 
         Raises `NotLeader` and other `PeerError`s only where certainly nothing was proposed.
         """
         self._require_gate()
-        known = OPERATIONS.get(operation)
-        if known is None:
-            raise InvalidArgument(f"unknown admin operation {operation!r}",
-                                  remedy="run the same version on every node")
         while True:
             self._proposer.require_leader()
-            if known.proposes:
-                await self._prepare(known.seals_under)
+            if operation.proposes:
+                await self._prepare(operation.seals_under)
             async with self.lock:
                 self._begin()
                 try:
-                    return forwarding.encode(await known.handler(self, **arguments))
+                    return forwarding.encode(await self._carry_out(operation))
                 except (NotSealable, LedElsewhere):
                     continue
+
+    async def _carry_out(self, operation: KeyOperation) -> object:
+        match operation:
+            case BootstrapKeys():
+                return await self._bootstrap(operation)
+            case RotateDek():
+                return await self._rotate_dek(operation)
+            case RegisterWriters():
+                return await self._register_writers(operation)
+            case EnableStorageEnvelope():
+                return await self._enable_storage(operation)
+            case EnableRaftEnvelope():
+                return await self._enable_raft(operation)
+            case SidecarStateFor():
+                return self._members.sidecar_state(operation.caller_full_node_id)
 
     def _begin(self) -> None:
         """What follows is decided by what this leadership knows. Needs the lock, which is this
@@ -144,11 +167,11 @@ class LeaderOperations:
                 RegistryRow(message.dek_id, message.full_node_id, message.local_epoch)))
             return RegisterReply(index, message.local_epoch)
 
-    async def _register_writers(self, *, dek_id: int, writers: list[tuple[int, int]]) -> int:
+    async def _register_writers(self, operation: RegisterWriters) -> int:
         self._require_bootstrapped()
-        self._require_known(dek_id)
-        rows = [RegistryRow(dek_id, node, epoch) for node, epoch in writers]
-        self._require_registrable(writers)
+        self._require_known(operation.dek_id)
+        rows = [RegistryRow(operation.dek_id, node, epoch) for node, epoch in operation.writers]
+        self._require_registrable(operation.writers)
         require_no_member_shadowed([row.full_node_id for row in rows], self._engine.members())
         try:
             self._applier.validate_writers(rows)
@@ -210,62 +233,64 @@ class LeaderOperations:
 
     # --- keys -----------------------------------------------------------------------------------
 
-    async def _bootstrap(self, *, wrapped_storage: bytes, wrapped_raft: bytes,
-                         storage_dek_id: int, raft_dek_id: int,
-                         writers: list[tuple[int, int]]) -> tuple[int, int, int]:
-        if not storage_dek_id:
-            if self._applier.sidecar is not None:
-                raise EncryptionConflict(
-                    "the cluster is already bootstrapped",
-                    remedy="use elastickv admin encryption rotate-dek for new keys")
-            kek = self._require_gate()
-            capable = await self._members.require_all_capable()
-            storage_dek_id = self._fresh_dek_id()
-            raft_dek_id = self._fresh_dek_id(other_than=storage_dek_id)
-            wrapped_storage = kek.generate_wrapped_dek()
-            wrapped_raft = kek.generate_wrapped_dek()
-            writers = [(member.full_node_id, member.local_epoch) for member in capable]
+    async def _bootstrap(self, operation: BootstrapKeys) -> BootstrapResult:
+        if not operation.storage_dek_id:
+            operation = await self._own_bootstrap()
+        storage_dek_id, wrapped_storage = operation.storage_dek_id, operation.wrapped_storage
+        raft_dek_id, wrapped_raft = operation.raft_dek_id, operation.wrapped_raft
         await self._members.require_unwraps([wrapped_storage, wrapped_raft])
-        self._require_registrable(writers)
+        self._require_registrable(operation.writers)
         rows = [RegistryRow(dek_id, node, epoch)
-                for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in writers]
+                for dek_id in (storage_dek_id, raft_dek_id) for node, epoch in operation.writers]
         sidecar = self._applier.sidecar
         if sidecar is not None and all(map(self._has_registered, rows)) \
                 and sidecar.holds_active(Purpose.STORAGE, storage_dek_id, wrapped_storage) \
                 and sidecar.holds_active(Purpose.RAFT, raft_dek_id, wrapped_raft):
-            return sidecar.raft_applied_index, storage_dek_id, raft_dek_id
+            return BootstrapResult(sidecar.raft_applied_index, storage_dek_id, raft_dek_id)
         index = await self._propose_validated(Bootstrap(
             storage_dek_id, wrapped_storage, raft_dek_id, wrapped_raft, tuple(rows)))
-        return index, storage_dek_id, raft_dek_id
+        return BootstrapResult(index, storage_dek_id, raft_dek_id)
 
-    async def _rotate_dek(self, *, purpose: int, wrapped: bytes, new_dek_id: int,
-                          proposer_node_id: int, proposer_local_epoch: int,
-                          replaces: int = 0) -> tuple[int, int]:
-        """`replaces` other than 0: only if that DEK is still the active one."""
+    async def _own_bootstrap(self) -> BootstrapKeys:
+        """New keys, with every member as a writer."""
+        if self._applier.sidecar is not None:
+            raise EncryptionConflict(
+                "the cluster is already bootstrapped",
+                remedy="use elastickv admin encryption rotate-dek for new keys")
         kek = self._require_gate()
-        active = self._require_bootstrapped().active(Purpose(purpose))
-        if replaces not in (0, active):
-            return 0, active
-        own = not new_dek_id
-        if own:
-            new_dek_id = self._fresh_dek_id()
-            wrapped = kek.generate_wrapped_dek()
-            proposer_node_id, proposer_local_epoch = self._full_node_id, FIRST_EPOCH
-        await self._members.require_unwraps([wrapped])
-        row = RegistryRow(new_dek_id, proposer_node_id, proposer_local_epoch)
-        entry = Rotation(RotationTag.ROTATE_DEK, new_dek_id, purpose, wrapped, row)
-        if not own:
-            self._require_registrable([(proposer_node_id, proposer_local_epoch)])
-            sidecar = self._require_bootstrapped()
-            if sidecar.holds_active(Purpose(purpose), new_dek_id, wrapped) \
-                    and self._has_registered(row):
-                return sidecar.raft_applied_index, new_dek_id
-            return await self._propose_validated(entry), new_dek_id
-        return await self._propose_own_rotation(entry), new_dek_id
+        capable = await self._members.require_all_capable()
+        storage_dek_id = self._fresh_dek_id()
+        return BootstrapKeys(
+            kek.generate_wrapped_dek(), kek.generate_wrapped_dek(), storage_dek_id,
+            self._fresh_dek_id(other_than=storage_dek_id),
+            [WriterRow(member.full_node_id, member.local_epoch) for member in capable])
 
-    async def _propose_own_rotation(self, entry: Rotation) -> int:
-        """A rotation that registers this process and reserves its first nonces."""
-        dek_id = entry.dek_id
+    async def _rotate_dek(self, operation: RotateDek) -> RotateResult:
+        active = self._require_bootstrapped().active(operation.purpose)
+        if operation.replaces not in (0, active):
+            return RotateResult(0, active)
+        if operation.new_dek_id:
+            return await self._rotate_to(operation)
+        return await self._rotate_own(operation.purpose)
+
+    async def _rotate_to(self, operation: RotateDek) -> RotateResult:
+        """To the DEK that the caller brings."""
+        dek_id, wrapped = operation.new_dek_id, operation.wrapped
+        row = RegistryRow(dek_id, operation.proposer_node_id, operation.proposer_local_epoch)
+        await self._members.require_unwraps([wrapped])
+        self._require_registrable([(row.full_node_id, row.local_epoch)])
+        sidecar = self._require_bootstrapped()
+        if sidecar.holds_active(operation.purpose, dek_id, wrapped) and self._has_registered(row):
+            return RotateResult(sidecar.raft_applied_index, dek_id)
+        return RotateResult(await self._propose_validated(Rotation(
+            RotationTag.ROTATE_DEK, dek_id, int(operation.purpose), wrapped, row)), dek_id)
+
+    async def _rotate_own(self, purpose: Purpose) -> RotateResult:
+        """To a new DEK, which registers this process and reserves its first nonces."""
+        dek_id, wrapped = self._fresh_dek_id(), self._require_gate().generate_wrapped_dek()
+        await self._members.require_unwraps([wrapped])
+        entry = Rotation(RotationTag.ROTATE_DEK, dek_id, int(purpose), wrapped,
+                         RegistryRow(dek_id, self._full_node_id, FIRST_EPOCH))
         self._writers.begin_rotation(dek_id)
         applied = False
         try:
@@ -274,24 +299,22 @@ class LeaderOperations:
             applied = True
         finally:
             self._writers.end_rotation(dek_id, FIRST_EPOCH, applied=applied)
-        return index
+        return RotateResult(index, dek_id)
 
     # --- cutovers -------------------------------------------------------------------------------
 
-    async def _enable_storage(self, *, proposer_node_id: int,
-                              proposer_local_epoch: int) -> CutoverResult:
+    async def _enable_storage(self, operation: EnableStorageEnvelope) -> CutoverResult:
         sidecar = self._require_bootstrapped()
         if sidecar.storage_envelope_active:
             cutover = sidecar.storage_envelope_cutover_index
             return CutoverResult(cutover, [], True, cutover_index_unknown=cutover == 0)
         capable = await self._members.require_all_capable()
         index = await self._propose_cutover(
-            RotationTag.ENABLE_STORAGE_ENVELOPE, Purpose.STORAGE, proposer_node_id,
-            proposer_local_epoch)
+            RotationTag.ENABLE_STORAGE_ENVELOPE, Purpose.STORAGE, operation.proposer_node_id,
+            operation.proposer_local_epoch)
         return CutoverResult(index, capable, False)
 
-    async def _enable_raft(self, *, proposer_node_id: int,
-                           proposer_local_epoch: int) -> CutoverResult:
+    async def _enable_raft(self, operation: EnableRaftEnvelope) -> CutoverResult:
         sidecar = self._require_bootstrapped()
         if sidecar.raft_envelope_cutover_index:
             return CutoverResult(sidecar.raft_envelope_cutover_index, [], True)
@@ -301,8 +324,8 @@ class LeaderOperations:
                 remedy="run elastickv admin encryption enable-storage-envelope first")
         capable = await self._members.require_all_capable()
         index = await self._propose_cutover(
-            RotationTag.ENABLE_RAFT_ENVELOPE, Purpose.RAFT, proposer_node_id,
-            proposer_local_epoch)
+            RotationTag.ENABLE_RAFT_ENVELOPE, Purpose.RAFT, operation.proposer_node_id,
+            operation.proposer_local_epoch)
         return CutoverResult(index, capable, False)
 
     async def _propose_cutover(self, tag: RotationTag, purpose: Purpose, node_id: int,
@@ -327,9 +350,6 @@ class LeaderOperations:
 
     # --- the rest -------------------------------------------------------------------------------
 
-    async def _sidecar_state_for(self, *, caller_full_node_id: int) -> SidecarState:
-        return self._members.sidecar_state(caller_full_node_id)
-
     def _require_bootstrapped(self) -> Sidecar:
         sidecar = self._applier.sidecar
         if sidecar is None:
@@ -351,26 +371,6 @@ class LeaderOperations:
 class LedElsewhere(NotLeader):
     """This node leads again: what an operation found out before may have changed under another
     leader. Certainly nothing was proposed."""
-
-
-class Operation(NamedTuple):
-    """An operation that members may ask of the leader. `proposes`: it seals an entry, unless it is
-    a registration; `seals_under`: what user writes are sealed under once it has taken effect."""
-
-    handler: Callable[..., Awaitable[object]]
-    proposes: bool = True
-    seals_under: Purpose | None = None
-
-
-OPERATIONS: dict[str, Operation] = {
-    "bootstrap": Operation(LeaderOperations._bootstrap),
-    "rotate_dek": Operation(LeaderOperations._rotate_dek),
-    "register_writers": Operation(LeaderOperations._register_writers, proposes=False),
-    "enable_storage_envelope": Operation(LeaderOperations._enable_storage,
-                                         seals_under=Purpose.STORAGE),
-    "enable_raft_envelope": Operation(LeaderOperations._enable_raft, seals_under=Purpose.RAFT),
-    "sidecar_state_for": Operation(LeaderOperations._sidecar_state_for, proposes=False),
-}
 
 
 def _writers_of(entry: Entry) -> list[int]:

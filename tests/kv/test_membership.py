@@ -248,9 +248,9 @@ def test_an_answer_that_does_not_parse_is_an_unknown_outcome() -> None:
 
 @pytest.mark.parametrize(("method", "call"), [
     (METHOD_CHANGE, [ChangeKind.REMOVE.value, "n3"]),
-    (forwarding.METHOD_ADMIN, forwarding.AdminCall("rotate_dek", {
+    (forwarding.METHOD_ADMIN, ["rotate_dek", {
         "purpose": 1, "wrapped": b"", "new_dek_id": 0, "proposer_node_id": 0,
-        "proposer_local_epoch": 0})),
+        "proposer_local_epoch": 0}]),
     (forwarding.METHOD_REGISTER_SELF, forwarding.RegisterSelf(1, full_node_id("n9"), 5)),
     (forwarding.METHOD_WRITE, forwarding.WriteGroup(1000, [])),
 ], ids=["membership", "keys", "writer", "values"])
