@@ -11,8 +11,7 @@ Any member takes any call; what only the leader can do is forwarded over the pee
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -22,11 +21,9 @@ from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id as full_id_of
 from elastickv.crypto.nonce import node_id16
 from elastickv.errors import (
-    DeadlineExceeded,
     DekExhausted,
     GateOff,
     InvalidArgument,
-    OutcomeUnknown,
     PeerError,
 )
 from elastickv.keys.applier import Applier
@@ -57,7 +54,7 @@ from elastickv.kv.key_operations import (
     encode_call,
 )
 from elastickv.kv.leader_ops import LeaderOperations
-from elastickv.kv.leading import Decisions, require_leader_id
+from elastickv.kv.leading import Decisions, on_leader, require_leader_id
 from elastickv.kv.members import Members
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.proposer import Proposer
@@ -289,25 +286,14 @@ class EncryptionController:
     async def _on_leader(self, operation: KeyOperation, timeout_s: float) -> bytes:
         """Run an operation where it belongs; its msgpack result."""
         self.require_kek()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while True:
-            remaining_s = deadline - loop.time()
-            try:
-                if self._engine.is_leader():
-                    return await asyncio.wait_for(self._run_operation(operation), remaining_s)
-                return await self._engine.call(
-                    require_leader_id(self._engine), forwarding.METHOD_ADMIN,
-                    encode_call(operation), timeout_s=remaining_s)
-            except TimeoutError:
-                raise OutcomeUnknown(f"{operation.name} was not decided within the deadline",
-                                     remedy=LOOK_FIRST) from None
-            except (OutcomeUnknown, DeadlineExceeded):
-                raise
-            except PeerError:  # certainly not proposed: no leader yet, or it moved
-                if deadline - loop.time() <= 0.1:
-                    raise
-                await asyncio.sleep(0.05)
+
+        def ask(leader_id: str, remaining_s: float) -> Awaitable[bytes]:
+            return self._engine.call(leader_id, forwarding.METHOD_ADMIN, encode_call(operation),
+                                     timeout_s=remaining_s)
+
+        return await on_leader(
+            self._engine, lambda remaining_s: self._run_operation(operation), ask,
+            what=operation.name, timeout_s=timeout_s, remedy=LOOK_FIRST, retried=(PeerError,))
 
     # --- the calls ------------------------------------------------------------------------------
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from elastickv.errors import NoLeader
+from elastickv.errors import DeadlineExceeded, NoLeader, OutcomeUnknown, PeerError
 from elastickv.raft.engine import RaftEngine
+
+RETRY_S = 0.05
 
 T = TypeVar("T")
 
@@ -19,6 +21,34 @@ def require_leader_id(engine: RaftEngine) -> str:
         raise NoLeader("the cluster has no leader now; nothing was proposed",
                        remedy="retry; check elastickv admin raft status if it persists")
     return leader_id
+
+
+async def on_leader(engine: RaftEngine, lead: Callable[[float], Awaitable[T]],
+                    ask: Callable[[str, float], Awaitable[T]], *, what: str, timeout_s: float,
+                    remedy: str, retried: tuple[type[PeerError], ...]) -> T:
+    """Run an operation where it belongs: `lead(remaining_s)` where this node leads, else
+    `ask(leader_id, remaining_s)`; again after an error that is `retried`, which both raise only
+    where the operation certainly was not begun.
+
+    Raises what they raise, or `OutcomeUnknown` with `remedy` when it was not decided in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while True:
+        remaining_s = deadline - loop.time()
+        try:
+            if engine.is_leader():
+                return await asyncio.wait_for(lead(remaining_s), remaining_s)
+            return await ask(require_leader_id(engine), remaining_s)
+        except TimeoutError:
+            raise OutcomeUnknown(f"{what} was not decided within the deadline",
+                                 remedy=remedy) from None
+        except (OutcomeUnknown, DeadlineExceeded):
+            raise
+        except retried:
+            if deadline - loop.time() <= 2 * RETRY_S:
+                raise
+            await asyncio.sleep(RETRY_S)
 
 
 class Decisions:

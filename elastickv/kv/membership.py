@@ -56,7 +56,7 @@ from elastickv.kv.admission import (
 )
 from elastickv.kv.api import Capability
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
-from elastickv.kv.leading import Decisions, require_leader_id
+from elastickv.kv.leading import RETRY_S, Decisions, on_leader
 from elastickv.raft.engine import RaftEngine
 from elastickv.raft.membership import (
     ChangeContext,
@@ -80,7 +80,6 @@ ASK_TIMEOUT_S = 8.0
 """How long a node that is to be added may take to be reached and to answer. A first dial to a node
 with a lower id waits a second for that node to dial."""
 CATCH_UP_TIMEOUT_S = 2.0
-RETRY_S = 0.05
 
 ADDITIONS = (ChangeKind.ADD_VOTER, ChangeKind.ADD_LEARNER)
 
@@ -174,33 +173,26 @@ class MembershipController:
 
     async def _on_leader(self, call: _Call, timeout_s: float) -> int:
         """Run `call` where it belongs, as often as it certainly was not begun."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while True:
-            remaining_s = deadline - loop.time()
-            call.timeout_ms = max(1, int(remaining_s * 1000))
+
+        def lead(remaining_s: float) -> Awaitable[int]:
+            return self._decisions.run(partial(self._lead, _limited(call, remaining_s)))
+
+        async def ask(leader_id: str, remaining_s: float) -> int:
             try:
-                if self._engine.is_leader():
-                    return await asyncio.wait_for(
-                        self._decisions.run(partial(self._lead, call)), remaining_s)
                 return forwarding.decode_outcome(
-                    await self._engine.call(require_leader_id(self._engine), METHOD_CHANGE,
-                                            forwarding.encode(call), timeout_s=remaining_s),
-                    int, LOOK_FIRST)
-            except TimeoutError:
-                raise OutcomeUnknown(
-                    f"{call.operation} was not decided within the deadline",
-                    remedy=LOOK_FIRST) from None
+                    await self._engine.call(leader_id, METHOD_CHANGE,
+                                            forwarding.encode(_limited(call, remaining_s)),
+                                            timeout_s=remaining_s), int, LOOK_FIRST)
             except OutcomeUnknown:
                 # The answer to a node's own removal is lost with its links, yet it knows.
                 if self._removed_at and (call.operation, call.node_id) == (
                         ChangeKind.REMOVE.value, self._engine.node_id):
                     return self._removed_at
                 raise
-            except (NotLeader, NoLeader, Unreachable):
-                if deadline - loop.time() <= 2 * RETRY_S:
-                    raise
-                await asyncio.sleep(RETRY_S)
+
+        return await on_leader(
+            self._engine, lead, ask, what=call.operation, timeout_s=timeout_s, remedy=LOOK_FIRST,
+            retried=(NotLeader, NoLeader, Unreachable))
 
     async def _serve_change(self, peer_id: str, method: str, payload: bytes) -> bytes:
         return forwarding.encode(await self._decisions.run(
@@ -369,6 +361,10 @@ class MembershipController:
         unwraps = forwarding.decode(
             await call(forwarding.METHOD_CAN_UNWRAP, forwarding.encode(wrapped)), bool)
         return Candidate(node_id, identity.raft_address, capability, unwraps)
+
+
+def _limited(call: _Call, remaining_s: float) -> _Call:
+    return msgspec.structs.replace(call, timeout_ms=max(1, int(remaining_s * 1000)))
 
 
 def _change_of(call: _Call) -> MembershipChange:
