@@ -90,29 +90,9 @@ def own_epochs(rows: Iterable[tuple[bytes, bytes]], full_node_id: int) -> dict[i
     return epochs
 
 
-class Insert(NamedTuple):
-    """Case 1: the writer is new."""
-
-    record: WriterRecord
-
-
-class Advance(NamedTuple):
-    """Case 2: a known writer with a higher epoch."""
-
-    record: WriterRecord
-
-
-class NoChange(NamedTuple):
-    """Case 2i: a known writer with the same epoch, as after a replay."""
-
-    record: WriterRecord
-
-
-Decision = Insert | Advance | NoChange
-
-
-def decide(existing: bytes | None, row: RegistryRow) -> Decision:
-    """What a registration does to the row that stands at its key.
+def decide(existing: bytes | None, row: RegistryRow) -> WriterRecord | None:
+    """What a registration writes over the row that stands at its key: a record for a new writer
+    (case 1) or a higher epoch (case 2); None for the same epoch, as after a replay (case 2i).
 
     Raises `EpochRollback` (case 3: same node, lower epoch), `NodeIdCollision` (case 4: another
     node), `EntryRejected` for DEK id 0, or `StoreCorrupt` when the row does not parse.
@@ -120,7 +100,7 @@ def decide(existing: bytes | None, row: RegistryRow) -> Decision:
     if row.dek_id == 0:
         raise EntryRejected("a writer registration for DEK id 0, which is never a key")
     if existing is None:
-        return Insert(WriterRecord(row.full_node_id, row.local_epoch, row.local_epoch))
+        return WriterRecord(row.full_node_id, row.local_epoch, row.local_epoch)
     record = decode_row_value(existing)
     if record.full_node_id != row.full_node_id:
         raise NodeIdCollision(
@@ -133,5 +113,5 @@ def decide(existing: bytes | None, row: RegistryRow) -> Decision:
             f" {row.dek_id}; the registry has seen {record.last_seen_epoch}",
             remedy="restart that node, which takes a higher epoch")
     if row.local_epoch == record.last_seen_epoch:
-        return NoChange(record)
-    return Advance(record._replace(last_seen_epoch=row.local_epoch))
+        return None
+    return record._replace(last_seen_epoch=row.local_epoch)

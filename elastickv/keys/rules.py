@@ -26,7 +26,7 @@ from elastickv.errors import (
     SidecarCorrupt,
 )
 from elastickv.keys.lifecycle import CutoverAction, step_cutover
-from elastickv.keys.registry import NoChange, ReadRow, decide, encode_row_value, row_key
+from elastickv.keys.registry import ReadRow, decide, encode_row_value, row_key
 from elastickv.keys.sidecar import Sidecar, SidecarKey
 from elastickv.wire import (
     Bootstrap,
@@ -93,9 +93,9 @@ def plan_rows(rows: Sequence[RegistryRow], read_row: ReadRow) -> list[tuple[byte
     for row in rows:
         key = row_key(row.dek_id, node_id16(row.full_node_id))
         existing = written[key] if key in written else read_row(key)
-        decision = decide(existing, row)
-        if not isinstance(decision, NoChange):
-            written[key] = encode_row_value(decision.record)
+        record = decide(existing, row)
+        if record is not None:
+            written[key] = encode_row_value(record)
     return list(written.items())
 
 
