@@ -69,7 +69,6 @@ from elastickv.kv.rotation import (
 from elastickv.kv.sealing import Sealing
 from elastickv.kv.txn import Sealer
 from elastickv.kv.usage import NonceBudgets
-from elastickv.kv.writers import Registration as WriterRegistration
 from elastickv.kv.writers import WriterRegistrar
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.store.mvcc_store import Store
@@ -214,16 +213,14 @@ class EncryptionController:
 
     # --- writer registration --------------------------------------------------------------------
 
-    async def _register_through_leader(self, dek_id: int, epoch: int) -> WriterRegistration:
+    async def _register_through_leader(self, dek_id: int, epoch: int) -> RegisterReply:
         message = RegisterSelf(dek_id, self._full_node_id, epoch)
         if self._engine.is_leader():
-            reply = await self.operations.register_self(message)
-        else:
-            reply = _result(
-                await self._engine.call(
-                    require_leader_id(self._engine), forwarding.METHOD_REGISTER_SELF,
-                    forwarding.encode(message), timeout_s=REGISTER_TIMEOUT_S), RegisterReply)
-        return WriterRegistration(reply.applied_index != 0, reply.last_seen_epoch)
+            return await self.operations.register_self(message)
+        return _result(
+            await self._engine.call(
+                require_leader_id(self._engine), forwarding.METHOD_REGISTER_SELF,
+                forwarding.encode(message), timeout_s=REGISTER_TIMEOUT_S), RegisterReply)
 
     async def _serve_register_self(self, peer_id: str, method: str, payload: bytes) -> bytes:
         message = forwarding.decode(payload, RegisterSelf)

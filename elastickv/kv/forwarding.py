@@ -78,6 +78,10 @@ class RegisterReply(_Message):
     applied_index: int
     last_seen_epoch: int
 
+    @property
+    def accepted(self) -> bool:
+        return self.applied_index != 0
+
 
 class AdminCall(_Message):
     """An operation on keys for the leader, by name (`kv.key_operations`)."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from elastickv.crypto.nonce import NonceFactory
 from elastickv.errors import (
@@ -39,6 +38,7 @@ from elastickv.errors import (
 )
 from elastickv.keys.epochs import next_epoch
 from elastickv.keys.guards import NodeIdTaken
+from elastickv.kv.forwarding import RegisterReply
 
 FIRST_PAUSE_S = 0.02
 MAX_PAUSE_S = 1.0
@@ -77,14 +77,6 @@ TRANSITIONS: Mapping[tuple[WriterState, WriterEvent], WriterState] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """Outcome of one attempt: `accepted`, or the registry's `last_seen` that stands in the way."""
-
-    accepted: bool
-    last_seen: int = 0
-
-
 class WriterRegistrar:
     """Confirms this node as a writer of the DEKs it needs, one task per DEK.
 
@@ -95,7 +87,7 @@ class WriterRegistrar:
 
     def __init__(self, node_id16: int, *, local_epoch: Callable[[int], int],
                  persist: Callable[[int, int], None],
-                 register: Callable[[int, int], Awaitable[Registration]],
+                 register: Callable[[int, int], Awaitable[RegisterReply]],
                  on_confirmed: Callable[[int], None],
                  on_fatal: Callable[[BaseException], None]) -> None:
         self._node_id16 = node_id16
@@ -220,4 +212,4 @@ class WriterRegistrar:
                 return WriterEvent.REFUSED if certain else WriterEvent.DOUBTFUL, 0
             else:
                 event = WriterEvent.ACCEPTED if reply.accepted else WriterEvent.STALE
-                return event, reply.last_seen
+                return event, reply.last_seen_epoch

@@ -18,13 +18,8 @@ from elastickv.errors import (
 from elastickv.keys.epochs import next_epoch
 from elastickv.keys.guards import EpochExhausted, NodeIdTaken
 from elastickv.kv import writers
-from elastickv.kv.writers import (
-    TRANSITIONS,
-    Registration,
-    WriterEvent,
-    WriterRegistrar,
-    WriterState,
-)
+from elastickv.kv.forwarding import RegisterReply
+from elastickv.kv.writers import TRANSITIONS, WriterEvent, WriterRegistrar, WriterState
 from tests.walked import Walked
 
 
@@ -58,17 +53,17 @@ class Leader:
         self.lose_after_commit = 0
         self.asked: list[int] = []
 
-    async def register(self, dek_id: int, epoch: int) -> Registration:
+    async def register(self, dek_id: int, epoch: int) -> RegisterReply:
         self.asked.append(epoch)
         if self.script:
             raise self.script.pop(0)
         if epoch <= self.last_seen:
-            return Registration(False, self.last_seen)
+            return RegisterReply(0, self.last_seen)
         self.last_seen = epoch
         if self.lose_after_commit:
             self.lose_after_commit -= 1
             raise OutcomeUnknown("lost")
-        return Registration(True)
+        return RegisterReply(1, epoch)
 
 
 class Harness:
