@@ -23,7 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -55,7 +55,8 @@ from elastickv.kv.admission import (
     unregistered,
 )
 from elastickv.kv.api import Capability
-from elastickv.kv.forwarding import RegisterReply, RegisterSelf
+from elastickv.kv.forwarding import RegisterSelf
+from elastickv.kv.leader_ops import LeaderOperations
 from elastickv.kv.leading import RETRY_S, Decisions, on_leader
 from elastickv.raft.engine import RaftEngine
 from elastickv.raft.membership import (
@@ -84,15 +85,6 @@ CATCH_UP_TIMEOUT_S = 2.0
 ADDITIONS = (ChangeKind.ADD_VOTER, ChangeKind.ADD_LEARNER)
 
 
-class KeyChanges(Protocol):
-    """The leader's side of key changes (`kv.leader_ops.LeaderOperations`)."""
-
-    @property
-    def lock(self) -> asyncio.Lock: ...
-
-    async def register_self(self, message: RegisterSelf) -> RegisterReply: ...
-
-
 class _Call(msgspec.Struct, array_like=True):
     """An operation for the leader: a `ChangeKind` or `TRANSFER`. `address` of a transfer is the
     target's raft address, "" = any."""
@@ -116,8 +108,8 @@ class _Identity(msgspec.Struct, array_like=True):
 class MembershipController:
     """One node's membership operations. Implements `kv.api.MembershipApi`."""
 
-    def __init__(self, engine: RaftEngine, store: Store, applier: Applier, keys: KeyChanges, *,
-                 raft_address: str) -> None:
+    def __init__(self, engine: RaftEngine, store: Store, applier: Applier, keys: LeaderOperations,
+                 *, raft_address: str) -> None:
         self._engine = engine
         self._store = store
         self._applier = applier
