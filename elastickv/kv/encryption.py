@@ -58,14 +58,7 @@ from elastickv.kv.leading import Decisions, on_leader, require_leader_id
 from elastickv.kv.members import Members
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.kv.proposer import Proposer
-from elastickv.kv.rotation import (
-    AutomaticRotation,
-    DekFacts,
-    Reason,
-    RotationSettings,
-    View,
-    age_s,
-)
+from elastickv.kv.rotation import AutomaticRotation, DekFacts, RotationSettings, View, age_s
 from elastickv.kv.sealing import Sealing
 from elastickv.kv.txn import Sealer
 from elastickv.kv.usage import NonceBudgets
@@ -117,7 +110,7 @@ class EncryptionController:
         self.operations = LeaderOperations(
             engine, store, applier, self.proposer, self.writers, self.budgets, self.members,
             full_node_id=full_node_id, require_gate=self.require_kek)
-        self.rotation = AutomaticRotation(settings, self._rotation_view, self._rotate_due,
+        self.rotation = AutomaticRotation(settings, self._rotation_view, self.rotate_own,
                                           self._clock, on_fatal=on_fatal)
         engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self,
                       members_only=True)
@@ -250,9 +243,6 @@ class EncryptionController:
                 self.budgets.total(dek_id),
                 max((decode_row_value(value).last_seen_epoch for _, value in rows), default=0),
                 self.budgets.is_spent(dek_id))
-
-    async def _rotate_due(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
-        await self.rotate_own(purpose, dek_id)
 
     async def rotate_own(self, purpose: Purpose, dek_id: int) -> None:
         """Replace a DEK if it is still the active one. This node must lead."""

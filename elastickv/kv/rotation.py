@@ -135,13 +135,13 @@ class View:
 
 
 class AutomaticRotation:
-    """The task of one node. `rotate(purpose, dek_id, reason)` replaces that DEK through the
+    """The task of one node. `rotate(purpose, dek_id)` replaces that DEK through the
     leader's own operations and raises typed errors. What else ends the task, as damage in what the
     view is read from, is told to `on_fatal`: a node must not go on with DEKs that nobody rotates.
     """
 
     def __init__(self, settings: RotationSettings, view: Callable[[], View],
-                 rotate: Callable[[Purpose, int, Reason], Awaitable[None]], clock: Clock, *,
+                 rotate: Callable[[Purpose, int], Awaitable[None]], clock: Clock, *,
                  on_fatal: Callable[[BaseException], None]) -> None:
         self._settings = settings
         self._view = view
@@ -212,7 +212,7 @@ class AutomaticRotation:
             return
         self._event(purpose, RotationEvent.DUE)
         try:
-            await self._rotate(purpose, facts.dek_id, reason)
+            await self._rotate(purpose, facts.dek_id)
         except ElasticKVError as error:
             log.warning("automatic rotation failed", purpose=purpose.label, reason=reason.value,
                         error=str(error))

@@ -79,7 +79,7 @@ class Harness:
         self.clock = FakeClock()
         self.view: View | Exception = View(True, False, {Purpose.STORAGE: FRESH,
                                                          Purpose.RAFT: FRESH})
-        self.made: list[tuple[Purpose, int, Reason]] = []
+        self.made: list[tuple[Purpose, int]] = []
         self.error: Exception | None = None
         self.fatal: list[BaseException] = []
         self.task = AutomaticRotation(settings, self.look, self.rotate, self.clock,
@@ -90,8 +90,8 @@ class Harness:
             raise self.view
         return self.view
 
-    async def rotate(self, purpose: Purpose, dek_id: int, reason: Reason) -> None:
-        self.made.append((purpose, dek_id, reason))
+    async def rotate(self, purpose: Purpose, dek_id: int) -> None:
+        self.made.append((purpose, dek_id))
         if isinstance(self.error, NotLeader):
             self.view = View(False, True, {})
         if self.error is not None:
@@ -122,7 +122,7 @@ async def test_only_what_is_due_is_rotated_and_only_by_the_leader() -> None:
     assert harness.made == []
     harness.view = DUE
     await harness.steps()
-    assert harness.made == [(Purpose.STORAGE, 7, Reason.WRITES)]
+    assert harness.made == [(Purpose.STORAGE, 7)]
 
 
 async def test_a_failed_rotation_is_tried_again_after_a_while() -> None:
@@ -182,23 +182,23 @@ async def test_rotate_on_startup_is_done_once_by_the_leader() -> None:
     harness.view = View(True, False, SOUND)
     await harness.steps()
     await harness.steps()
-    assert [(purpose, reason) for purpose, _, reason in harness.made] == BY_BOTH
+    assert [purpose for purpose, _ in harness.made] == BOTH
 
 
 ACTIVE = {purpose: FRESH.dek_id for purpose in Purpose}
 FOLLOWS = View(False, True, {}, ACTIVE)
-BY_BOTH = [(Purpose.STORAGE, Reason.STARTUP), (Purpose.RAFT, Reason.STARTUP)]
+BOTH = [Purpose.STORAGE, Purpose.RAFT]
 ROTATED = {purpose: FRESH.dek_id + 1 for purpose in Purpose}
 
 
 @pytest.mark.parametrize(("meanwhile", "expected"), [
-    pytest.param(FOLLOWS, BY_BOTH, id="the first leader ended before it rotated"),
-    pytest.param(View(False, True, {}), BY_BOTH, id="a member without a sidecar yet"),
+    pytest.param(FOLLOWS, BOTH, id="the first leader ended before it rotated"),
+    pytest.param(View(False, True, {}), BOTH, id="a member without a sidecar yet"),
     pytest.param(View(False, True, {}, ROTATED), [], id="the first leader has rotated"),
     pytest.param(View(False, False, {}, ROTATED), [], id="it has rotated and ended"),
 ])
 async def test_rotate_on_startup_is_left_to_the_first_leader_until_it_ends(
-        meanwhile: View, expected: list[tuple[Purpose, Reason]]) -> None:
+        meanwhile: View, expected: list[Purpose]) -> None:
     harness = Harness(STARTUP)
     harness.view = FOLLOWS
     await harness.steps()
@@ -207,7 +207,7 @@ async def test_rotate_on_startup_is_left_to_the_first_leader_until_it_ends(
     harness.view = View(True, False, SOUND, meanwhile.active_deks)
     await harness.steps()
     await harness.steps()
-    assert [(purpose, reason) for purpose, _, reason in harness.made] == expected
+    assert [purpose for purpose, _ in harness.made] == expected
 
 
 async def test_rotate_on_startup_is_not_done_by_one_that_leads_later() -> None:
