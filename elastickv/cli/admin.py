@@ -64,7 +64,7 @@ def encryption_status(connection: Connection, output: str) -> None:
         print_table(rows, [name for name in rows[0] if name not in ("problems", "deks")]
                     if rows else [])
         for member in members:
-            for problem in member.problems or filter(None, [member.problem]):
+            for problem in member.problems:
                 click.echo(f"problem: {member.node_id}: {problem}")
 
     emit(rows, output, table=table)
@@ -89,7 +89,7 @@ def encryption_row(member: MemberEncryption) -> dict[str, object]:
         "raft_cutover_index": sidecar.raft_envelope_cutover_index if sidecar else None,
         "sidecar_index": sidecar.sidecar_index if sidecar else None,
         "applied_index": sidecar.latest_applied_index if sidecar else None,
-        "problems": list(member.problems) or list(filter(None, [member.problem])),
+        "problems": list(member.problems),
         "deks": [asdict(dek) for dek in member.deks],
     }
 

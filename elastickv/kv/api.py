@@ -209,13 +209,12 @@ class CutoverResult:
 @dataclass(frozen=True, slots=True)
 class MemberEncryptionStatus:
     """One row of `elastickv admin encryption status`. `problems` has a line with its remedy for
-    each thing that is wrong with the member, `problem` the first of them or ""."""
+    each thing that is wrong with the member."""
 
     node_id: str
     reachable: bool
     capability: Capability | None
     sidecar: SidecarState | None
-    problem: str = ""
     problems: Sequence[str] = ()
     deks: Sequence[DekStatus] = ()
 

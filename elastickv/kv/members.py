@@ -194,8 +194,7 @@ def _unwraps(kek: Kek, wrapped: Sequence[bytes]) -> bool:
 def _row(node_id: str, answer: MemberReport | ElasticKVError,
          leader: MemberReport | None) -> MemberEncryptionStatus:
     if isinstance(answer, ElasticKVError):
-        line = member_rules.unreachable(answer.message)
-        return MemberEncryptionStatus(node_id, False, None, None, line, [line])
-    lines = member_rules.problems(answer, leader)
+        return MemberEncryptionStatus(node_id, False, None, None,
+                                      [member_rules.unreachable(answer.message)])
     return MemberEncryptionStatus(node_id, True, answer.capability, answer.sidecar,
-                                  lines[0] if lines else "", lines, answer.deks)
+                                  member_rules.problems(answer, leader), answer.deks)

@@ -226,8 +226,9 @@ class EncryptionAdmin:
     async def member_status(self, request: pb.Empty, timeout_s: float) -> pb.MemberStatusReport:
         return pb.MemberStatusReport(members=[
             pb.MemberStatus(
-                node_id=member.node_id, reachable=member.reachable, problem=member.problem,
-                problems=member.problems, deks=[_dek(dek) for dek in member.deks],
+                node_id=member.node_id, reachable=member.reachable,
+                problem=next(iter(member.problems), ""), problems=member.problems,
+                deks=[_dek(dek) for dek in member.deks],
                 capability=_report(member.capability) if member.capability else None,
                 sidecar=_sidecar_report(member.sidecar) if member.sidecar else None)
             for member in await self._api.member_status(timeout_s=timeout_s)])

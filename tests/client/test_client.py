@@ -223,7 +223,8 @@ async def test_encryption(client: Client, node: MemoryNode) -> None:
     members = {member.node_id: member for member in await calls.members()}
     assert members["n1"].sidecar == state
     assert (members["gone"].reachable, members["gone"].capability) == (False, None)
-    assert members["gone"].problem
+    assert members["gone"].problems == (members["gone"].problem,) == ("unreachable (no answer)",)
+    assert (members["n1"].problem, members["n1"].problems) == ("", ())
 
 
 async def test_explicit_keys_arrive(client: Client, node: MemoryNode) -> None:

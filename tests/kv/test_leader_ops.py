@@ -344,7 +344,7 @@ async def test_status_tells_a_line_for_each_problem(make_cluster: MakeCluster) -
     await cluster.nodes[down].stop()
     rows = {row.node_id: row for row in await leader.encryption.member_status(timeout_s=5)}
     assert rows[down].reachable is False
-    assert "start it" in rows[down].problem
+    assert "start it" in rows[down].problems[0]
     cluster.make(down)
 
 

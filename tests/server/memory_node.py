@@ -241,7 +241,7 @@ class MemoryEncryption:
         return [
             MemberEncryptionStatus(self._raft_id, True, await self.capability(), state,
                                    deks=deks if self.state else []),
-            MemberEncryptionStatus("gone", False, None, None, "unreachable (no answer)"),
+            MemberEncryptionStatus("gone", False, None, None, ["unreachable (no answer)"]),
         ]
 
 
