@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from elastickv.cli.client import command
-from elastickv.cli.connection import Connection
+from elastickv.cli.connection import Connection, command
 from elastickv.cli.output import (
     emit,
     emit_change,

@@ -9,12 +9,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from elastickv.cli import values
-from elastickv.cli.connection import Connection, connection_options
+from elastickv.cli.connection import Connection, command
 from elastickv.cli.output import (
     JSON,
     TABLE,
@@ -22,7 +21,6 @@ from elastickv.cli.output import (
     emit,
     emit_bytes,
     emit_change,
-    output_option,
     print_table,
     progress,
 )
@@ -30,15 +28,6 @@ from elastickv.client import Client, Condition, Delete, Pair, Put, WriteResult
 from elastickv.errors import ConfigError, ExitCode
 
 SCAN_PAGE = 1000
-
-
-def command(group: click.Group, name: str, example: str) -> Callable[[Any], click.Command]:
-    """A command of `group` with the connection and output options, and an example in its help."""
-    def decorate(function: Any) -> click.Command:
-        decorated = connection_options(output_option(function))
-        return group.command(name, epilog=f"\b\nExample:\n  {example}")(decorated)
-
-    return decorate
 
 
 @click.group()

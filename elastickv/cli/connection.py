@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from elastickv.cli.output import output_option
 from elastickv.client import Client
 from elastickv.config import TlsFiles, parse_address
 from elastickv.errors import ConfigError
@@ -100,3 +101,12 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def command(group: click.Group, name: str, example: str) -> Callable[[Any], click.Command]:
+    """A command of `group` with the connection and output options, and an example in its help."""
+    def decorate(function: Any) -> click.Command:
+        decorated = connection_options(output_option(function))
+        return group.command(name, epilog=f"\b\nExample:\n  {example}")(decorated)
+
+    return decorate

@@ -23,7 +23,8 @@ from elastickv.errors import ElasticKVError
 
 TABLE = "table"
 JSON = "json"
-_ENCODED = "base64:"
+ENCODED = "base64:"
+"""Before bytes that are not shown as text."""
 _UNBOUNDED = 1 << 20
 _BREAKS = re.compile(r"[\t\r\n]+")
 
@@ -133,18 +134,24 @@ def cell(value: object) -> str:
             return str(value)
 
 
+def text_of(value: bytes) -> str | None:
+    """`value` as text if all of it is printable UTF-8, else None."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
+
+
 def display_bytes(value: bytes) -> str:
     """Printable UTF-8 as it is, anything else as `base64:...`; never a control character.
 
     Text that itself begins with `base64:` is encoded too, so that the two cannot be confused.
     """
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        text = ""
-    if text.isprintable() and (text or not value) and not text.startswith(_ENCODED):
+    text = text_of(value)
+    if text is not None and not text.startswith(ENCODED):
         return text
-    return _ENCODED + base64.b64encode(value).decode("ascii")
+    return ENCODED + base64.b64encode(value).decode("ascii")
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str = "") -> None:

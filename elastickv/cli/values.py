@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from elastickv.cli.output import ENCODED, text_of
 from elastickv.client import Condition, Delete, Put
 from elastickv.errors import ConfigError, InvalidArgument
 
-ENCODED = "base64:"
 STDIN = "-"
 _LONGEST_TS = 20
 """Digits of the largest 64-bit number."""
@@ -42,15 +42,6 @@ def _decode_base64(text: str, what: str) -> bytes:
     except (binascii.Error, ValueError):
         raise InvalidArgument(f"{what} is not valid base64",
                               remedy="give text, or base64: and standard base64") from None
-
-
-def text_of(value: bytes) -> str | None:
-    """`value` as text if all of it is printable UTF-8, else None."""
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return text if text.isprintable() else None
 
 
 def described(name: str, value: bytes) -> dict[str, object]:

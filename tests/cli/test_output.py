@@ -33,6 +33,12 @@ def test_json(value: object, expected: object) -> None:
     assert json.loads(output.to_json(value)) == expected
 
 
+@pytest.mark.parametrize(("content", "text"), [
+    (b"hello", "hello"), (b"", ""), (b"\x00", None), (b"\xff", None), (b"a\nb", None)])
+def test_text_of(content: bytes, text: str | None) -> None:
+    assert output.text_of(content) == text
+
+
 @given(st.binary(max_size=30))
 def test_bytes_are_shown_without_loss_or_control_characters(value: bytes) -> None:
     shown = output.display_bytes(value)

@@ -32,12 +32,6 @@ def test_what_is_shown_can_be_given_back(content: bytes) -> None:
     assert values.parse_bytes(display_bytes(content), "the key") == content
 
 
-@pytest.mark.parametrize(("content", "text"), [
-    (b"hello", "hello"), (b"", ""), (b"\x00", None), (b"\xff", None), (b"a\nb", None)])
-def test_text_of(content: bytes, text: str | None) -> None:
-    assert values.text_of(content) == text
-
-
 @given(st.binary(max_size=4), st.binary(max_size=4))
 def test_a_prefix_range_holds_exactly_what_starts_with_it(prefix: bytes, key: bytes) -> None:
     end = values.prefix_end(prefix)
