@@ -300,9 +300,10 @@ def _kek_unwraps(facts: Facts) -> Problem | None:
 
 
 def _epoch_exhausted(facts: Facts) -> Problem | None:
-    for dek_id in _active(facts):
-        key = facts.sidecar.keys[dek_id] if facts.sidecar else None
-        if key is not None and key.local_epoch >= MAX_EPOCH:
+    if facts.sidecar is None:
+        return None
+    for dek_id in facts.sidecar.active_ids:
+        if facts.sidecar.keys[dek_id].local_epoch >= MAX_EPOCH:
             return Problem(
                 f"this node has used every epoch of active DEK {dek_id}",
                 "rotate it on another node (elastickv admin encryption rotate-dek), then take"
@@ -367,13 +368,6 @@ def _cutover_divergence(facts: Facts) -> Problem | None:
         return None
     found = contradiction(facts.sidecar, facts.recorded, facts.rewrapped)
     return Problem(found.message, _RESYNC) if found is not None and found.of_cutover else None
-
-
-def _active(facts: Facts) -> list[int]:
-    sidecar = facts.sidecar
-    if sidecar is None:
-        return []
-    return [dek_id for dek_id in (sidecar.active_storage, sidecar.active_raft) if dek_id]
 
 
 def _writers(facts: Facts) -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ def resynced(own: Sidecar | None, leader: Sidecar, registry: Mapping[int, int]) 
     for dek_id, key in leader.keys.items():
         held = own.keys.get(dek_id) if own is not None else None
         local, seen = held.local_epoch if held else None, registry.get(dek_id)
-        if MAX_EPOCH in (local, seen) and dek_id in (leader.active_storage, leader.active_raft):
+        if MAX_EPOCH in (local, seen) and dek_id in leader.active_ids:
             raise EpochExhausted(
                 f"this node has used every epoch of DEK {dek_id}, which is still active",
                 remedy="first run elastickv admin encryption rotate-dek")

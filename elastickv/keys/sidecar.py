@@ -79,6 +79,11 @@ class Sidecar:
         """Whether the cluster has DEKs."""
         return self.active_storage != 0
 
+    @property
+    def active_ids(self) -> tuple[int, ...]:
+        """The DEK ids that new ciphertext uses; none before the bootstrap."""
+        return (self.active_storage, self.active_raft) if self.bootstrapped else ()
+
     def active(self, purpose: Purpose) -> int:
         """The DEK id that new ciphertext of `purpose` uses; 0 before the bootstrap."""
         return self.active_storage if purpose == Purpose.STORAGE else self.active_raft

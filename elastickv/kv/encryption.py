@@ -169,9 +169,8 @@ class EncryptionController:
         sidecar = self._applier.sidecar
         if sidecar is None or not self._gate:
             return
-        for dek_id in (sidecar.active_storage, sidecar.active_raft):
-            if dek_id:
-                self.writers.ensure(dek_id)
+        for dek_id in sidecar.active_ids:
+            self.writers.ensure(dek_id)
 
     def _role_changed(self, role: Role, term: int) -> None:
         if role is Role.LEADER:

@@ -288,8 +288,8 @@ class MembershipController:
         asked = met = False
         while True:
             sidecar = self._applier.sidecar
-            active = (sidecar.active_storage, sidecar.active_raft) if sidecar is not None else ()
-            require_free_node_id(node_id, self._engine.members(), self._rows(), active)
+            require_free_node_id(node_id, self._engine.members(), self._rows(),
+                                 sidecar.active_ids if sidecar is not None else ())
             if sidecar is not None:
                 if not asked:
                     require_admissible(await self._ask(change, deadline, self._questions),
