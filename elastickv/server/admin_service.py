@@ -23,7 +23,7 @@ MAX_WRITERS = 1024
 
 
 def check_epoch(epoch: int, field: str) -> None:
-    """Epochs are 16 bits wide in a nonce."""
+    """Raise `InvalidArgument` for an epoch that is wider than the 16 bits of a nonce."""
     if epoch > MAX_EPOCH:
         raise InvalidArgument(f"{field} is {epoch}; the limit is {MAX_EPOCH:#06x}",
                               remedy="use an epoch of 0 to 65535")
@@ -51,7 +51,7 @@ def check_writers(entries: Sequence[pb.WriterRegistryEntry], field: str) -> list
 
 
 def check_dek_id(dek_id: int, field: str) -> None:
-    """0 means "not bootstrapped" and is never a key."""
+    """Raise `InvalidArgument` for 0, which means "not bootstrapped" and is never a key."""
     if dek_id == 0:
         raise InvalidArgument(f"{field} is 0, which is never a key",
                               remedy="name a DEK id of elastickv admin encryption status")
@@ -96,7 +96,8 @@ def check_rotate(request: pb.RotateDEKRequest) -> Purpose:
 
 
 def check_proposer(node_id: int, epoch: int) -> None:
-    """A cutover's proposer: both given, or both left to the leader (epoch 0 is an epoch)."""
+    """Raise `InvalidArgument` for a cutover's proposer with an epoch and no node. With neither the
+    leader proposes; 0 is an epoch, too."""
     check_epoch(epoch, "proposer_local_epoch")
     if not node_id and epoch:
         raise InvalidArgument("half-filled request: proposer_local_epoch without proposer_node_id",
@@ -104,7 +105,8 @@ def check_proposer(node_id: int, epoch: int) -> None:
 
 
 def check_caller(full_node_id: int) -> None:
-    """A resync is for one node: without its registry rows it could take an epoch that was used."""
+    """Raise `InvalidArgument` for nobody. A resync is for one node: without its registry rows it
+    could take an epoch that was used."""
     if full_node_id == 0:
         raise InvalidArgument("caller_full_node_id is 0",
                               remedy="take it from elastickv admin encryption probe-node-id")
