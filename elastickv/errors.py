@@ -194,8 +194,6 @@ class StorageEnvelopeRequired(PeerError):
     it again, so that callers never see this.
     """
 
-    grpc_status = "UNAVAILABLE"
-
 
 # --- the operator must act -------------------------------------------------------------------
 

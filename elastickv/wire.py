@@ -201,11 +201,7 @@ def encode_writes(requests: Sequence[WriteRequest]) -> bytes:
 
     Raises `InvalidArgument` when empty or larger than `MAX_ENTRY_BYTES`.
     """
-    return join_requests([encode_request(request) for request in requests])
-
-
-def join_requests(encoded: Sequence[bytes]) -> bytes:
-    """The entry that carries requests encoded with `encode_request`; see `encode_writes`."""
+    encoded = [encode_request(request) for request in requests]
     if not encoded:
         raise InvalidArgument("an entry needs at least one write request")
     if len(encoded) == 1:

@@ -154,7 +154,7 @@ def display_bytes(value: bytes) -> str:
     return ENCODED + base64.b64encode(value).decode("ascii")
 
 
-def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str = "") -> None:
+def print_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
     """Rows as a table on stdout. `columns` selects and orders; default: those of the first row.
 
     On a terminal it is boxed, or, where it is too narrow for that, one record follows the other;
@@ -171,7 +171,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left")
+    table = Table()
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for line in cells:
@@ -179,14 +179,12 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] = (), *, title: str 
     console = Console(markup=False, highlight=False, emoji=False)
     unbounded = console.options.update(max_width=_UNBOUNDED)
     if rows and console.measure(table, options=unbounded).maximum > console.width:
-        _print_records(names, rows, title)
+        _print_records(names, rows)
     else:
         console.print(table)
 
 
-def _print_records(names: Sequence[str], rows: Sequence[Row], title: str) -> None:
-    if title:
-        click.echo(title)
+def _print_records(names: Sequence[str], rows: Sequence[Row]) -> None:
     for number, row in enumerate(rows):
         if number:
             click.echo()

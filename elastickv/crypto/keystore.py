@@ -154,10 +154,6 @@ class Keystore:
                 return self
         return Keystore({**self._handles, handle.key_id: handle})
 
-    def without(self, key_id: int) -> Keystore:
-        """A keystore that does not hold `key_id`."""
-        return Keystore({held: key for held, key in self._handles.items() if held != key_id})
-
     def __len__(self) -> int:
         return len(self._handles)
 

@@ -77,14 +77,13 @@ class Coordinator:
 
     def __init__(self, engine: RaftEngine, hlc: HybridLogicalClock, proposer: Proposer, *,
                  sealer: Callable[[int], Sealer | None],
-                 writable: Callable[[], ElasticKVError | None], tombstone: bytes,
-                 max_value_bytes: int, max_request_bytes: int) -> None:
+                 writable: Callable[[], ElasticKVError | None], max_value_bytes: int,
+                 max_request_bytes: int) -> None:
         self._engine = engine
         self._hlc = hlc
         self._proposer = proposer
         self._sealer = sealer
         self._writable = writable
-        self._tombstone = tombstone
         self._max_value_bytes = max_value_bytes
         self._max_request_bytes = max_request_bytes
         self._queue: deque[_Pending] = deque()
@@ -278,8 +277,7 @@ class Coordinator:
             commit_ts = self._hlc.next()
             if commit_ts is None:  # only when one group outruns a whole window
                 break
-            requests.append(build_request(pending.ops, pending.conditions, commit_ts, seal,
-                                          self._tombstone))
+            requests.append(build_request(pending.ops, pending.conditions, commit_ts, seal))
         if len(requests) < len(group):
             self._requeue(group[len(requests):])
             del group[len(requests):]

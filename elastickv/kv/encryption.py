@@ -29,7 +29,6 @@ from elastickv.errors import (
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import SidecarForeign, foreign_remedy
 from elastickv.keys.registry import decode_row_value, writers_prefix
-from elastickv.keys.usage import Limits
 from elastickv.kv import forwarding
 from elastickv.kv.api import (
     BootstrapResult,
@@ -68,7 +67,6 @@ from elastickv.store.mvcc_store import Store
 
 REGISTER_TIMEOUT_S = 10.0
 RESERVE_TIMEOUT_S = 30.0
-DEFAULT_MAX_WRITES = 1 << 32
 LOOK_FIRST = "look at elastickv admin encryption status before a retry"
 
 T = TypeVar("T")
@@ -79,9 +77,8 @@ class EncryptionController:
 
     def __init__(self, engine: RaftEngine, store: Store, applier: Applier, *, full_node_id: int,
                  kek: Kek | None, gate: bool, build_sha: str,
-                 on_fatal: Callable[[BaseException], None],
-                 rotation: RotationSettings | None = None, clock: Clock | None = None,
-                 own_entries: OwnEntries | None = None) -> None:
+                 on_fatal: Callable[[BaseException], None], rotation: RotationSettings,
+                 clock: Clock | None = None, own_entries: OwnEntries | None = None) -> None:
         self._engine = engine
         self._store = store
         self._applier = applier
@@ -92,13 +89,12 @@ class EncryptionController:
         self._on_fatal = on_fatal
         self._decisions = Decisions()
         self._known_cutover_index = 0
-        settings = rotation or RotationSettings(Limits(DEFAULT_MAX_WRITES))
         self.writers = WriterRegistrar(
             node_id16(full_node_id), local_epoch=lambda dek_id: self.members.local_epoch(dek_id),
             persist=applier.set_local_epoch, register=self._register_through_leader,
             on_confirmed=lambda dek_id: self._changed(), on_fatal=on_fatal)
         self.budgets = NonceBudgets(
-            store, self.writers, full_node_id, settings.limits,
+            store, self.writers, full_node_id, rotation.limits,
             propose=lambda payload: self.proposer.submit_clear(payload,
                                                                timeout_s=RESERVE_TIMEOUT_S),
             on_change=self._changed)
@@ -110,7 +106,7 @@ class EncryptionController:
         self.operations = LeaderOperations(
             engine, store, applier, self.proposer, self.writers, self.budgets, self.members,
             full_node_id=full_node_id, require_gate=self.require_kek)
-        self.rotation = AutomaticRotation(settings, self._rotation_view, self.rotate_own,
+        self.rotation = AutomaticRotation(rotation, self._rotation_view, self.rotate_own,
                                           self._clock, on_fatal=on_fatal)
         engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self,
                       members_only=True)

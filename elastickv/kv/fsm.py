@@ -15,10 +15,10 @@ A full disk is none of these, since it is this node's own affair: the entry is n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from elastickv.clock import HybridLogicalClock, timestamp_ms
 from elastickv.crypto.cipher import open_raft
+from elastickv.crypto.keystore import Keystore
 from elastickv.errors import (
     JOIN_ANEW_REMEDY,
     ApplyHalted,
@@ -43,19 +43,15 @@ from elastickv.store.mvcc_store import Store, decode_number, encode_number
 from elastickv.store.snapshot import HLC_CEILING, RAFT_CUTOVER_INDEX
 from elastickv.wire import (
     CLEAR_OPCODES,
-    Bootstrap,
+    EncryptionEntry,
     HlcCeiling,
     Registration,
     Reservation,
-    Rotation,
     WriteRequest,
     Writes,
     decode_entry,
 )
 from elastickv.wire import Entry as LogEntry
-
-if TYPE_CHECKING:
-    from elastickv.crypto.keystore import Keystore
 
 # A snapshot's header repeats these two.
 META_HLC_CEILING = HLC_CEILING
@@ -250,8 +246,7 @@ class KvStateMachine:
             raise ApplyHalted(f"entry {index} holds a value under unknown DEK {key_id}",
                               remedy="restore this node's sidecar from the leader")
 
-    def _apply_encryption(self, index: int,
-                          decoded: Registration | Bootstrap | Rotation) -> int:
+    def _apply_encryption(self, index: int, decoded: EncryptionEntry) -> int:
         before = self._applier.sidecar
         rows = self._applier.apply(index, decoded)
         after = self._applier.sidecar

@@ -11,7 +11,6 @@ from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.reads import Reader
 from elastickv.raft.engine import RaftEngine
 from elastickv.store.mvcc_store import Store
-from elastickv.store.values import tombstone_record
 
 
 class KeyValue:
@@ -24,8 +23,7 @@ class KeyValue:
                  max_request_bytes: int) -> None:
         self.writes = Coordinator(
             engine, hlc, encryption.proposer, sealer=encryption.record_sealer, writable=writable,
-            tombstone=tombstone_record(), max_value_bytes=max_value_bytes,
-            max_request_bytes=max_request_bytes)
+            max_value_bytes=max_value_bytes, max_request_bytes=max_request_bytes)
         self.reads = Reader(engine, store, hlc, opener=opener)
         # Their methods themselves: a call takes no step more.
         self.put, self.delete, self.batch = self.writes.put, self.writes.delete, self.writes.batch

@@ -60,6 +60,7 @@ from elastickv.raft.engine import RaftEngine
 from elastickv.store.mvcc_store import Store
 from elastickv.wire import (
     Bootstrap,
+    EncryptionEntry,
     Registration,
     RegistryRow,
     Rotation,
@@ -68,8 +69,6 @@ from elastickv.wire import (
 )
 
 PREPARE_TIMEOUT_S = 10.0
-
-Entry = Registration | Bootstrap | Rotation
 
 
 class LeaderOperations:
@@ -206,7 +205,7 @@ class LeaderOperations:
 
     # --- proposing ------------------------------------------------------------------------------
 
-    async def _propose_validated(self, entry: Entry, *, barrier: bool = False,
+    async def _propose_validated(self, entry: EncryptionEntry, *, barrier: bool = False,
                                  then: Callable[[], None] | None = None) -> int:
         """Validate against applied state, propose, and stay until decided. Needs the lock.
 
@@ -373,7 +372,7 @@ class LedElsewhere(NotLeader):
     leader. Certainly nothing was proposed."""
 
 
-def _writers_of(entry: Entry) -> list[int]:
+def _writers_of(entry: EncryptionEntry) -> list[int]:
     """The 64-bit ids of the nodes that the entry registers."""
     match entry:
         case Registration(row=row):

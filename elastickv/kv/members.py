@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from elastickv.crypto.kek import Kek
-from elastickv.crypto.keystore import Purpose
 from elastickv.errors import ElasticKVError, KekError, NotCapable
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import find_writer
@@ -184,8 +183,8 @@ class Members:
 def _unwraps(kek: Kek, wrapped: Sequence[bytes]) -> bool:
     try:
         for each in wrapped:
-            # Only whether it opens matters; the handle is dropped at once.
-            kek.unwrap_handle(each, 1, Purpose.STORAGE)
+            # Only whether it opens matters; the key is dropped at once.
+            kek.unwrap(each)
     except KekError:
         return False
     return True

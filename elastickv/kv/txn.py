@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from elastickv.clock import timestamp_ms
 from elastickv.errors import InvalidArgument
 from elastickv.kv.api import MAX_KEY_BYTES, MAX_TTL_MS, Condition, Op, OpKind
+from elastickv.store.values import tombstone_record
 from elastickv.wire import WriteOp, WriteRequest
 
 MAX_BATCH_OPS = 10_000
@@ -80,7 +81,7 @@ def expiry_ms(commit_ts: int, ttl_ms: int) -> int:
 
 
 def build_request(ops: Sequence[Op], conditions: Sequence[Condition], commit_ts: int,
-                  seal: Sealer, tombstone: bytes) -> WriteRequest:
+                  seal: Sealer) -> WriteRequest:
     """The log form of a request at `commit_ts`.
 
     Of several operations on one key the last wins: one timestamp names one version.
@@ -92,7 +93,7 @@ def build_request(ops: Sequence[Op], conditions: Sequence[Condition], commit_ts:
     return WriteRequest(
         commit_ts,
         [WriteOp(op.kind, op.key,
-                 tombstone if op.kind == OpKind.DELETE
+                 tombstone_record() if op.kind == OpKind.DELETE
                  else seal(op.key, commit_ts, op.value, expiry_ms(commit_ts, op.ttl_ms)))
          for op in final],
         [(condition.key, condition.commit_ts) for condition in conditions])

@@ -29,12 +29,14 @@ from elastickv.errors import (
     Unreachable,
 )
 from elastickv.keys.applier import Applier
+from elastickv.keys.usage import Limits
 from elastickv.kv import coordinator, forwarding, gathering
 from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
+from elastickv.kv.rotation import RotationSettings
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -71,7 +73,8 @@ class OneNode:
         self.disk_problem: DiskFull | None = None
         self.encryption = EncryptionController(
             self.engine, self.store, applier, full_node_id=full_node_id("n1"),
-            kek=Kek(bytes(32)), gate=True, build_sha="test", on_fatal=self.fatal.append)
+            kek=Kek(bytes(32)), gate=True, build_sha="test", on_fatal=self.fatal.append,
+            rotation=RotationSettings(Limits(1 << 32)))
         self.kv = KeyValue(
             self.engine, self.store, hlc, self.encryption,
             opener=lambda key, record: open_record(applier.keystore, key, record),

@@ -13,11 +13,10 @@ from elastickv.kv.api import Condition, Op, OpKind
 from elastickv.kv.fsm import read_payload
 from elastickv.kv.own_entries import MOST_ENTRIES, MOST_ENTRY_BYTES, OwnEntries
 from elastickv.kv.txn import build_request
-from elastickv.store.values import plain_record, tombstone_record
+from elastickv.store.values import plain_record
 from elastickv.wire import OP_PUT, WriteOp, WriteRequest, Writes, decode_entry, encode_writes
 
 HANDLE = KeyHandle(7, Purpose.RAFT, bytes(range(32)))
-TOMBSTONE = tombstone_record()
 
 
 def writes(value: bytes) -> Writes:
@@ -127,6 +126,6 @@ def test_what_a_leader_applies_is_what_the_others_decode(
         requests: list[tuple[list[Op], list[Condition], int]]) -> None:
     built = Writes([
         build_request(ops, conditions, commit_ts,
-                      lambda key, ts, value, expiry_ms: plain_record(value, expiry_ms), TOMBSTONE)
+                      lambda key, ts, value, expiry_ms: plain_record(value, expiry_ms))
         for ops, conditions, commit_ts in requests])
     assert decode_entry(encode_writes(built.requests)) == built

@@ -15,7 +15,7 @@ from elastickv.kv.api import WriteResult
 from elastickv.kv.coordinator import Coordinator
 from elastickv.kv.proposer import Proposer
 from elastickv.raft.engine import Role
-from elastickv.store.values import plain_record, tombstone_record
+from elastickv.store.values import plain_record
 from elastickv.wire import Entry, Writes, decode_entry
 
 LOOP_PASSES = 200
@@ -82,8 +82,7 @@ def coordinator(engine: Any) -> Coordinator:
     return Coordinator(
         engine, HybridLogicalClock(FakeClock()), Proposer(engine, ClearSeals()),
         sealer=lambda count: lambda key, ts, value, expiry: plain_record(value, expiry),
-        writable=lambda: None, tombstone=tombstone_record(), max_value_bytes=100,
-        max_request_bytes=1000)
+        writable=lambda: None, max_value_bytes=100, max_request_bytes=1000)
 
 
 @pytest.mark.parametrize(("leads", "error"), [

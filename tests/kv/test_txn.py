@@ -75,18 +75,19 @@ def test_a_request_carries_sealed_records_tombstones_and_conditions() -> None:
     commit_ts = pack_timestamp(5)
     request = build_request(
         [put(b"a", b"1", ttl_ms=10), Op(OpKind.DELETE, b"b")], [Condition(b"c", 9)], commit_ts,
-        seal, b"tombstone")
+        seal)
     assert request.commit_ts == commit_ts
     assert [(op.kind, op.key, op.record) for op in request.ops] == [
-        (OpKind.PUT, b"a", b"record of 1"), (OpKind.DELETE, b"b", b"tombstone")]
+        (OpKind.PUT, b"a", b"record of 1"), (OpKind.DELETE, b"b", tombstone_record())]
     assert request.conditions == [(b"c", 9)]
     assert sealed == [(b"a", commit_ts, b"1", 15)]
 
 
 def test_the_last_of_several_operations_on_one_key_wins() -> None:
     request = build_request([put(b"a", b"1"), put(b"b", b"2"), Op(OpKind.DELETE, b"a")], [], 1,
-                            lambda key, ts, value, expiry: value, b"T")
-    assert [(op.key, op.record) for op in request.ops] == [(b"a", b"T"), (b"b", b"2")]
+                            lambda key, ts, value, expiry: value)
+    assert [(op.key, op.record) for op in request.ops] == [
+        (b"a", tombstone_record()), (b"b", b"2")]
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=30), st.binary(max_size=60),
@@ -100,5 +101,5 @@ def test_the_log_takes_no_more_than_was_reckoned(
     total = check_ops(ops, conditions, max_value_bytes=100, max_request_bytes=1000)
     request = build_request(
         ops, conditions, pack_timestamp(1), lambda key, ts, value, expiry: seal_record(
-            handle, bytes(12), key, ts, value, expiry), tombstone_record())
+            handle, bytes(12), key, ts, value, expiry))
     assert len(encode_request(request)) + 4 <= log_bytes(ops, conditions, total)

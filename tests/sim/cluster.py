@@ -21,10 +21,12 @@ from elastickv.errors import ElasticKVError
 from elastickv.keys.applier import Applier
 from elastickv.keys.guards import require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
+from elastickv.keys.usage import Limits
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
 from elastickv.kv.own_entries import OwnEntries
+from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft.engine import Entry, Member, Suffrage
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
@@ -254,7 +256,7 @@ class SimNode:
         self.encryption = EncryptionController(
             self.engine, store, self.applier, full_node_id=full_node_id(self.name),
             kek=gathered.kek, gate=True, build_sha="simulated", on_fatal=self.halt,
-            own_entries=own_entries)
+            rotation=RotationSettings(Limits(1 << 32)), own_entries=own_entries)
         self.flusher = Flusher(store, LateOffload(cluster.loop, generator, plan.sync_delay_s),
                                on_fatal=self.halt, on_flushed=self._flushed,
                                interval_ms=plan.flush_interval_ms)
