@@ -17,9 +17,16 @@ from elastickv import startup
 from elastickv.clock import HybridLogicalClock
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
-from elastickv.errors import ElasticKVError
+from elastickv.errors import (
+    ElasticKVError,
+    JournalCorrupt,
+    KekError,
+    RemovedFromCluster,
+    SidecarCorrupt,
+    StoreCorrupt,
+)
 from elastickv.keys.applier import Applier
-from elastickv.keys.guards import require_safe
+from elastickv.keys.guards import FileSystemUnsafe, GuardFailed, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
 from elastickv.kv.encryption import EncryptionController
@@ -53,9 +60,10 @@ EPOCH_MS = 1_700_000_000_000
 HALT_LIMIT_S = 0.05
 """How long a node may take to stop itself after a failed fsync."""
 
-NEED_OPERATOR = ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed",
-                 "RemovedFromCluster")
-"""A node that refused to start with one of these does not get better by being started again."""
+NEED_OPERATOR = (JournalCorrupt, StoreCorrupt, SidecarCorrupt, KekError, GuardFailed,
+                 RemovedFromCluster)
+"""A node that refused to start with one of these does not get better by being started again, unless
+it is for its file system, which may be short of space for a while."""
 
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "fsync-error": ("OSError", "GuardFailed"),
@@ -344,8 +352,8 @@ class SimNode:
         if isinstance(error, Crashed) or not self.is_up:
             return
         self.cluster.oracle.halted(self, error, EXPLAINS)
-        self.needs_operator = type(error).__name__ in NEED_OPERATOR \
-            and getattr(error, "guard_name", "") != "file-system"
+        self.needs_operator = isinstance(error, NEED_OPERATOR) \
+            and not isinstance(error, FileSystemUnsafe)
         self.serving = False
         self.core = None
         life = self.halted = self.life

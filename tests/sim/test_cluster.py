@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from elastickv.errors import StartupRefused
+from elastickv.keys.sidecar import RELATIVE_PATH
 from tests.sim import instruments
-from tests.sim.cluster import SimNode
+from tests.sim.cluster import DATA, SimNode
 from tests.sim.plan import draw_plan
 from tests.sim.random_streams import Streams
 from tests.sim.schedule import Schedule
@@ -94,5 +96,36 @@ def test_a_power_cut_takes_what_any_node_has_not_synced(state: str) -> None:
             assert not each.is_up
             assert {path: bytes(inode.data) for path, inode in each.medium.files.items()} \
                 == each.medium.copy()
+
+    run_scenario(scenario)
+
+
+def damage_sidecar(node: SimNode) -> None:
+    node.excuses.add("bit-flip")
+    node.medium.restore({**node.medium.copy(), str(DATA / RELATIVE_PATH): b"{"})
+
+
+def fill_disk(node: SimNode) -> None:
+    node.excuses.add("disk-full")
+    node.medium.is_full = True
+
+
+@pytest.mark.parametrize(("fault", "guard", "needs_operator"), [
+    (damage_sidecar, "sidecar-readable", True), (fill_disk, "file-system", False)])
+def test_a_node_that_a_guard_refuses_is_not_started_again_unless_its_disk_may_get_better(
+        fault: Callable[[SimNode], None], guard: str, needs_operator: bool) -> None:
+    async def scenario(schedule: Schedule) -> None:
+        node = await started(schedule)
+        node.crash()
+        fault(node)
+        errors: list[BaseException] = []
+        halt = node.halt
+        node.halt = lambda error: errors.append(error) or halt(error)
+        node.start()
+        await schedule._until(lambda: bool(errors) and not node.is_up, 5.0, "a refusal")
+        (error,) = errors
+        assert isinstance(error, StartupRefused)
+        assert error.guard == guard
+        assert (node.needs_operator, node.is_usable) == (needs_operator, not needs_operator)
 
     run_scenario(scenario)
