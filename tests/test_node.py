@@ -50,6 +50,11 @@ async def readiness(settings: config.NodeSettings) -> tuple[int, str]:
         return response.status, await response.text()
 
 
+async def put_many(client: Client, count: int) -> None:
+    for number in range(count):
+        await client.put(b"%d" % number, b"v")
+
+
 async def test_a_leader_that_refuses_writes_is_not_ready(settings: config.NodeSettings,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(wrapped: object) -> None:
@@ -63,8 +68,7 @@ async def test_a_leader_that_refuses_writes_is_not_ready(settings: config.NodeSe
         with monkeypatch.context() as patch:
             patch.setattr(node._encryption.members, "require_unwraps", refuse)
             with pytest.raises(DekExhausted) as caught:
-                for number in range(2 * MAX_WRITES):
-                    await client.put(b"%d" % number, b"v")
+                await put_many(client, 2 * MAX_WRITES)
             status, text = await readiness(settings)
         assert status == 503
         assert caught.value.message in text
