@@ -115,6 +115,9 @@ async def test_a_node_without_a_quorum_lives_and_is_not_ready(cluster: Watched) 
         first = await client.get(b"k", stale=True)
         await asyncio.sleep(0.1)
         second = await client.get(b"k", stale=True)
+        ages: list[int] = []
+        await client.scan(stale=True, on_stale_ms=ages.append)
+    assert ages[0] >= second.stale_ms
     assert first.value == second.value == b"v"
     assert second.stale_ms > first.stale_ms
     shown = await get_on_the_command_line(cluster.nodes[follower])
