@@ -36,12 +36,7 @@ from elastickv.kv.admission import (
     require_no_member_shadowed,
     require_room,
 )
-from elastickv.kv.api import (
-    BootstrapResult,
-    CutoverResult,
-    RotateResult,
-    WriterRow,
-)
+from elastickv.kv.api import BootstrapResult, CutoverResult, RotateResult, WriterRow
 from elastickv.kv.forwarding import RegisterReply, RegisterSelf
 from elastickv.kv.key_operations import (
     BootstrapKeys,

@@ -66,8 +66,8 @@ NEED_OPERATOR = (JournalCorrupt, StoreCorrupt, SidecarCorrupt, KekError, GuardFa
 it is for its file system, which may be short of space for a while."""
 
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
-    "fsync-error": ("OSError", "GuardFailed"),
-    "disk-full": ("DiskFull", "GuardFailed"),
+    "fsync-error": ("OSError", "FileSystemUnsafe"),
+    "disk-full": ("DiskFull", "FileSystemUnsafe"),
     "bit-flip": ("JournalCorrupt", "StoreCorrupt", "SidecarCorrupt", "KekError", "GuardFailed"),
     "old-disk": ("GuardFailed", "LogDiverged"),
     "removal": ("RemovedFromCluster",),
