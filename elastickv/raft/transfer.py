@@ -18,7 +18,7 @@ class Transfer:
         self._context = context
         self._target = ""
         self._asked = False
-        self._match_index = 0
+        self._progress = (0, 0)
         self._progress_at = 0.0
         self._done: asyncio.Future[None] | None = None
 
@@ -43,7 +43,7 @@ class Transfer:
         loop = asyncio.get_running_loop()
         done = self._done = loop.create_future()
         self._target, self._asked = target_id, False
-        self._match_index, self._progress_at = context.core.match_index(target_id), context.now()
+        self._progress, self._progress_at = self._reached(), context.now()
         context.schedule()
         timer = loop.call_later(timeout_s, self.end)
         try:
@@ -73,19 +73,31 @@ class Transfer:
         return chosen
 
     def advance(self) -> None:
-        """Ask the target to take over as soon as it has the whole log; give up when nothing comes
-        of it."""
+        """Ask the target to take over as soon as it has the whole log and this node has applied it;
+        give up when nothing comes of it.
+
+        What is not applied here ends with an unknown outcome. A state that takes nothing is not
+        waited for: it may be the reason for the hand-over.
+        """
         if not self._target:
             return
-        context = self._context
-        match_index = context.core.match_index(self._target)
-        if match_index > self._match_index:
-            self._match_index, self._progress_at = match_index, context.now()
-        if not self._asked and match_index == context.journal.last_index:
+        context, reached = self._context, self._reached()
+        if reached != self._progress:
+            self._progress, self._progress_at = reached, context.now()
+        waited_s = context.now() - self._progress_at
+        match_index, applied_index = reached
+        last_index = context.journal.last_index
+        if not self._asked and match_index == last_index \
+                and (applied_index == last_index or waited_s > context.settings.election_min_s):
             self._asked, self._progress_at = True, context.now()
             self.ask(self._target)
-        elif context.now() - self._progress_at > context.settings.election_max_s:
+        elif waited_s > context.settings.election_max_s:
             self.end()
+
+    def _reached(self) -> tuple[int, int]:
+        """What of the log the target has, and what of it this node has applied."""
+        core = self._context.core
+        return core.match_index(self._target), core.applied_index()
 
     def ask(self, target_id: str) -> None:
         """Ask `target_id` to start an election at once."""

@@ -16,6 +16,7 @@ from elastickv.errors import (
     MembershipConflict,
     NoLeader,
     NotLeader,
+    OutcomeUnknown,
     RemovedFromCluster,
 )
 from elastickv.raft import configuration_file, frames, records
@@ -332,6 +333,41 @@ def test_transfer_moves_the_leadership_quickly_and_loses_no_write():
         acknowledged.append(await target.engine.propose(b"after", timeout_s=SECOND))
         await lab.settle()
         assert all(node.state.payloads() == acknowledged for node in lab.nodes.values())
+
+    run(scenario())
+
+
+def test_transfer_waits_until_the_leader_has_applied_what_it_proposed():
+    """Its proposals would end with an unknown outcome, though their entries are committed."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        target, _ = lab.others(leader)
+        leader.state.takes_more = False
+        proposal = leader.engine.propose(b"x", timeout_s=SECOND)
+        await lab.until(lambda: leader.core.match_index(target.node_id)
+                        == leader.journal.last_index)
+        transfer = asyncio.ensure_future(
+            leader.engine.transfer_leadership(target.node_id, timeout_s=SECOND))
+        await asyncio.sleep(0.2)
+        leader.state.takes_more = True
+        assert await proposal == b"x"
+        await transfer
+        await lab.until(target.engine.is_leader)
+
+    run(scenario())
+
+
+def test_transfer_does_not_wait_for_a_state_that_takes_nothing():
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        target, _ = lab.others(leader)
+        leader.state.takes_more = False
+        proposal = leader.engine.propose(b"x", timeout_s=60)
+        await leader.engine.transfer_leadership(target.node_id, timeout_s=2 * SECOND)
+        assert isinstance(await outcome(proposal), OutcomeUnknown)
+        await lab.until(target.engine.is_leader)
 
     run(scenario())
 
