@@ -7,6 +7,7 @@ when this module changes, and the ratios there as well, for when they are taken 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,9 +84,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def median_of(turns: Sequence[Mapping[str, float]], name: str) -> float:
-    """The median of one figure over the turns (the lower one of an even number)."""
-    ordered = sorted(turn[name] for turn in turns)
-    return ordered[(len(ordered) - 1) // 2]
+    """The median of one figure over the turns."""
+    return statistics.median(turn[name] for turn in turns)
 
 
 def table(section: Mapping[str, Any]) -> str:
