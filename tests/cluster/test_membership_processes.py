@@ -91,6 +91,11 @@ async def test_a_newcomer_catches_up_by_snapshot_and_takes_over_from_the_old_lea
         assert await client.raft.promote_learner("n4", previous_index=index) > index
         assert {m.suffrage for m in (await members(client)).values()} == {"voter"}
     assert "snapshot installed" in newcomer.log
+    store = newcomer.directory / "store"
+    async with asyncio.timeout(30):
+        while list(store.glob("gen-00000001*")):  # what it began with, deleted beside the loop
+            await asyncio.sleep(0.1)
+    assert [path.name for path in store.glob("*.mdb")] == ["gen-00000002.mdb"]
 
     async with cluster.client("n4") as client:
         await client.raft.transfer_leadership(old_leader)  # a request for what is so already

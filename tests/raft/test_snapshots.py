@@ -31,7 +31,7 @@ from elastickv.raft.snapshot_sender import CATCH_UP_S, REFUSED_S, STALLED_S
 
 SECOND = 1.0
 COMPACTING = {"segment_bytes": 2000, "compact_bytes": 6000, "keep_entries": 10,
-              "snapshot_chunk_bytes": 500}
+              "snapshot_chunk_bytes": 500, "full_disk_pause_s": 60.0}
 
 
 @pytest.mark.parametrize(("name", "size", "expected"), [
