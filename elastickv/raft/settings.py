@@ -56,7 +56,7 @@ class EngineSettings:
     keep_entries: int = 10_000
     snapshot_chunk_bytes: int = 256 << 10
     snapshot_window_chunks: int = 4
-    full_disk_pause_s: float = 300.0
+    full_disk_pause_s: float = 60.0
     housekeeping_s: float = 1.0
     greeting_grace_s: float = 0.5
 
