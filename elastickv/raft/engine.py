@@ -270,8 +270,8 @@ class RaftEngine(Protocol):
 
     def shed_clear_entries(self, index: int) -> None:
         """Entries up to `index` are in the clear and the later ones are not: the former leave the
-        log once the state machine has made them durable and something follows them, and no file
-        that has held one of them, or anything that is in the log now, is used for later entries."""
+        log once the state machine has made them durable, and no file that has held one of them, or
+        anything that is in the log now, is used for later entries."""
         ...
 
     def on_role_change(self, callback: Callable[[Role, int], None]) -> None:

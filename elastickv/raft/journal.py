@@ -22,6 +22,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import random
 from bisect import bisect_right
 from collections import OrderedDict, deque
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elastickv.durable import Disk
-from elastickv.errors import JOIN_ANEW_REMEDY, JournalCorrupt
+from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.compaction import segments_to_drop
 from elastickv.raft.membership import CONFIGURATION_KIND
@@ -334,10 +335,13 @@ class Journal:
         return dropped > 0
 
     def shed_clear_entries(self, index: int) -> None:
-        """Entries up to `index` are in the clear, the later ones are not. The next one behind them
-        begins a segment, so that theirs can be dropped (`clear_index`), and what is in the log now
-        is in no file of a later segment."""
+        """Entries up to `index` are in the clear, the later ones are not. A segment begins behind
+        them, so that theirs can be dropped (`clear_index`), and what is in the log now is in no
+        file of a later segment."""
         self._clear_until = max(self._clear_until, index)
+        if self._segments[-1].first_index <= self._clear_until <= self.last_index:
+            with contextlib.suppress(DiskFull):  # then the next entry begins it
+                self._roll()
         self._reusable_from = max(self._reusable_from, self.last_index + 1, index + 1)
         self._dropped.extend(self._spares)
         self._spares.clear()

@@ -736,7 +736,7 @@ def test_a_full_disk_ends_what_its_leader_sends(monkeypatch, full):
             with monkeypatch.context() as patch:
                 patch.setattr(leader.state, "open_export", no_room)
                 await asyncio.sleep(STALLED_S + SECOND)
-        assert not leader.engine._sender.active
+        assert not leader.engine._sender._streams
         lab.hub.rule = lambda source, target, message: 1
         await fill(lab, 400, leader, b"the log may go on")
         await compacted(lab, leader, first.index)

@@ -22,7 +22,7 @@ from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.journal import MOST_SPARES, Journal
-from elastickv.raft.segment import HEADER_SIZE, MAGIC, SegmentHeader, segment_name
+from elastickv.raft.segment import HEADER_SIZE, MAGIC, Segment, SegmentHeader, segment_name
 
 
 class NoSalt:
@@ -34,6 +34,10 @@ class NoSalt:
 
 def spares(path: Path) -> list[Path]:
     return sorted(path.glob("*.spare"))
+
+
+def full() -> Segment:
+    raise DiskFull("no space")
 
 
 def extend_to(journal: Journal, index: int) -> None:
@@ -134,11 +138,12 @@ def test_what_was_in_the_log_when_reuse_was_forbidden_goes_with_its_files(tmp_pa
     assert all(int(path.stem) > last for path in spares(tmp_path))
 
 
-def test_the_entry_behind_the_last_one_in_the_clear_begins_a_segment(tmp_path):
+def test_a_segment_begins_behind_the_entries_in_the_clear(tmp_path):
     journal = filled(tmp_path, 10)
     last = journal.last_index
-    journal.shed_clear_entries(last - 3)
     assert journal.clear_index == journal.anchor_index
+    journal.shed_clear_entries(last - 3)
+    assert journal.clear_index == last
     extend_to(journal, last + 5)
     assert [int(path.stem) for path in segments(tmp_path)] == [FIRST, last + 1]
     assert journal.clear_index == last
@@ -158,6 +163,19 @@ def test_entries_to_come_may_be_in_the_clear(tmp_path):
     extend_to(journal, 100)
     assert 71 in [int(path.stem) for path in segments(tmp_path)]
     assert journal.clear_index == 70
+
+
+def test_a_full_disk_leaves_the_beginning_of_a_segment_to_the_next_entry(tmp_path, monkeypatch):
+    journal = filled(tmp_path, 10)
+    last = journal.last_index
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_roll", full)
+        journal.shed_clear_entries(last)
+        with pytest.raises(DiskFull):
+            journal.append(last + 1, 1, b"\x00later")
+    assert (journal.last_index, journal.clear_index) == (last, journal.anchor_index)
+    extend_to(journal, last + 1)
+    assert journal.clear_index == last
 
 
 def test_nothing_behind_a_snapshot_is_in_the_clear(tmp_path):

@@ -508,7 +508,7 @@ def flood(peer: H2Peer, then: Callable[[int], bytes]) -> bytes:
     """Calls without end, each followed by what makes the server reset it."""
     return b"".join(
         wire.frame(wire.HEADERS, wire.END_HEADERS, stream_id, peer.block()) + then(stream_id)
-        for stream_id in range(1, 4 * MAX_NUISANCES, 2))
+        for stream_id in range(1, 3 * MAX_NUISANCES, 2))
 
 
 VIOLATIONS: dict[str, tuple[Callable[[H2Peer], bytes], Code]] = {
@@ -582,8 +582,8 @@ VIOLATIONS: dict[str, tuple[Callable[[H2Peer], bytes], Code]] = {
         + wire.frame(wire.CONTINUATION, 0, 1, b"") * (2 * MAX_NUISANCES), Code.ENHANCE_YOUR_CALM),
     "resets that the peer provokes by DATA": (
         lambda peer: flood(peer, lambda stream_id: wire.frame(
-            wire.DATA, wire.END_STREAM, stream_id, wire.prefixed(PUT)) * 2),
-        Code.ENHANCE_YOUR_CALM),
+            wire.DATA, wire.END_STREAM, stream_id, wire.prefixed(PUT))
+            + wire.frame(wire.DATA, 0, stream_id, b"")), Code.ENHANCE_YOUR_CALM),
     "resets that the peer provokes by HEADERS": (
         lambda peer: flood(peer, lambda stream_id: wire.frame(
             wire.HEADERS, wire.END_HEADERS, stream_id, peer.block())), Code.ENHANCE_YOUR_CALM),
