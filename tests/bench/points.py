@@ -66,7 +66,7 @@ POINTS: tuple[Point, ...] = (
     Point("get-1x1024", "linearizable get, 1,024 outstanding, 1 connection", "get", 1, 1024),
     Point("batch-16x1", "atomic batch of 100 puts, 16 outstanding, 16 connections", "batch", 16, 1,
           target=3.0, quick=True),
-    Point("scan-16x1", "scan of a range of 1,000 pairs, 16 outstanding, 16 connections", "scan",
+    Point("range-16x1", "scan of a range of 1,000 pairs, 16 outstanding, 16 connections", "scan",
           16, 1),
     Point("mixed-16x8", "90 % get, 10 % put, 128 outstanding, 16 connections", "mixed", 16, 8),
     Point("put-64k-16x8", "put of 64 KiB, 128 outstanding, 16 connections", "put", 16, 8,

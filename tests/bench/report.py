@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from points import POINTS
 from ratios import with_ratios
 
 Document = Mapping[str, Any]
@@ -35,6 +36,7 @@ then. Rates are medians over the turns. CPU is that of all three members, per ca
 
 def write(document: Document, directory: Path) -> None:
     """Write `benchmarks.md` and `benchmarks/*.png` under `directory`."""
+    document = shown(document)
     (directory / "benchmarks").mkdir(exist_ok=True)
     (directory / "benchmarks.md").write_text(render(document), encoding="utf-8")
     for section in ("plain", "tls"):
@@ -43,8 +45,17 @@ def write(document: Document, directory: Path) -> None:
             plot_latency(document[section], directory / "benchmarks" / f"{section}-latency.png")
 
 
+def shown(document: Document) -> Document:
+    """The document without the points of an earlier run that are not measured any more."""
+    names = {each.name for each in POINTS}
+    return {**document, **{
+        section: {name: entry for name, entry in document[section].items() if name in names}
+        for section in ("plain", "plain_aio", "tls", "tls_aio") if section in document}}
+
+
 def render(document: Document) -> str:
     """The page."""
+    document = shown(document)
     parts = [HEADER, _environment(document)]
     if "plain" in document:
         parts += ["## Side by side\n", table(document["plain"]),

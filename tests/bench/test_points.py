@@ -43,7 +43,7 @@ def mix(reads: int, writes: int) -> int:
     pytest.param("put-16x8", [20], [21], 1000, 19_980, None, id="failures before the index grew"),
     pytest.param("get-16x8", [1092], [1092], 100_000, 99_600 * 1092, None,
                  id="400 reads of 100,000 failed"),
-    pytest.param("scan-16x1", [1_048_005], [1_048_005], 97, 97 * 1_048_005 + 900_596, True,
+    pytest.param("range-16x1", [1_048_005], [1_048_005], 97, 97 * 1_048_005 + 900_596, True,
                  id="a scan that was under way"),
     pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(9_000, 1_000), True, id="an even mix"),
     pytest.param("mixed-16x8", MIX, MIX, 10_000, mix(9_069, 931), True,
@@ -130,7 +130,7 @@ def test_a_scan_asks_for_a_range_that_holds_what_it_is_to_give(
         tmp_path: Path, system: type[EtcdCluster | ElasticKVCluster]) -> None:
     keys = 10_000
     cluster = system(tmp_path)
-    body = body_of(cluster, point("scan-16x1"), keys)
+    body = body_of(cluster, point("range-16x1"), keys)
     for step in range(100):
         start, end = re.findall(rb"key-(\d{12})", body.at_step(step))
         assert int(end) - int(start) == SCAN_KEYS

@@ -49,6 +49,13 @@ def document() -> dict:
     }
 
 
+def test_what_is_not_measured_any_more_is_not_shown() -> None:
+    earlier = document()
+    earlier["plain"]["put-of-yore"] = {**entry(), "title": "put of yore"}
+    assert "of yore" not in render(earlier)
+    assert "of yore" in json.dumps(earlier)
+
+
 def test_the_page_has_every_section() -> None:
     page = render(document())
     for title in ("Side by side", "Encryption on against off", "Rotation under load",
