@@ -127,7 +127,8 @@ def unparsed(address: str, *, write: bool) -> ElasticKVError:
 
 def _typed(name: str, failure: Failure, message: str, remedy: str) -> ElasticKVError:
     if name == NotLeader.__name__:
-        return NotLeader(message, leader_address=failure.trailers.get(TRAILER_LEADER, ""))
+        return NotLeader(message, leader_address=failure.trailers.get(TRAILER_LEADER, ""),
+                         remedy=remedy)
     # A class that only newer members know still has its status.
     kind = (_CLASSES.get(name) or _BEFORE_PROPOSAL.get(failure.code)
             or _READ_FAILURES.get(failure.code) or ElasticKVError)
