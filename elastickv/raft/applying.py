@@ -48,6 +48,7 @@ class Applying:
         limit = min(core.commit_index(), context.journal.durable_index)
         high = min(limit, low + settings.apply_group_entries - 1)
         if high < low:
+            self._waits_since = float("inf")  # a snapshot may have brought what was waited for
             return
         self._require_state_of(low - 1)
         try:

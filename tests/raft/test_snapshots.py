@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +199,26 @@ def test_who_installed_a_snapshot_while_its_link_was_lost_is_not_sent_another():
         assert lab.hub.sent(frames.SnapshotOffer) == [offer]
         await asyncio.sleep(CATCH_UP_S)
         await lab.until(lambda: leader.journal.total_bytes < 10_000)
+
+    run(scenario())
+
+
+def test_a_state_that_came_with_a_snapshot_is_waited_for_no_longer():
+    """Else the member would give way at once when it leads next."""
+    async def scenario() -> None:
+        lab = Lab(**COMPACTING)
+        leader = await lab.start()
+        behind = lab.others(leader)[0]
+        behind.state.takes_more = False
+        await leader.engine.propose(b"waits for a flush", timeout_s=5)
+        await lab.until(lambda: behind.engine._applying.waits_since < math.inf)
+        lab.hub.isolate(behind.node_id)
+        await fill(lab, 400, leader)
+        await compacted(lab, leader, behind.journal.last_index)
+        lab.hub.heal()
+        await lab.until(lambda: behind.status().applied_index == leader.status().last_log_index)
+        assert behind.engine._receiver.installed_count == 1
+        await lab.until(lambda: behind.engine._applying.waits_since == math.inf, 1.0)
 
     run(scenario())
 
