@@ -126,8 +126,7 @@ class KvStateMachine:
         if self._store.overlay_bytes < self._max_overlay_bytes \
                 and self._store.overlay_versions < MAX_OVERLAY_VERSIONS:
             return True
-        if self._store.disk_full is not None:
-            raise self._store.disk_full.with_traceback(None)  # it is raised again and again
+        self._store.require_space()
         return False
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:

@@ -374,6 +374,11 @@ class Store:
         self._backend.reserve(byte_count)
         self._refresh_view()
 
+    def require_space(self) -> None:
+        """Raise the `DiskFull` in which the last flush ended, if it did."""
+        if self.disk_full is not None:
+            raise self.disk_full.with_traceback(None)  # it is raised again and again
+
     def finish_flush(self, job: FlushJob) -> None:
         """Take note that `job.run` returned or raised: on success advance `durable_index`."""
         if job is self._job:

@@ -152,7 +152,7 @@ class StoreExport:
     def __init__(self, store: Store) -> None:
         """Raises `DiskFull`."""
         self._store = store
-        self._require_space()
+        store.require_space()
         self._view = store.backend.view()
         header = read_header(self._view)
         self.applied_index = header.applied_index
@@ -184,7 +184,7 @@ class StoreExport:
     def read(self, max_bytes: int) -> bytes:
         """The next piece of the stream, b"" at its end. Raises `StoreCorrupt`, `Overloaded` when
         the store's file had to be resized (start over), and `DiskFull`."""
-        self._require_space()
+        self._store.require_space()  # with what this pins a flush may have enough
         while len(self._buffer) < max_bytes:
             frame = next(self._frames, None)
             if frame is None:
@@ -193,11 +193,6 @@ class StoreExport:
         piece = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         return piece
-
-    def _require_space(self) -> None:
-        # With what this pins a flush may have space enough.
-        if self._store.disk_full is not None:
-            raise self._store.disk_full.with_traceback(None)  # it is raised again and again
 
     def close(self) -> None:
         """Release the read transaction. Idempotent."""
