@@ -282,7 +282,7 @@ def parse_address(text: str, where: str) -> Address:
     host, colon, port_text = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        valid_host = _is_ip_address(host)
+        valid_host = is_ip_address(host)
     else:
         valid_host = bool(_HOST_NAME.fullmatch(host))
     if not (colon and valid_host and port_text.isascii() and port_text.isdigit()
@@ -292,7 +292,8 @@ def parse_address(text: str, where: str) -> Address:
     return Address(host, int(port_text))
 
 
-def _is_ip_address(host: str) -> bool:
+def is_ip_address(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

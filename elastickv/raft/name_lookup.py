@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import threading
 from collections.abc import Sequence
 from typing import Protocol
+
+from elastickv.config import is_ip_address
 
 
 class NameLookup(Protocol):
@@ -25,15 +26,6 @@ class NameLookup(Protocol):
         ...
 
 
-def is_address(host: str) -> bool:
-    """Whether `host` is an IP address already."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
 class ThreadedNameLookup:
     """`NameLookup` by `getaddrinfo` in daemon threads. For one event loop."""
 
@@ -42,7 +34,7 @@ class ThreadedNameLookup:
 
     async def addresses(self, host: str) -> Sequence[str]:
         """As `NameLookup.addresses`. A caller may give up; the next one takes what was found."""
-        if is_address(host):
+        if is_ip_address(host):
             return [host]
         lookup = self._lookups.get(host)
         if lookup is None:

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from elastickv import certs
 from elastickv.certs import create_ca, create_client, create_node, pair_paths
-from elastickv.config import TlsFiles
+from elastickv.config import TlsFiles, is_ip_address
 from elastickv.errors import BindFailed, ConfigError
 from elastickv.raft import name_lookup, tls_links
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, Vote, encode_message, frame
@@ -186,7 +186,7 @@ def test_a_loop_does_not_wait_for_a_name_at_its_end(monkeypatch):
     ("10.0.0.1", True), ("::1", True), ("fe80::1%eth0", True), ("localhost", False),
     ("1.2.3", False), ("n1.example.com", False)])
 def test_what_needs_no_lookup(host, is_one):
-    assert name_lookup.is_address(host) is is_one
+    assert is_ip_address(host) is is_one
 
 
 def test_a_name_without_address_is_an_os_error():
