@@ -88,6 +88,7 @@ def create_node(directory: Path, node_id: str, *, hosts: Sequence[str] = (),
     server and as client. Raises `ConfigError` as `create_ca` does, and without an authority.
     """
     require_certifiable(parse_node_id(node_id, "node id"))
+    # As a DNS name also where the id reads as an IP address: members look for it there.
     names = [x509.DNSName(node_id),
              *_alternative_names([node_id, "localhost", "127.0.0.1", *hosts])]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

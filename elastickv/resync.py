@@ -193,7 +193,7 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
     reason = await attempt.from_leader()
     if reason:
         facts = gathered.facts
-        attempt.from_store(facts.stored_sidecar if facts.sidecar is None else None, reason)
+        attempt.from_store(facts.recorded.sidecar if facts.sidecar is None else None, reason)
     return True
 
 

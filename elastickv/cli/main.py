@@ -18,6 +18,7 @@ import click
 
 from elastickv import __version__
 from elastickv.cli.exit_codes import INTERRUPTED
+from elastickv.cli.output import discard_stdout
 from elastickv.errors import ElasticKVError, ExitCode
 
 
@@ -92,15 +93,14 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
     except ElasticKVError as error:
         return report(error)
     except BrokenPipeError:
-        # The reader of stdout has gone (`| head`); Python's own flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of stdout has gone (`| head`).
+        discard_stdout()
         return int(ExitCode.ERROR)
     except OSError as error:
         try:
             sys.stdout.flush()
         except OSError:
-            # Python's own flush at exit would fail as well.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_stdout()
             return report(ElasticKVError(f"the output cannot be written: {error.strerror}"))
         raise
     return result if isinstance(result, int) else int(ExitCode.OK)

@@ -227,11 +227,6 @@ class Facts:
     rewrapped: Collection[int] = ()
     member_ids: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def stored_sidecar(self) -> Sidecar | None:
-        """The copy in the store."""
-        return self.recorded.sidecar
-
 
 Check = Callable[[Facts], Problem | None]
 
@@ -278,7 +273,7 @@ def _sidecar_readable(facts: Facts) -> Problem | None:
 
 def _restoring(facts: Facts) -> str:
     """How an old, damaged or missing sidecar is restored."""
-    if facts.sidecar is None and facts.stored_sidecar is not None:
+    if facts.sidecar is None and facts.recorded.sidecar is not None:
         start = ("start the node: it" if facts.kek_configured and facts.encryption_enabled
                  else f"{_ENCRYPTED_START}: the node")
         return (f"{start} takes the leader's, or the copy in its own store when no leader answers;"

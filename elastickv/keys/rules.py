@@ -102,13 +102,11 @@ def plan_rows(rows: Sequence[RegistryRow], read_row: ReadRow) -> list[tuple[byte
 def _replayed_rows(state: KeyState, sidecar: Sidecar, index: int, entry: Bootstrap | Rotation,
                    inputs: Inputs) -> tuple[RegistryRow, ...]:
     """The rows of an entry that the sidecar already holds."""
+    for dek_id, purpose, wrapped in _keys_of(entry):
+        _require_replayed(state.keystore, sidecar, index, dek_id, purpose, wrapped, inputs)
     if isinstance(entry, Bootstrap):
-        for dek_id, purpose, wrapped in _keys_of(entry):
-            _require_replayed(state.keystore, sidecar, index, dek_id, purpose, wrapped, inputs)
         return entry.rows
     if entry.tag is RotationTag.ROTATE_DEK:
-        _require_replayed(state.keystore, sidecar, index, entry.dek_id, _purpose(entry),
-                          entry.wrapped, inputs)
         return (entry.proposer,)
     # Only the cutover that took effect registered its proposer; a stale or repeated one did not.
     cutovers = _cutover_indexes(sidecar)
@@ -220,7 +218,11 @@ def _plan_bootstrap(state: KeyState, index: int, entry: Bootstrap, inputs: Input
                 plan_rows(entry.rows, inputs.read_row))
 
 
-def _keys_of(entry: Bootstrap) -> tuple[tuple[int, Purpose, bytes], ...]:
+def _keys_of(entry: Bootstrap | Rotation) -> tuple[tuple[int, Purpose, bytes], ...]:
+    """The DEKs that an entry brings, each wrapped; a cutover brings none."""
+    if isinstance(entry, Rotation):
+        return (((entry.dek_id, _purpose(entry), entry.wrapped),)
+                if entry.tag is RotationTag.ROTATE_DEK else ())
     return ((entry.storage_dek_id, Purpose.STORAGE, entry.wrapped_storage),
             (entry.raft_dek_id, Purpose.RAFT, entry.wrapped_raft))
 

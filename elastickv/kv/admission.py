@@ -15,7 +15,7 @@ from elastickv.errors import EncryptionConflict, InvalidArgument, MembershipConf
 from elastickv.keys.registry import decode_row_key, decode_row_value, find_writer
 from elastickv.kv.api import Capability
 from elastickv.raft.engine import Member
-from elastickv.raft.membership import LOOK_REMEDY
+from elastickv.raft.membership import LOOK_REMEDY, leads_to
 
 MAX_OUTSIDERS = 1024
 """16-bit node ids that operators may register for nodes that are no members."""
@@ -128,6 +128,17 @@ def require_reached_as(raft_address: str, name: str, address: str) -> None:
             f"{name} is reached by members at {raft_address}, not at {address}",
             remedy=f"repeat the request with {raft_address}, or start the node with"
                    f" --raftAddress {address}")
+
+
+def require_known_address(member: Member | None, raft_address: str) -> None:
+    """Raise `MembershipConflict` for a learner that the members know by another address than its
+    --raftAddress: it would not start again (`raft.membership.require_own_address`)."""
+    if member is not None and not leads_to(member.address, raft_address):
+        raise MembershipConflict(
+            f"{member.node_id} was added at {member.address}, and its --raftAddress is"
+            f" {raft_address}: it could not be started again",
+            remedy=f"start it with --raftAddress {member.address}, or remove it and add it at"
+                   f" {raft_address}")
 
 
 def unreachable(node_id: str, address: str, reason: str, *, encrypted: bool) -> NotCapable:

@@ -49,6 +49,7 @@ from elastickv.kv.admission import (
     require_admissible,
     require_applied,
     require_free_node_id,
+    require_known_address,
     require_reached_as,
     transfer_target,
     unreachable,
@@ -64,7 +65,6 @@ from elastickv.raft.membership import (
     ChangeKind,
     Configuration,
     MembershipChange,
-    leads_to,
     plan_change,
 )
 from elastickv.store.mvcc_store import Store
@@ -229,10 +229,13 @@ class MembershipController:
     def _require_possible(self, change: MembershipChange) -> None:
         """Raise what the engine would raise of a change, before anything is done for it. Whether
         the node that is added or promoted answers, and what it has, shows later."""
-        status = self._engine.status()
-        configuration = Configuration(status.configuration_index, tuple(self._engine.members()))
         plan_change(replace(change, skip_min_applied_check=True),
-                    ChangeContext(configuration, status.commit_index, self._engine.is_leader()))
+                    ChangeContext(self._configuration(), self._engine.status().commit_index,
+                                  self._engine.is_leader()))
+
+    def _configuration(self) -> Configuration:
+        return Configuration(self._engine.status().configuration_index,
+                             tuple(self._engine.members()))
 
     async def _promote(self, change: MembershipChange, deadline: float) -> int:
         self._require_possible(change)
@@ -252,7 +255,8 @@ class MembershipController:
         until = min(deadline, loop.time() + patience_s)
         while True:
             identity = await self._learner_identity(change.node_id, _remaining_s(deadline))
-            self._require_known_address(change.node_id, identity.raft_address)
+            require_known_address(self._configuration().find(change.node_id),
+                                  identity.raft_address)
             try:
                 require_applied(change.node_id, identity.applied_index, required_index)
             except MembershipConflict:
@@ -261,17 +265,6 @@ class MembershipController:
                 await asyncio.sleep(RETRY_S)
             else:
                 return replace(change, min_applied_index=required_index)
-
-    def _require_known_address(self, node_id: str, raft_address: str) -> None:
-        """A node that the members know by another address does not start again: see
-        `raft.membership.require_own_address`."""
-        known = {member.node_id: member.address for member in self._engine.members()}
-        if node_id in known and not leads_to(known[node_id], raft_address):
-            raise MembershipConflict(
-                f"{node_id} was added at {known[node_id]}, and its --raftAddress is {raft_address}:"
-                " it could not be started again",
-                remedy=f"start it with --raftAddress {known[node_id]}, or remove it and add it at"
-                       f" {raft_address}")
 
     async def _learner_identity(self, node_id: str, timeout_s: float) -> _Identity:
         try:

@@ -87,7 +87,6 @@ class Journal:
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._cache: OrderedDict[int, LogEntry] = OrderedDict()
-        self._marked_kind = CONFIGURATION_KIND
         self._segments: list[Segment] = []
         self._starts: list[int] = []
         self._generation = 0
@@ -217,7 +216,7 @@ class Journal:
         if active.size >= self._segment_bytes or active.first_index <= self._clear_until < index:
             active = self._roll()
         active.append(records.encode(index, term, command, self.durable_index, active.salt))
-        active.note(index, term, len(command), command[:1] == self._marked_kind)
+        active.note(index, term, len(command), command[:1] == CONFIGURATION_KIND)
         self.last_index = index
         self.last_term = term
         self._remember((command, index, term))
@@ -448,7 +447,7 @@ class Journal:
             if segment.offsets and segment.last_index <= synced:
                 break
             if not segment.is_scanned:
-                tail = segment.scan(self._max_command_bytes, self._marked_kind)
+                tail = segment.scan(self._max_command_bytes, CONFIGURATION_KIND)
                 if tail.damaged:
                     synced = self._cut_tail(segment, tail.offset, synced)
             if segment.offsets:
@@ -474,7 +473,7 @@ class Journal:
         self._check_follows(segment)
         proven = 0
         if last or not segment.load_index():
-            tail = segment.scan(self._max_command_bytes, self._marked_kind)
+            tail = segment.scan(self._max_command_bytes, CONFIGURATION_KIND)
             if tail.damaged:
                 if not last:
                     raise self._damaged(segment, tail.offset)

@@ -67,6 +67,7 @@ class JournalAdapter:
         """The core keeps it."""
 
     def getRaftCommitIndex(self) -> int:
+        """Read once, when PySyncObj is made; the core sets its own before that is used."""
         return self._journal.anchor_index
 
     def setCurrentTerm(self, term: int, vote: str | None) -> None:

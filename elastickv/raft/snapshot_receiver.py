@@ -37,7 +37,7 @@ log = get_logger("elastickv.raft.snapshots")
 
 ABANDONED_S = 20.0
 """A stream of which nothing came for so long is dropped: its leader has given it up long ago, and
-may begin none for minutes."""
+may begin none for a minute (`EngineSettings.full_disk_pause_s`)."""
 
 
 class SnapshotReceiver:
