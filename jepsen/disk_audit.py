@@ -79,11 +79,6 @@ class RecordFile:
         return f"damaged at byte {self._offset} of {len(self._data)}"
 
 
-def read_records(path: Path) -> Iterator[records.Record]:
-    """The records of a journal segment, or of a spool, up to the first that is not whole."""
-    yield from RecordFile(path)
-
-
 def load_sidecar(disk: NodeDisk) -> Sidecar | None:
     """The node's sidecar; None when it has none."""
     return sidecar_file.load(OsDisk(), disk.directory / RELATIVE_PATH)

@@ -71,6 +71,8 @@ class PreloadFiles:
         """Step the node's wall clock to real time + `offset_s`, within `CLOCK_DELAY_S`."""
         temporary = self.clock.with_suffix(".new")
         temporary.write_text(f"{offset_s:+.3f}s\n")
+        # Read at 0, that is never: see `clock_was_read`. `relatime` notes a read when the last one
+        # is older than a day.
         os.utime(temporary, (0, 0))
         os.replace(temporary, self.clock)
 

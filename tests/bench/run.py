@@ -427,7 +427,8 @@ def with_part(published: dict[str, Any], found: dict[str, Any], part: str) -> di
 
 
 def output_of(*, quick: bool, front: str) -> Path:
-    """Where a run writes: only a whole one over the default front is published."""
+    """Where a run writes: what is quick, or over another front than the default, is not
+    published."""
     return ROOT / ("runs/bench" if quick or front != ElasticKVCluster.front else "docs")
 
 

@@ -19,7 +19,7 @@ def test_a_bootstrap_that_the_member_has_not_applied_yet_is_done(tmp_path: Path)
     node = MemoryNode("n1", port=layout.shape.client_port, tls=layout.tls("n1"))
     up_to_date = node.encryption.sidecar_state
 
-    async def behind(caller_full_node_id: int = 0) -> SidecarState:
+    async def behind() -> SidecarState:
         node.encryption.sidecar_state = up_to_date  # type: ignore[method-assign]
         before = await up_to_date()
         await node.encryption.bootstrap(

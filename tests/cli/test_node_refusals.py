@@ -16,22 +16,17 @@ import pytest
 
 from elastickv import certs
 from elastickv.errors import ExitCode
-
-BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
-                  if os.geteuid() == 0 else ())
-"""The mode bits of files hold for root, too (capabilities(7))."""
+from tests.keys_process.doctor_shell import BOUND_BY_MODES, elastickv
 
 
 def run_node(directory: Path, *flags: str, timeout_s: float = 60,
              launcher: Sequence[str] = (),
              variables: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Exit code and stderr of a node that is expected to end by itself."""
-    done = subprocess.run(
-        [*launcher, sys.executable, "-m", "elastickv", "node", "--raftId", "n1", "--raftBootstrap",
-         "--raftDataDir", str(directory / "data"), *flags],
-        capture_output=True, text=True, timeout=timeout_s, check=False,
-        env={**os.environ, **(variables or {})})
-    return done.returncode, done.stderr
+    code, _, errors = elastickv("node", "--raftId", "n1", "--raftBootstrap", "--raftDataDir",
+                                str(directory / "data"), *flags, timeout_s=timeout_s,
+                                launcher=launcher, variables=variables)
+    return code, errors
 
 
 def short(path: Path) -> None:
@@ -101,12 +96,10 @@ def test_data_directory_that_the_user_may_not_make(tmp_path: Path) -> None:
     code, errors = run_node(closed, "--insecure", launcher=BOUND_BY_MODES)
     assert code == ExitCode.STARTUP_REFUSED
     assert f"install -d -o <user> -m 700 {closed / 'data'}" in errors.split("Remedy:")[-1]
-    done = subprocess.run(
-        [*BOUND_BY_MODES, sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1",
-         "--raftBootstrap", "--insecure", "--raftDataDir", str(closed / "data")],
-        capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == ExitCode.ERROR
-    assert "install -d -o <user>" in done.stdout
+    code, out, _ = elastickv("doctor", "--raftId", "n1", "--raftBootstrap", "--insecure",
+                             "--raftDataDir", str(closed / "data"), launcher=BOUND_BY_MODES)
+    assert code == ExitCode.ERROR
+    assert "install -d -o <user>" in out
 
 
 def test_a_tls_file_that_a_variable_names(tmp_path: Path) -> None:
@@ -120,13 +113,11 @@ def test_a_tls_file_that_a_variable_names(tmp_path: Path) -> None:
     assert "is not a certificate of node n1" in errors
     assert "--tls-cert is set by the variable ELASTICKV_TLS_CERT" in errors
     assert "ELASTICKV_TLS_KEY" not in errors
-    done = subprocess.run(
-        [sys.executable, "-m", "elastickv", "doctor", "--raftId", "n1", "--raftBootstrap",
-         "--raftDataDir", str(tmp_path / "data"), "--tls-key", str(alice.key), "--tls-ca",
-         str(tmp_path / "ca.crt")], env={**os.environ, **variables},
-        capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == ExitCode.ERROR
-    assert "--tls-cert is set by the variable ELASTICKV_TLS_CERT" in done.stdout
+    code, out, _ = elastickv("doctor", "--raftId", "n1", "--raftBootstrap", "--raftDataDir",
+                             str(tmp_path / "data"), "--tls-key", str(alice.key), "--tls-ca",
+                             str(tmp_path / "ca.crt"), variables=variables)
+    assert code == ExitCode.ERROR
+    assert "--tls-cert is set by the variable ELASTICKV_TLS_CERT" in out
 
 
 def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:

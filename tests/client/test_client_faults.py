@@ -30,6 +30,7 @@ from elastickv.errors import (
     WireError,
 )
 from elastickv.pb import service_pb2 as pb
+from elastickv.server.h2 import wire
 
 
 @pytest.fixture
@@ -280,15 +281,6 @@ async def test_many_calls_over_a_failing_member(nodes: list[MemoryNode],
         await client.put(b"after", b"v")
 
 
-PREFACE_BYTES = 24
-GOAWAY, HEADERS, SETTINGS = 7, 1, 4
-
-
-def frame(kind: int, content: bytes = b"", flags: int = 0) -> bytes:
-    """An HTTP/2 frame of stream 0."""
-    return len(content).to_bytes(3, "big") + bytes([kind, flags]) + bytes(4) + content
-
-
 @pytest.mark.parametrize(("last_stream_id", "count"), [(0, 1), (0, 4), (1, 1)],
                          ids=["not begun", "not begun, large", "perhaps begun"])
 async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
@@ -299,17 +291,17 @@ async def test_a_write_that_a_stopping_member_did_not_begin_is_sent_to_another(
     listeners: list[asyncio.Server] = []
 
     async def stopping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(frame(SETTINGS))
-        await reader.readexactly(PREFACE_BYTES)
+        writer.write(wire.settings_frame([]))
+        await reader.readexactly(len(wire.PREFACE))
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while head := await reader.readexactly(9):
+            while head := await reader.readexactly(wire.FRAME_HEADER_BYTES):
                 await reader.readexactly(int.from_bytes(head[:3], "big"))
-                if head[3] == SETTINGS and not head[4]:
-                    writer.write(frame(SETTINGS, flags=1))
-                elif head[3] == HEADERS:
+                if head[3] == wire.SETTINGS and not head[4] & wire.ACK:
+                    writer.write(wire.SETTINGS_ACK)
+                elif head[3] == wire.HEADERS:
                     calls.append(int.from_bytes(head[5:], "big"))
                     listeners[0].close()
-                    writer.write(frame(GOAWAY, last_stream_id.to_bytes(4, "big") + bytes(4)))
+                    writer.write(wire.goaway(last_stream_id, wire.Code.NO_ERROR))
                     if last_stream_id:
                         break
         writer.close()

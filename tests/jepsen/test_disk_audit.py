@@ -25,9 +25,9 @@ from elastickv.store.values import seal_record, tombstone_record
 from elastickv.wire import OP_PUT, WriteOp, WriteRequest, Writes, encode_entry
 from jepsen.disk_audit import (
     NodeDisk,
+    RecordFile,
     audit_nonces,
     audit_replicas,
-    read_records,
 )
 from jepsen.nonces import NonceLedger
 from jepsen.tap import JournalTap
@@ -256,7 +256,7 @@ def test_the_tap_keeps_what_compaction_and_truncation_take_away(node: Fixture, t
     node.write_journal({5: node.entry(5)}, name=5)
     assert tap.poll("n1") == 1
     (spool,) = tap.spools
-    assert [record.index for record in read_records(spool)] == [2, 3, 3, 4, 5]
+    assert [record.index for record in RecordFile(spool)] == [2, 3, 3, 4, 5]
     verdict = audit_nonces([node.disk], [spool], kek)
     assert verdict.is_valid
     assert verdict.facts["distinct_nonces"] == 4

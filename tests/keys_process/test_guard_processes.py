@@ -33,16 +33,13 @@ from elastickv.raft.hardstate import FILE_NAME, HardStateFile
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store, encode_number
 from tests.cluster.cluster import Cluster, NodeProcess
-from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
+from tests.keys_process.doctor_shell import BOUND_BY_MODES, doctor, elastickv, refused_start
 
 pytestmark = [pytest.mark.cluster]
 
 NODE = "n1"
 NO_WRITES = ("prlimit", "--fsize=0")
 """Every write to a regular file fails, as on a file system that takes none."""
-BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
-                  if os.geteuid() == 0 else ())
-"""The mode bits of files hold for root, too (capabilities(7))."""
 
 
 @dataclass

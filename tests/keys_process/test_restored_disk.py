@@ -16,7 +16,7 @@ from elastickv.client import Client
 from elastickv.crypto.envelope import parse_envelope
 from elastickv.crypto.kek_file import FileKekProvider
 from elastickv.crypto.nonce import full_node_id, node_id16
-from jepsen.disk_audit import NodeDisk, audit_nonces, build_keystore, load_sidecar, read_records
+from jepsen.disk_audit import NodeDisk, RecordFile, audit_nonces, build_keystore, load_sidecar
 from jepsen.nonces import PayloadReader
 from tests.cluster.cluster import Cluster
 
@@ -48,7 +48,7 @@ def epochs_on_disk(disks: list[NodeDisk], kek_path: Path) -> set[int]:
     own = node_id16(full_node_id(RESTORED)).to_bytes(2, "big")
     return {int.from_bytes(envelope.nonce[2:4], "big")
             for disk in disks for path in (disk.directory / "raft").rglob("*.log")
-            for record in read_records(path) if record.command[:1] == b"\0"
+            for record in RecordFile(path) if record.command[:1] == b"\0"
             for envelope in map(parse_envelope, reader.envelopes(record.index, record.command[1:]))
             if envelope.nonce[:2] == own}
 

@@ -22,7 +22,7 @@ from elastickv.errors import ExitCode
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from tests.cluster.cluster import Cluster, NodeProcess
-from tests.keys_process.doctor_shell import doctor, elastickv, refused_start
+from tests.keys_process.doctor_shell import BOUND_BY_MODES, doctor, elastickv, refused_start
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -210,11 +210,6 @@ async def test_the_command_refuses_to_write_what_the_nodes_user_could_not_read(
     assert "sudo takes no ELASTICKV_ variable along" in errors
     assert f"sudo -u {pwd.getpwuid(1).pw_name} {program()} ..." in errors
     assert not (node.directory / RELATIVE_PATH).exists()
-
-
-BOUND_BY_MODES = (("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
-                  if os.geteuid() == 0 else ())
-"""The mode bits of files hold for root, too (capabilities(7))."""
 
 
 async def test_a_sidecar_that_the_node_may_not_read_is_no_traceback(cluster: Cluster) -> None:

@@ -29,14 +29,12 @@ from elastickv.errors import (
     Unreachable,
 )
 from elastickv.keys.applier import Applier
-from elastickv.keys.usage import Limits
 from elastickv.kv import coordinator, forwarding, gathering
 from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
-from elastickv.kv.rotation import RotationSettings
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -47,6 +45,7 @@ from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ENTRY_COST, ScanRange
 from elastickv.store.values import open_record
 from jepsen.network.ports import free_address
+from tests.kv.key_cluster import DEFAULT
 
 TIMEOUT_S = 10.0
 
@@ -74,7 +73,7 @@ class OneNode:
         self.encryption = EncryptionController(
             self.engine, self.store, applier, full_node_id=full_node_id("n1"),
             kek=Kek(bytes(32)), gate=True, build_sha="test", on_fatal=self.fatal.append,
-            rotation=RotationSettings(Limits(1 << 32)))
+            rotation=DEFAULT)
         self.kv = KeyValue(
             self.engine, self.store, hlc, self.encryption,
             opener=lambda key, record: open_record(applier.keystore, key, record),

@@ -27,13 +27,11 @@ from elastickv.errors import (
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import decode_row_value, row_key
-from elastickv.keys.usage import Limits
 from elastickv.kv import forwarding
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
 from elastickv.kv.key_value import KeyValue
 from elastickv.kv.membership import METHOD_CHANGE, MembershipController
-from elastickv.kv.rotation import RotationSettings
 from elastickv.kv.snapshots import state_snapshots
 from elastickv.raft import frames
 from elastickv.raft.engine import Member, Suffrage
@@ -43,6 +41,7 @@ from elastickv.raft.settings import EngineSettings
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import open_record
+from tests.kv.key_cluster import DEFAULT
 from tests.raft.raft_lab import Hub, HubLinks, MemoryDisk, run
 
 TIMEOUT_S = 10.0
@@ -72,7 +71,7 @@ class KeyedNode:
         self.encryption = EncryptionController(
             self.engine, self.store, self.applier, full_node_id=full_node_id(node_id), kek=kek,
             gate=gate, build_sha="test", on_fatal=self.fatal.append,
-            rotation=RotationSettings(Limits(1 << 32)))
+            rotation=DEFAULT)
         self.kv = KeyValue(
             self.engine, self.store, hlc, self.encryption,
             opener=lambda key, record: open_record(self.applier.keystore, key, record),
