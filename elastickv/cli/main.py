@@ -18,7 +18,6 @@ import click
 
 from elastickv import __version__
 from elastickv.cli.exit_codes import INTERRUPTED
-from elastickv.cli.output import discard_stdout
 from elastickv.errors import ElasticKVError, ExitCode
 
 
@@ -94,16 +93,22 @@ def run(arguments: Sequence[str] | None = None, command: click.Command = cli,
         return report(error)
     except BrokenPipeError:
         # The reader of stdout has gone (`| head`).
-        discard_stdout()
+        _discard_stdout()
         return int(ExitCode.ERROR)
     except OSError as error:
         try:
             sys.stdout.flush()
         except OSError:
-            discard_stdout()
+            _discard_stdout()
             return report(ElasticKVError(f"the output cannot be written: {error.strerror}"))
         raise
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _discard_stdout() -> None:
+    from elastickv.cli.output import discard_stdout
+
+    discard_stdout()
 
 
 def main() -> None:
