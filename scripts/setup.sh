@@ -34,6 +34,8 @@ ensure_venv_module() {
 
 make_environment() {
   ensure_venv_module "$1" || return 1
+  # A link that leads nowhere is in the way of venv, which does not follow or replace it.
+  if [ -L .venv ] && [ ! -e .venv ]; then rm .venv; fi
   say "creating .venv with $1 ($("$1" -V))"
   "$1" -m venv --clear .venv </dev/null
 }
