@@ -67,11 +67,8 @@ class ReadResult(NamedTuple):
     stale_ms: int = 0
 
 
-class Pair(NamedTuple):
-    """One scan result."""
-
-    key: bytes
-    value: bytes
+Pair = tuple[bytes, bytes]
+"""One result of a scan: key and value."""
 
 
 class ScanResult(NamedTuple):

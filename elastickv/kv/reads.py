@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
 from elastickv.errors import DeadlineExceeded, InvalidArgument
@@ -92,9 +92,11 @@ class Reader:
     def _scan_turn(self, wanted: ScanRange, page: _Page) -> ScanRange | None:
         """Put the next pairs onto the page; what is left, None at the end."""
         found, rest = self._store.scan_turn(wanted)
-        for key, version in found:
-            page.add(key, b"" if wanted.keys_only else self._open_record(version.store_key,
-                                                                         version.record))
+        if wanted.keys_only:
+            page.add((key, b"") for key, _, _ in found)
+        else:
+            open_record = self._open_record
+            page.add((key, open_record(store_key, record)) for key, store_key, record in found)
         return rest
 
     async def _barrier(self, stale: bool, timeout_s: float) -> int:
@@ -128,12 +130,15 @@ class _Page:
         self._room = max_bytes
         self._keys_only = keys_only
 
-    def add(self, key: bytes, value: bytes) -> None:
-        """Raises `ResultTooLarge`."""
-        self._room -= len(key) + len(value) + PAIR_OVERHEAD_BYTES
-        if self._room < 0:
-            raise result_too_large(self._max_bytes, len(self.pairs), keys_only=self._keys_only)
-        self.pairs.append(Pair(key, value))
+    def add(self, pairs: Iterable[Pair]) -> None:
+        """Raises `ResultTooLarge` at the first that is too much."""
+        room = self._room
+        for pair in pairs:
+            room -= len(pair[0]) + len(pair[1]) + PAIR_OVERHEAD_BYTES
+            if room < 0:
+                raise result_too_large(self._max_bytes, len(self.pairs), keys_only=self._keys_only)
+            self.pairs.append(pair)
+        self._room = room
 
 
 def age_ms(age_s: float) -> int:

@@ -40,6 +40,10 @@ ENVELOPE_KEY_ID = slice(HEADER_BYTES + 2, HEADER_BYTES + 6)
 """Where a record with an envelope has its key id: the envelope's version and flag come before."""
 
 
+LASTING_HEADERS = frozenset((bytes((PLAINTEXT_BITS,)) + NEVER, bytes((ENVELOPE_BITS,)) + NEVER))
+"""The headers of values that are there at any time."""
+
+
 class ValueHeader(NamedTuple):
     """A parsed header; `expiry_ms` 0 = never."""
 

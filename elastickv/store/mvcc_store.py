@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from elastickv.errors import DiskFull, InvalidArgument, StoreCorrupt, WireError
 from elastickv.store.dek_counts import DekCounts, count_in, decode_counts, encode_counts
-from elastickv.store.header import HEADER_BYTES, MAX_FLAGS
+from elastickv.store.header import HEADER_BYTES, LASTING_HEADERS, MAX_FLAGS
 from elastickv.store.job import Job
 from elastickv.store.mvcc import (
     MAX_USER_KEY_BYTES,
@@ -26,7 +26,7 @@ from elastickv.store.mvcc import (
     visible,
 )
 from elastickv.store.overlay import Chain, Overlay, find
-from elastickv.store.scan import ENTRY_COST, ScanRange, Work, merged_versions
+from elastickv.store.scan import ENTRY_COST, Found, ScanRange, Work, merged_versions
 from elastickv.store.tables import (
     Backend,
     BackendStats,
@@ -279,11 +279,12 @@ class Store:
         rest: ScanRange | None = ScanRange(start, end, limit, at_ts, now_ms, reverse)
         while rest is not None:
             found, rest = self.scan_turn(rest)
-            pairs += found
+            pairs += [(user_key, Version(commit_ts_of(store_key), store_key, record))
+                      for user_key, store_key, record in found]
         return pairs
 
-    def scan_turn(self, wanted: ScanRange) -> tuple[list[tuple[bytes, Version]], ScanRange | None]:
-        """The next visible pairs, as many as bounded work finds (there may be none), and what is
+    def scan_turn(self, wanted: ScanRange) -> tuple[list[Found], ScanRange | None]:
+        """The next visible versions, as many as bounded work finds (there may be none), and what is
         left; None at the end.
 
         Writes may come between two turns: a scan shows none that was applied after its first.
@@ -291,7 +292,7 @@ class Store:
         """
         if wanted.at_ts < self.horizon_ts:
             self._refuse_below_horizon(wanted.at_ts)
-        pairs: list[tuple[bytes, Version]] = []
+        pairs: list[Found] = []
         if wanted.empty():
             return pairs, None
         start, end, limit, at_ts, now_ms, reverse, keys_only = wanted
@@ -299,13 +300,12 @@ class Store:
         if self._frozen is not None:
             layers.append(self._frozen.overlay)
         work = Work()
-        for user_key, version in merged_versions(self._view, layers, start, end, at_ts, reverse,
-                                                 work):
-            if version is not None and visible(version.record, now_ms):
-                if keys_only:
-                    version = Version(version.commit_ts, version.store_key,
-                                      version.record[:HEADER_BYTES])
-                pairs.append((user_key, version))
+        for user_key, store_key, record in merged_versions(self._view, layers, start, end, at_ts,
+                                                           reverse, work):
+            if record is not None and (record[:HEADER_BYTES] in LASTING_HEADERS
+                                       or visible(record, now_ms)):
+                pairs.append((user_key, store_key,
+                              record[:HEADER_BYTES] if keys_only else record))
                 if len(pairs) >= limit:
                     break
             if work.cost >= TURN_COST:

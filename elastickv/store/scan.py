@@ -11,18 +11,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from elastickv.clock import MAX_TIMESTAMP
-from elastickv.store.mvcc import (
-    TIMESTAMP_BYTES,
-    Version,
-    commit_ts_of,
-    decode_user_key,
-    encode_store_key,
-    scan_bound,
-)
+from elastickv.store.mvcc import TIMESTAMP_BYTES, decode_user_key, encode_store_key, scan_bound
 from elastickv.store.overlay import Overlay, find
 from elastickv.store.tables import ReadView, Table
 
-Pair = tuple[bytes, Version | None]
+Found = tuple[bytes, bytes, bytes]
+"""A user key, and the store key and record of a version of it."""
+Candidate = tuple[bytes, bytes, bytes | None]
+"""The same for a key's newest version in one layer; the record is None where it has none there."""
 
 ENTRY_COST = 4096
 """Bytes of a record that take about as long as a key takes by itself."""
@@ -62,41 +58,41 @@ class Work:
 
 
 def stored_versions(view: ReadView, start: bytes, end: bytes, at_ts: int, reverse: bool,
-                    work: Work) -> Iterator[Pair]:
+                    work: Work) -> Iterator[Candidate]:
     """For each user key in the backend its newest version at or before `at_ts`, or None."""
     suffix = (MAX_TIMESTAMP - at_ts).to_bytes(TIMESTAMP_BYTES, "big")
     for store_key, record in view.newest(Table.MVCC, scan_bound(start), scan_bound(end), suffix,
                                          reverse=reverse):
         if record is None:
             work.cost += ENTRY_COST
-            yield decode_user_key(store_key), None
         else:
             work.cost += ENTRY_COST + len(record)
-            yield decode_user_key(store_key), Version(commit_ts_of(store_key), store_key, record)
+        yield decode_user_key(store_key), store_key, record
 
 
 def overlay_versions(overlay: Overlay, start: bytes, end: bytes, at_ts: int, reverse: bool,
-                     work: Work) -> Iterator[Pair]:
+                     work: Work) -> Iterator[Candidate]:
     """The same for one overlay."""
     chains = overlay.chains
     for user_key in overlay.keys_between(start, end, reverse=reverse):
         chain = find(chains[user_key], at_ts)
         if chain is None:
             work.cost += ENTRY_COST
-            yield user_key, None
+            yield user_key, b"", None
         else:
             work.cost += ENTRY_COST + len(chain[1])
-            yield user_key, Version(chain[0], encode_store_key(user_key, chain[0]), chain[1])
+            yield user_key, encode_store_key(user_key, chain[0]), chain[1]
 
 
-def merge(left: Iterator[Pair], right: Iterator[Pair], reverse: bool) -> Iterator[Pair]:
-    """Two ordered streams as one; of a key in both, the newer version."""
+def merge(left: Iterator[Candidate], right: Iterator[Candidate],
+          reverse: bool) -> Iterator[Candidate]:
+    """Two ordered streams as one; of a key in both, the newer version, whose store key is the
+    lesser one."""
     a = next(left, None)
     b = next(right, None)
     while a is not None and b is not None:
         if a[0] == b[0]:
-            yield b if a[1] is None or (
-                b[1] is not None and b[1].commit_ts > a[1].commit_ts) else a
+            yield b if a[2] is None or (b[2] is not None and b[1] < a[1]) else a
             a = next(left, None)
             b = next(right, None)
         elif (a[0] < b[0]) is not reverse:
@@ -114,7 +110,7 @@ def merge(left: Iterator[Pair], right: Iterator[Pair], reverse: bool) -> Iterato
 
 
 def merged_versions(view: ReadView, overlays: Sequence[Overlay], start: bytes, end: bytes,
-                    at_ts: int, reverse: bool, work: Work) -> Iterator[Pair]:
+                    at_ts: int, reverse: bool, work: Work) -> Iterator[Candidate]:
     """For each user key in any layer its newest version at or before `at_ts`, or None, in scan
     order."""
     merged = stored_versions(view, start, end, at_ts, reverse, work)

@@ -38,7 +38,6 @@ from elastickv.kv.api import (
     MemberEncryptionStatus,
     Op,
     OpKind,
-    Pair,
     ReadResult,
     RotateResult,
     ScanResult,
@@ -143,9 +142,9 @@ class MemoryKv:
         keys = [key for key in sorted(self._versions, reverse=reverse)
                 if key >= start and (not end or key < end)]
         visible = ((key, self._visible(key, ts)[1]) for key in keys)
-        pairs = [Pair(key, b"" if keys_only else value)
+        pairs = [(key, b"" if keys_only else value)
                  for key, value in visible if value is not None][:limit]
-        sizes = (len(pair.key) + len(pair.value) + PAIR_OVERHEAD_BYTES for pair in pairs)
+        sizes = (len(key) + len(value) + PAIR_OVERHEAD_BYTES for key, value in pairs)
         fitting = sum(total <= max_bytes for total in itertools.accumulate(sizes))
         if fitting < len(pairs):
             raise result_too_large(max_bytes, fitting, keys_only=keys_only)

@@ -14,7 +14,7 @@ from elastickv.clock import pack_timestamp
 from elastickv.errors import InvalidArgument
 from elastickv.store import mvcc_store, scan
 from elastickv.store.gc import Compactor
-from elastickv.store.mvcc import visible
+from elastickv.store.mvcc import encode_store_key, visible
 from elastickv.store.mvcc_store import Store, Write
 from elastickv.store.scan import ScanRange
 from elastickv.store.values import plain_record, tombstone_record
@@ -94,7 +94,7 @@ def test_what_is_not_shown_takes_turns_as_well(store: Store, monkeypatch: pytest
         # A turn ends with the key during which it has done enough.
         assert view.entries - before <= 10 + 1
         turns += 1
-        shown += [key for key, _ in found]
+        shown += [key for key, _, _ in found]
     assert shown == ([] if at_ts == 1 else sorted([b"000", b"199"], reverse=reverse))
     assert turns >= 200 // 10
 
@@ -115,7 +115,7 @@ def test_large_records_end_a_turn_early(store: Store, reverse: bool, size: int,
     shown = 0
     while rest is not None:
         found, rest = store.scan_turn(rest)
-        assert sum(len(version.record) for _, version in found) <= (
+        assert sum(len(record) for _, _, record in found) <= (
             mvcc_store.TURN_COST + len(large))
         shown += len(found)
     assert shown == count
@@ -137,8 +137,7 @@ def test_keys_only_keeps_headers(store: Store) -> None:
     for _ in ("overlay", "backend"):
         found, rest = store.scan_turn(ScanRange(b"", b"", 9, LATEST, 0, keys_only=True))
         assert rest is None
-        assert [(key, version.commit_ts, version.record) for key, version in found] == [
-            (b"k", 1, plain_record(b"", 99))]
+        assert found == [(b"k", encode_store_key(b"k", 1), plain_record(b"", 99))]
         store.flush_now()
 
 
@@ -175,7 +174,8 @@ def test_a_scan_shows_one_moment(store: Store, monkeypatch: pytest.MonkeyPatch, 
     store.flush_now()
     apply(store, *((b"%d" % number, pack_timestamp(2, number + 1), VALUE)
                    for number in range(0, 20, 4)))
-    expected = store.scan(b"", b"", 99, LATEST, 0, reverse)
+    expected = [(key, version.store_key, version.record)
+                for key, version in store.scan(b"", b"", 99, LATEST, 0, reverse)]
     found = []
     rest: ScanRange | None = ScanRange(b"", b"", 99, LATEST, 0, reverse)
     while rest is not None:

@@ -105,7 +105,7 @@ class H2Connection(asyncio.Protocol):
         self._receive_window = CONNECTION_WINDOW
         self._buffered = 0
         self._heads = HeadReader(table, max_header_list_bytes=MAX_HEADER_LIST_BYTES)
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         self._no_head_sent = True
         self._flush_scheduled = False
         self._written_bytes = 0
@@ -179,7 +179,7 @@ class H2Connection(asyncio.Protocol):
 
     # --- sending --------------------------------------------------------------------------------
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, content: bytes | memoryview) -> None:
         """Everything of one pass of the loop goes out in one write, unless `_flush` comes first."""
         self._out.append(content)
         if not self._flush_scheduled:

@@ -101,9 +101,10 @@ class SendWindows:
         else:
             self._blocked[item.stream_id] = item
 
-    def pump(self) -> tuple[list[bytes], list[Outgoing]]:
-        """The frames that may go now, streams taking turns, and the items that end with them."""
-        frames: list[bytes] = []
+    def pump(self) -> tuple[list[bytes | memoryview], list[Outgoing]]:
+        """The frames that may go now, streams taking turns, and the items that end with them. A
+        frame may come in pieces: a view of a large response is no copy of it."""
+        frames: list[bytes | memoryview] = []
         done: list[Outgoing] = []
         if self._all_changed:
             self._all_changed = False
@@ -111,9 +112,7 @@ class SendWindows:
                 self._unblock(stream_id)
         while self._ready and self.connection > 0:
             _, item = self._ready.popitem(last=False)
-            chunk = self._next_chunk(item)
-            if chunk:
-                frames.append(chunk)
+            frames += self._next_frame(item)
             if item.position < len(item.content):
                 self._queue(item)
                 continue
@@ -122,13 +121,13 @@ class SendWindows:
             done.append(item)
         return frames, done
 
-    def _next_chunk(self, item: Outgoing) -> bytes:
+    def _next_frame(self, item: Outgoing) -> tuple[bytes | memoryview, ...]:
         rest = len(item.content) - item.position
         size = min(self.connection, self.of(item.stream_id), self.max_frame_bytes, rest)
         if size <= 0:
-            return b""
+            return ()
         chunk = item.content[item.position:item.position + size]
         item.position += size
         self.waiting_bytes -= size
         self.take(item.stream_id, size)
-        return wire.frame(wire.DATA, 0, item.stream_id, bytes(chunk))
+        return wire.frame_header(wire.DATA, 0, item.stream_id, size), chunk

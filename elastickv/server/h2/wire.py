@@ -61,10 +61,14 @@ class ConnectionFailed(Exception):
         self.reason = reason
 
 
+def frame_header(kind: int, flags: int, stream_id: int, length: int) -> bytes:
+    """What goes before a frame's payload of `length` bytes."""
+    return FRAME_HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id)
+
+
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     """One whole frame."""
-    length = len(payload)
-    return FRAME_HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
+    return frame_header(kind, flags, stream_id, len(payload)) + payload
 
 
 def settings_frame(values: Iterable[tuple[int, int]]) -> bytes:

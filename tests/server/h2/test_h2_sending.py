@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +15,18 @@ from elastickv.server.h2.wire import ConnectionFailed
 TAIL = wire.frame(wire.HEADERS, wire.END_STREAM, 99, b"")
 
 
-def sizes(frames: list[bytes]) -> list[tuple[int, int]]:
-    """`(stream id, payload bytes)` of DATA frames."""
-    return [(int.from_bytes(frame[5:9], "big"), len(frame) - 9) for frame in frames
-            if frame[3] == wire.DATA]
+def sizes(pieces: Sequence[bytes | memoryview]) -> list[tuple[int, int]]:
+    """`(stream id, payload bytes)` of the DATA frames in what was given out."""
+    content = b"".join(pieces)
+    found = []
+    while content:
+        length, kind, stream_id = content[:3], content[3], content[5:9]
+        end = 9 + int.from_bytes(length, "big")
+        assert end <= len(content)
+        if kind == wire.DATA:
+            found.append((int.from_bytes(stream_id, "big"), end - 9))
+        content = content[end:]
+    return found
 
 
 def item(stream_id: int, size: int, done: list[int] | None = None) -> Outgoing:
@@ -102,9 +112,9 @@ def test_a_stream_whose_window_is_used_up_is_not_looked_at() -> None:
     class Counted(SendWindows):
         looked_at = 0
 
-        def _next_chunk(self, item: Outgoing) -> bytes:
+        def _next_frame(self, item: Outgoing) -> tuple[bytes | memoryview, ...]:
             self.looked_at += 1
-            return super()._next_chunk(item)
+            return super()._next_frame(item)
 
     windows = Counted()
     windows.set_initial(0)
