@@ -82,6 +82,7 @@ def get(connection: Connection, key: str, raw: bool, ts: int, stale: bool, outpu
         emit({**values.described("key", name), "exists": result.exists,
               **values.described("value", result.value), "commit_ts": result.commit_ts,
               **timestamp_text(result.commit_ts), "read_at_index": result.read_at_index,
+              "ttl_ms": result.ttl_ms,
               **({"stale_ms": result.stale_ms} if stale else {})}, output)
         return int(ExitCode.OK if result.exists else ExitCode.ERROR)
     if stale:

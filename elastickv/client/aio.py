@@ -80,7 +80,7 @@ class Client:
         response = await self._caller.call(
             rpcs.RAW_GET, lambda: pb.RawGetRequest(key=key, ts=ts, stale=stale), timeout_s)
         return ReadResult(response.value, response.exists, response.commit_ts,
-                          response.read_at_index, response.stale_ms)
+                          response.read_at_index, response.stale_ms, response.ttl_ms)
 
     async def delete(self, key: bytes, *, timeout_s: float | None = None) -> WriteResult:
         """Remove one key. Removing an absent key is a write like any other."""

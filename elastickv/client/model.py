@@ -40,7 +40,8 @@ class ReadResult(NamedTuple):
     """`exists` False: no visible version; then `value` is b"" and `commit_ts` 0.
 
     `stale_ms`, for a stale read: the member that answered was last known to have everything
-    that many milliseconds before; -1 = never. 0 for a linearizable read.
+    that many milliseconds before; -1 = never. 0 for a linearizable read. `ttl_ms` is what the value
+    had left at the moment of the read; 0 = it never expires.
     """
 
     value: bytes
@@ -48,6 +49,7 @@ class ReadResult(NamedTuple):
     commit_ts: int
     read_at_index: int
     stale_ms: int = 0
+    ttl_ms: int = 0
 
 
 class Pair(NamedTuple):

@@ -58,13 +58,15 @@ class WriteResult(NamedTuple):
 
 class ReadResult(NamedTuple):
     """`exists` False means no visible version; then `value` is b"" and `commit_ts` 0. `stale_ms` is
-    the age of a stale read's answer, -1 = not known, and 0 for a linearizable read."""
+    the age of a stale read's answer, -1 = not known, and 0 for a linearizable read. `ttl_ms` is
+    what the value has left at the moment of the read, 0 = it never expires."""
 
     value: bytes
     exists: bool
     read_at_index: int
     commit_ts: int
     stale_ms: int = 0
+    ttl_ms: int = 0
 
 
 Pair = tuple[bytes, bytes]

@@ -22,6 +22,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.txn import check_key
 from elastickv.raft.engine import RaftEngine
+from elastickv.store.mvcc import time_left_ms
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
 
@@ -47,7 +48,7 @@ class Reader:
         if version is None:
             return ReadResult(b"", False, index, 0, stale_ms)
         return ReadResult(self._open_record(version.store_key, version.record), True, index,
-                          version.commit_ts, stale_ms)
+                          version.commit_ts, stale_ms, time_left_ms(version.record, now_ms))
 
     async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
         check_key(key)

@@ -73,7 +73,7 @@ class RawKv:
                                     timeout_s=timeout_s)
         return pb.RawGetResponse(read_at_index=result.read_at_index, value=result.value,
                                  exists=result.exists, commit_ts=result.commit_ts,
-                                 stale_ms=result.stale_ms)
+                                 stale_ms=result.stale_ms, ttl_ms=result.ttl_ms)
 
     async def delete(self, request: pb.RawDeleteRequest,
                      timeout_s: float) -> pb.RawDeleteResponse:

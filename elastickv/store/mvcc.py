@@ -115,6 +115,12 @@ def decode_user_key(store_key: bytes) -> bytes:
     return b"".join(parts)
 
 
+def time_left_ms(record: bytes, now_ms: int) -> int:
+    """How long a record that is visible at `now_ms` stays so; 0 = for ever."""
+    expiry = record[1:9]
+    return 0 if expiry == NEVER else int.from_bytes(expiry, "little") - now_ms
+
+
 def visible(record: bytes, now_ms: int) -> bool:
     """Whether a record (or its header alone) is neither a tombstone nor expired at `now_ms`.
 

@@ -42,7 +42,7 @@ def test_get_as_json(shell: Shell) -> None:
     assert found.document == {
         "key": encoded(b"k"), "key_text": "k", "exists": True, "value": encoded(b"hello"),
         "value_text": "hello", "commit_ts": written["commit_ts"],
-        "commit_ts_text": str(written["commit_ts"]), "read_at_index": 1}
+        "commit_ts_text": str(written["commit_ts"]), "read_at_index": 1, "ttl_ms": 0}
     absent = shell("client", "get", "other", "--output", "json")
     assert (absent.code, absent.document["exists"], absent.document["value"]) == (1, False, "")
 

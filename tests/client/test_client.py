@@ -80,7 +80,8 @@ async def test_options_arrive(client: Client, node: MemoryNode) -> None:
     async with asyncio.timeout(5):
         while (await client.get(b"k")).exists:
             await asyncio.sleep(0.002)
-    assert (await client.get(b"k", ts=written.commit_ts)).exists
+    then = await client.get(b"k", ts=written.commit_ts)
+    assert (then.exists, then.ttl_ms) == (True, 1)
 
 
 async def test_batch(client: Client) -> None:

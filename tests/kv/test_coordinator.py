@@ -312,6 +312,16 @@ async def test_a_read_at_a_timestamp_sees_the_past(node: OneNode) -> None:
     assert found.pairs == [(b"k", b"1")]
 
 
+async def test_a_read_says_how_much_time_a_value_has_left(node: OneNode) -> None:
+    written = await node.kv.put(b"k", b"v", ttl_ms=HOUR_MS, timeout_s=TIMEOUT_S)
+    then = await node.kv.get(b"k", ts=written.commit_ts, timeout_s=TIMEOUT_S)
+    now = await node.kv.get(b"k", timeout_s=TIMEOUT_S)
+    assert then.ttl_ms == HOUR_MS
+    assert 0 < now.ttl_ms <= HOUR_MS
+    await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    assert (await node.kv.get(b"k", timeout_s=TIMEOUT_S)).ttl_ms == 0
+
+
 def follow_a_leader_that_answers(node: OneNode, monkeypatch: pytest.MonkeyPatch,
                                  *answers: bytes) -> None:
     """Forwarded groups get `answers`, one after the other."""

@@ -111,28 +111,29 @@ class MemoryKv:
         self.index += 1
         return WriteResult(self.index, commit_ts)
 
-    def _visible(self, key: bytes, ts: int) -> tuple[int, bytes | None]:
+    def _visible(self, key: bytes, ts: int) -> tuple[int, bytes | None, int]:
+        """Commit timestamp, value and what it has left, in milliseconds."""
         now_ms = ts >> 16 if ts else self._hlc.now_ms()
         for commit_ts, value, expiry in reversed(self._versions.get(key, ())):
             if ts and commit_ts > ts:
                 continue
             if value is None or (expiry and expiry <= now_ms):
-                return 0, None
-            return commit_ts, value
-        return 0, None
+                return 0, None, 0
+            return commit_ts, value, expiry - now_ms if expiry else 0
+        return 0, None, 0
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
                   timeout_s: float) -> ReadResult:
         check_key(key)
         await self._faults.meet("stale read" if stale else "read", timeout_s)
-        commit_ts, value = self._visible(key, ts)
+        commit_ts, value, ttl_ms = self._visible(key, ts)
         return ReadResult(value or b"", value is not None, self.index, commit_ts,
-                          self.stale_ms if stale else 0)
+                          self.stale_ms if stale else 0, ttl_ms)
 
     async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
         check_key(key)
         await self._faults.meet("read", timeout_s)
-        commit_ts, value = self._visible(key, 0)
+        commit_ts, value, _ = self._visible(key, 0)
         return commit_ts, value is not None
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from elastickv.clock import MAX_TIMESTAMP
 from elastickv.errors import IntegrityError, InvalidArgument, StoreCorrupt
-from elastickv.store.header import encode_header
+from elastickv.store.header import MAX_EXPIRY_MS, EncryptionState, encode_header
 from elastickv.store.mvcc import (
     GROUP_BYTES,
     MAX_STORE_KEY_BYTES,
@@ -17,6 +17,7 @@ from elastickv.store.mvcc import (
     encode_store_key,
     key_prefix,
     scan_bound,
+    time_left_ms,
     visible,
 )
 
@@ -111,6 +112,14 @@ def test_malformed_store_keys_are_refused(store_key: bytes) -> None:
 def test_visibility(header: bytes, now_ms: int, expected: bool) -> None:
     assert visible(header, now_ms) is expected
     assert visible(header + b"body", now_ms) is expected
+
+
+@pytest.mark.parametrize(("expiry_ms", "now_ms", "left_ms"), [
+    (0, 99, 0), (100, 99, 1), (MAX_EXPIRY_MS, 1, MAX_EXPIRY_MS - 1)])
+def test_what_a_value_has_left(expiry_ms: int, now_ms: int, left_ms: int) -> None:
+    for state in EncryptionState:
+        record = encode_header(state=state, expiry_ms=expiry_ms) + b"body"
+        assert time_left_ms(record, now_ms) == left_ms
 
 
 def test_visibility_of_an_illegal_header_is_an_error() -> None:
