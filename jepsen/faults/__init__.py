@@ -19,6 +19,7 @@ from jepsen.faults.membership import Membership, Transfer
 from jepsen.faults.network import (
     IsolateLeader,
     Lossy,
+    Narrow,
     OneWay,
     PartitionHalves,
     Ring,
@@ -28,7 +29,7 @@ from jepsen.faults.time import ClockSteps
 
 FAULTS: dict[str, type[Fault]] = {fault.name: fault for fault in (
     KillOne, KillMinority, KillAll, Pause,
-    PartitionHalves, OneWay, Ring, IsolateLeader, Slow, Lossy,
+    PartitionHalves, OneWay, Ring, IsolateLeader, Slow, Lossy, Narrow,
     ClockSteps, DiskFull, IoError, Wipe, OldDisk,
     Membership, Transfer,
     Bootstrap, Cutovers, RotateStorage, RotateRaft, Resync, WrongKek,

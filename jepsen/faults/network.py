@@ -1,4 +1,4 @@
-"""Links that are cut, slow or lossy. Who is cut from whom is decided by pure functions."""
+"""Links that are cut, slow, lossy or narrow. Who is cut from whom is decided by pure functions."""
 
 from __future__ import annotations
 
@@ -112,8 +112,7 @@ class _Shape(_Cut):
             await self.cluster.network.shape(links, shape)
         except Unsupported as error:
             raise NotAvailable(str(error)) from None
-        return (f"links of {whose}: {shape.latency_ms:.0f} ms +- {shape.jitter_ms:.0f} ms, "
-                f"{shape.loss:.0%} loss")
+        return f"links of {whose}: {shape}"
 
 
 class Slow(_Shape):
@@ -133,3 +132,12 @@ class Lossy(_Shape):
 
     def shape(self) -> LinkShape:
         return LinkShape(latency_ms=1.0, jitter_ms=1.0, loss=self.random.uniform(0.05, 0.3))
+
+
+class Narrow(_Shape):
+    """64 to 800 kbit/s: what clients write in a moment takes longer than an election timeout."""
+
+    name = "narrow"
+
+    def shape(self) -> LinkShape:
+        return LinkShape(latency_ms=5.0, jitter_ms=1.0, rate_kbit_s=self.random.uniform(64, 800))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -23,6 +24,20 @@ class LinkShape(NamedTuple):
     latency_ms: float = 0.0
     jitter_ms: float = 0.0
     loss: float = 0.0
+    rate_kbit_s: float = math.inf
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether more can be sent over it than it carries."""
+        return self.rate_kbit_s < math.inf
+
+    def __str__(self) -> str:
+        parts = [f"{self.latency_ms:.0f} ms +- {self.jitter_ms:.0f} ms"]
+        if self.loss:
+            parts.append(f"{self.loss:.0%} loss")
+        if self.is_narrow:
+            parts.append(f"{self.rate_kbit_s:.0f} kbit/s")
+        return ", ".join(parts)
 
 
 CLEAN = LinkShape()

@@ -8,7 +8,9 @@ own, which makes one-way partitions possible. A connection from elsewhere is clo
 What a cut means for TCP: bytes under way are held, not lost, and go on after the healing, as
 retransmission would have it; a new connection is accepted but nothing passes until both of its
 directions are open, as if its first packets were lost; an end of stream waits its turn too. Loss
-delays what follows by a retransmission timeout that doubles with each loss in a row.
+delays what follows by a retransmission timeout that doubles with each loss in a row. A narrow link
+passes bytes on at its rate, a packet at a time, and takes no more from the sender than its queue
+holds: what is large arrives bit by bit, and what is sent behind it waits.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ FIRST_HOST = 11
 
 CHUNK_BYTES = 64 * 1024
 MAX_HELD_BYTES = 8 * 1024 * 1024
+NARROW_HELD_BYTES = 64 * 1024
+"""The same of a narrow link: a router's queue, which holds some packets and not seconds of them."""
+
+PACKET_BYTES = 1448
+"""What a TCP segment carries on Ethernet."""
+
 RETRANSMIT_S = 0.2
 """The least retransmission timeout of Linux."""
 
@@ -44,6 +52,7 @@ class _LinkState:
         self.touched = 0
         """Pieces that were held, delayed or lost since the last healing."""
         self._random = source
+        self._free_at = 0.0
         self._open = asyncio.Event()
         self._open.set()
 
@@ -57,7 +66,22 @@ class _LinkState:
     def heal(self) -> None:
         self.shape = CLEAN
         self.touched = 0
+        self._free_at = 0.0
         self._open.set()
+
+    @property
+    def max_held_bytes(self) -> int:
+        """What one connection may have under way."""
+        return NARROW_HELD_BYTES if self.shape.is_narrow else MAX_HELD_BYTES
+
+    async def carry(self, size: int) -> None:
+        """Wait as long as `size` bytes take, behind what all connections have sent before."""
+        if not self.shape.is_narrow:
+            return
+        self.touched += 1
+        now = asyncio.get_running_loop().time()
+        self._free_at = max(now, self._free_at) + size * 8 / (self.shape.rate_kbit_s * 1000)
+        await asyncio.sleep(self._free_at - now)
 
     async def wait_open(self) -> None:
         self.touched += not self.is_open
@@ -102,7 +126,7 @@ class _Pump:
             self._has_work.set()
             if not data:
                 return
-            while self._held_bytes > MAX_HELD_BYTES:
+            while self._held_bytes > self._link.max_held_bytes:
                 self._has_room.clear()
                 await self._has_room.wait()
 
@@ -117,14 +141,17 @@ class _Pump:
             if due > now():
                 await asyncio.sleep(due - now())
             await self._link.wait_open()
-            self._held.popleft()
-            self._held_bytes -= len(data)
-            self._has_room.set()
             if not data:
                 writer.close()
                 return
-            writer.write(data)
-            await writer.drain()
+            for packet in _packets(data, self._link.shape):
+                await self._link.carry(len(packet))
+                await self._link.wait_open()
+                writer.write(packet)
+                await writer.drain()
+            self._held.popleft()
+            self._held_bytes -= len(data)
+            self._has_room.set()
 
 
 class ProxyNetwork:
@@ -227,6 +254,13 @@ class ProxyNetwork:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self._servers.clear()
+
+
+def _packets(data: bytes, shape: LinkShape) -> list[bytes]:
+    """What arrives at once of `data`."""
+    if not shape.is_narrow:
+        return [data]
+    return [data[start:start + PACKET_BYTES] for start in range(0, len(data), PACKET_BYTES)]
 
 
 async def _opened_before(ended: asyncio.Task[None], *links: _LinkState) -> bool:

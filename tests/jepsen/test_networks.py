@@ -152,6 +152,30 @@ async def test_latency_and_loss_delay_but_keep_order(
     assert time.monotonic() - begin > 0.02
 
 
+async def test_a_narrow_link_passes_on_bit_by_bit_until_it_heals(
+        network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
+    proxy, _ = network
+    connection = await dial(proxy, "n1", "n2")
+    await ask(connection)
+    await proxy.shape([Link("n2", "n1")], LinkShape(rate_kbit_s=400))
+    line = b"x" * 20_000 + b"\n"
+    begin = time.monotonic()
+    connection[1].write(line)
+    first = await asyncio.wait_for(connection[0].readexactly(1), 10)
+    assert 0 < len(connection[0]._buffer) < len(line)  # type: ignore[attr-defined]
+    assert first + await asyncio.wait_for(connection[0].readline(), 10) == line
+    assert time.monotonic() - begin > 20_000 * 8 / 400_000 * 0.9
+    # Both connections share the link: together they would take 16 seconds.
+    await proxy.shape([Link("n2", "n1")], LinkShape(rate_kbit_s=20))
+    other = await dial(proxy, "n1", "n2")
+    for each in (connection, other):
+        assert await is_silent(each, line)
+    assert await proxy.effect() > 0
+    await proxy.heal()
+    for each in (connection, other):
+        assert await asyncio.wait_for(each[0].readline(), 5) == line
+
+
 async def test_a_node_that_is_down_refuses(
         network: tuple[ProxyNetwork, dict[str, EchoNode]]) -> None:
     proxy = ProxyNetwork(seed=2)
@@ -220,12 +244,13 @@ def test_in_a_ring_of_three_each_sends_to_the_next_only() -> None:
 
 
 def test_shaping_is_one_queue_per_destination() -> None:
-    commands = shape_commands([("10.0.0.2", LinkShape(50, 5, 0.1)), ("10.0.0.3", LinkShape(20))])
+    commands = shape_commands([("10.0.0.2", LinkShape(50, 5, 0.1)),
+                               ("10.0.0.3", LinkShape(20, rate_kbit_s=64))])
     assert [" ".join(command) for command in commands] == [
         "tc qdisc add dev eth0 root handle 1: prio bands 5",
         "tc qdisc add dev eth0 parent 1:4 netem delay 50ms 5ms loss 10%",
         "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.2/32 flowid 1:4",
-        "tc qdisc add dev eth0 parent 1:5 netem delay 20ms 0ms loss 0%",
+        "tc qdisc add dev eth0 parent 1:5 netem delay 20ms 0ms loss 0% rate 64kbit",
         "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.3/32 flowid 1:5"]
 
 
