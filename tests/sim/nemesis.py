@@ -114,6 +114,7 @@ class Nemesis:
         cluster.network.heal()
         cluster.network.conditions.loss = cluster.network.conditions.duplication = 0.0
         cluster.network.conditions.spike = 0.0
+        cluster.network.widen()
         for node in cluster.nodes:
             node.fills_when_installed = node.medium.is_full = False
             node.medium.room = None
@@ -327,6 +328,15 @@ class Nemesis:
         await self._hold(0.2, 0.6)
         conditions.loss = conditions.duplication = conditions.spike = 0.0
 
+    async def narrow(self) -> None:
+        """Connections carry so little that what is large or queued takes longer than an election
+        timeout."""
+        self._count("narrow")
+        network = self._cluster.network
+        network.conditions.bytes_per_s = self._generator.choice((5_000.0, 20_000.0, 80_000.0))
+        await self._hold(0.2, 0.8)
+        network.widen()
+
     async def reset(self) -> None:
         """A connection breaks, at its two ends at different times."""
         node = self._leader_or_any()
@@ -418,6 +428,7 @@ _ACTIONS: dict[str, Callable[[Nemesis], Awaitable[None]]] = {
     "one-way": Nemesis.one_way,
     "flapping": Nemesis.flapping,
     "weather": Nemesis.weather,
+    "narrow": Nemesis.narrow,
     "reset": Nemesis.reset,
     "fsync-error": Nemesis.fsync_error,
     "disk-full": Nemesis.disk_full,

@@ -27,6 +27,8 @@ relies on that, other than by starting again after ten seconds."""
 RETRY_S = 0.25
 PART_BYTES = 1 << 10
 """What arrives at once on a slow connection."""
+BACKLOG_S = 0.2
+"""So long may bytes be under way on a connection that is slow no more."""
 
 
 class NetworkEvents(Protocol):
@@ -314,6 +316,21 @@ class Network:
                     self._loop.schedule(other.life, self._loop.now + late_s, self._lost_once, other)
                 return True
         return False
+
+    def widen(self) -> None:
+        """Connections are slow no more. What would still be under way for long is lost with its
+        connection, at both ends."""
+        if self.conditions.bytes_per_s == math.inf:
+            return
+        self.conditions.bytes_per_s = math.inf
+        for endpoint in self.endpoints:
+            other = endpoint.other
+            if endpoint.closed or endpoint.last_arrival <= self._loop.now + BACKLOG_S:
+                continue
+            self._events.count("backlog lost")
+            for end in (endpoint, other):
+                if end is not None:
+                    self._loop.schedule(end.life, self._loop.now, self._lost_once, end)
 
     def _lost_once(self, endpoint: Endpoint) -> None:
         if not endpoint.closed:

@@ -8,7 +8,7 @@ from typing import Any
 
 FAULTS = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "isolate-leader", "one-way", "flapping", "weather", "reset",
+    "partition", "isolate-leader", "one-way", "flapping", "weather", "narrow", "reset",
     "fsync-error", "disk-full", "clock-step", "bit-flip", "old-disk", "long-absence", "transfer",
     "stranded-change",
 )

@@ -24,7 +24,7 @@ from tests.sim.schedule import Outcome, run_seed
 
 REQUIRED = (
     "crash", "crash-at-fsync", "crash-at-rename", "crash-at-send", "power-cut", "stop", "pause",
-    "partition", "isolate-leader", "one-way", "flapping", "weather", "delay",
+    "partition", "isolate-leader", "one-way", "flapping", "weather", "narrow", "delay",
     "frames lost", "frames doubled", "reordered", "reset", "late bytes", "fsync-error",
     "disk-full", "clock-step", "clock-step back", "bit-flip journal", "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
