@@ -1,5 +1,5 @@
 # Every target sets up what it needs: `make run` and `make test` work on a fresh checkout with nothing
-# but Python 3.11 and make.
+# but Python (3.11 to 3.13) and make.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

@@ -18,14 +18,17 @@ say() { printf '%s\n' "setup: $*" >&2; }
 # Debian splits ensurepip from the interpreter.
 ensure_venv_module() {
   "$1" -c 'import ensurepip, venv' 2>/dev/null && return
-  if [ "$(readlink -f "$1")" = /usr/bin/python3.11 ] && command -v apt-get >/dev/null; then
+  local real package
+  real=$(readlink -f "$1")
+  package=${real#/usr/bin/}-venv
+  if [[ "$package" =~ ^python3\.[0-9]+-venv$ ]] && command -v apt-get >/dev/null; then
     if [ "$(id -u)" = 0 ]; then
-      say "installing python3.11-venv"
+      say "installing $package"
       export DEBIAN_FRONTEND=noninteractive
-      timeout -k 5 300 bash -c 'apt-get update -qq && apt-get install -y -qq python3.11-venv' \
+      timeout -k 5 300 bash -c "apt-get update -qq && apt-get install -y -qq $package" \
         >&2 </dev/null && return
     fi
-    say "$1 has no venv module. Install it: sudo apt-get install python3.11-venv"
+    say "$1 has no venv module. Install it: sudo apt-get install $package"
   else
     say "$1 has no venv module"
   fi
@@ -43,17 +46,18 @@ make_environment() {
 create_environment() {
   local path
   if [ -n "${PYTHON:-}" ]; then
-    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    if "$PYTHON" -I scripts/measure_python.py --check 2>/dev/null; then
       make_environment "$(command -v "$PYTHON")"
       return
     fi
     # Other tools read this variable, too.
-    say "PYTHON=$PYTHON is no Python 3.11: looking for one"
+    say "PYTHON=$PYTHON is no Python 3.11 to 3.13: looking for one"
   fi
   while read -r _ _ path; do
     make_environment "$path" && return
   done < <(scripts/pythons_by_speed.sh)
-  say "no usable Python 3.11 was found. Install it, or name it: make PYTHON=/path/to/python3.11"
+  say "no usable Python 3.11 to 3.13 was found. Install one, or name it:" \
+    "make PYTHON=/path/to/python3.11"
   return 1
 }
 

@@ -1,4 +1,4 @@
-"""scripts/pythons_by_speed.sh: every Python 3.11 once, the fastest first."""
+"""scripts/pythons_by_speed.sh: every Python of a known version once, the fastest first."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def fake_python(directory: Path, answer: str) -> str:
+def fake_python(directory: Path, answer: str, name: str = "python3.11") -> str:
     directory.mkdir()
-    path = directory / "python3.11"
+    path = directory / name
     path.write_text(f"#!/bin/sh\n{answer}\n")
     path.chmod(0o755)
     return str(path)
@@ -28,6 +28,12 @@ def test_the_fastest_comes_first(tmp_path: Path) -> None:
     slow = fake_python(tmp_path / "slow", "echo 2000000 3.11.9")
     fast = fake_python(tmp_path / "fast", "echo 1000000 3.11.2")
     assert found(str(tmp_path / "slow"), str(tmp_path / "fast")) == [fast, slow]
+
+
+def test_another_minor_version_counts_as_well(tmp_path: Path) -> None:
+    old = fake_python(tmp_path / "old", "echo 2000000 3.11.9")
+    new = fake_python(tmp_path / "new", "echo 1000000 3.13.1", "python3.13")
+    assert found(str(tmp_path / "old"), str(tmp_path / "new")) == [new, old]
 
 
 def test_equals_keep_the_order_of_path(tmp_path: Path) -> None:
