@@ -63,10 +63,11 @@ def with_ratios(document: Mapping[str, Any]) -> dict[str, Any]:
                                                                   sides),
                                                   in_turns(_rates(entry["etcd"]), 0, sides))
                                 for name, entry in document[part].items()}
-    if "encryption" in document:
-        result["encryption"] = {name: _with_ratio(entry, in_slices(_rates(entry["on"]), 1),
-                                                  in_slices(_rates(entry["off"]), 0))
-                                for name, entry in document["encryption"].items()}
+    for section in ("encryption", "encryption_aio"):
+        if section in document:
+            result[section] = {name: _with_ratio(entry, in_slices(_rates(entry["on"]), 1),
+                                                 in_slices(_rates(entry["off"]), 0))
+                               for name, entry in document[section].items()}
     return result
 
 

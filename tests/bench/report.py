@@ -81,6 +81,9 @@ def render(document: Document) -> str:
                   "pairs of slices of one second. Who goes first changes from pair to pair; each "
                   "pair gives one ratio.\n", _apart(document, "encryption"),
                   _encryption(document["encryption"])]
+    if "encryption_aio" in document:
+        parts += ["The same clusters, served by grpc.aio:\n",
+                  _encryption(document["encryption_aio"])]
     parts += [_rotation(document), _pauses(document), _fail_over(document), _footprint(document),
               _sizes(document)]
     return "\n".join(part for part in parts if part)

@@ -66,7 +66,7 @@ LIMITS = {
 }
 """What the figures of elastickv alone may be at most."""
 SECTIONS = {"plain": "", "plain_aio": "grpc.aio ", "tls": "TLS ", "tls_aio": "TLS grpc.aio ",
-            "encryption": "encryption on/off "}
+            "encryption": "encryption on/off ", "encryption_aio": "encryption on/off grpc.aio "}
 """The sections of a document that have ratios, and what stands before the names of their loads."""
 
 
@@ -158,27 +158,38 @@ class Bench:
                 for load in with_target}
         self.add(found)
 
-    def encryption(self, encrypted: Cluster, plain: Cluster) -> None:
-        """Encrypted against not encrypted: both up, in short alternating slices, because a
-        difference of a few per cent drowns in the drift between long turns."""
+    def encryption(self, encrypted: ElasticKVCluster, plain: ElasticKVCluster) -> None:
+        """Encrypted against not encrypted, a whole run over both fronts; both clusters hold their
+        data and are stopped."""
+        self._on_and_off("encryption", encrypted, plain)
+        encrypted_aio, plain_aio = encrypted.over_aio(), plain.over_aio()
+        if self.plan.extras and encrypted_aio is not None and plain_aio is not None:
+            self._on_and_off("encryption_aio", encrypted_aio, plain_aio)
+
+    def _on_and_off(self, section: str, encrypted: Cluster, plain: Cluster) -> None:
+        """Both up, in short alternating slices, because a difference of a few per cent drowns in
+        the drift between long turns."""
         loads = [point("put-16x8"), point("get-16x8")]
         rates: dict[str, dict[str, list[dict[str, float]]]] = {
             load.name: {"off": [], "on": []} for load in loads}
-        for cluster in (encrypted, plain):
-            cluster.start()
-            cluster.settle()
-        for load in loads:
-            for number in range(self.plan.encryption_slices):
-                sides = [("off", plain), ("on", encrypted)]
-                # Who goes first changes: what a slice leaves to be written back is not always
-                # the same side's burden.
-                for side, cluster in sides if number % 2 == 0 else reversed(sides):
-                    found = measure(cluster, load, ENCRYPTION_KEYS, self.memory,
-                                    seed=number, duration_s=1.0, warm_up_s=0.3)
-                    rates[load.name][side].append(dataclasses.asdict(found))
-        for cluster in (encrypted, plain):
-            cluster.stop()
-        self.add({"encryption": {
+        try:
+            for cluster in (encrypted, plain):
+                cluster.start()
+                cluster.settle()
+            for load in loads:
+                for number in range(self.plan.encryption_slices):
+                    sides = [("off", plain), ("on", encrypted)]
+                    # Who goes first changes: what a slice leaves to be written back is not always
+                    # the same side's burden.
+                    for side, cluster in sides if number % 2 == 0 else reversed(sides):
+                        found = measure(cluster, load, ENCRYPTION_KEYS, self.memory,
+                                        seed=number, duration_s=1.0, warm_up_s=0.3)
+                        rates[load.name][side].append(dataclasses.asdict(found))
+        finally:
+            # Who removes the data knows nothing of grpc.aio's servers.
+            for cluster in (encrypted, plain):
+                cluster.stop()
+        self.add({section: {
             load.name: {"title": load.title, "target": ENCRYPTION_TARGET, **rates[load.name]}
             for load in loads}})
 

@@ -47,12 +47,14 @@ def test_ratios_of_a_document_are_those_of_its_turns() -> None:
     found = with_ratios({
         "plan": {}, "plain": {"put": {**side_by_side, "ratio": {"median": 99}}},
         "plain_aio": {"put": side_by_side}, "tls": {"put": side_by_side},
-        "encryption": {"put": {"off": turns(10, 40, 20), "on": turns(20, 30, 60)}}})
+        "encryption": {"put": {"off": turns(10, 40, 20), "on": turns(20, 30, 60)}},
+        "encryption_aio": {"put": {"off": turns(10, 40), "on": turns(20, 20)}}})
     assert found["plan"] == {}
     assert found["plain"]["put"]["ratio"] == Ratio(1.375, 0.75, 2.0, 2)._asdict()
     assert found["plain_aio"]["put"]["ratio"] == Ratio(0.625, 0.5, 0.75, 2)._asdict()
     assert found["tls"]["put"]["ratio"] == Ratio(0.75, 0.5, 2.0, 3)._asdict()
     assert found["encryption"]["put"]["ratio"] == Ratio(2.0, 0.75, 3.0, 3)._asdict()
+    assert found["encryption_aio"]["put"]["ratio"] == Ratio(1.25, 0.5, 2.0, 2)._asdict()
     assert with_ratios(found) == found
 
 
