@@ -72,19 +72,20 @@ class Reader:
         rest = whole
         page = _Page(max_bytes, keys_only=keys_only)
         while True:
-            async with self._scan_turns:
-                if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
-                    # Compaction has overtaken it; nothing was answered yet, so any later moment
-                    # that was asked for is as good.
-                    rest = whole._replace(now_ms=self._moment(ts)[1])
-                    page = _Page(max_bytes, keys_only=keys_only)
-                left = self._scan_turn(rest, page)
-                if left is None:
-                    return ScanResult(page.pairs,
-                                      age_ms(loop.time() - complete_at) if stale else 0)
-                rest = left
-                # All scans together have one turn between two of the loop's other work.
-                await asyncio.sleep(0)
+            await self._scan_turns.acquire()
+            # In the next round of the loop: all scans together have one turn between two of its
+            # other work.
+            loop.call_soon(self._scan_turns.release)
+            if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
+                # Compaction has overtaken it; nothing was answered yet, so any later moment that
+                # was asked for is as good.
+                rest = whole._replace(now_ms=self._moment(ts)[1])
+                page = _Page(max_bytes, keys_only=keys_only)
+            left = self._scan_turn(rest, page)
+            if left is None:
+                return ScanResult(page.pairs,
+                                  age_ms(loop.time() - complete_at) if stale else 0)
+            rest = left
             if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     "the scan did not get through its range within the deadline",
