@@ -79,13 +79,13 @@ class HybridLogicalClock:
     """
 
     def __init__(self, clock: Clock, *, last: int = 0, ceiling: int = 0) -> None:
-        self._clock = clock
+        self.clock = clock
         self.last = last
         self.ceiling = ceiling
 
     def now_ms(self) -> int:
         """Wall milliseconds that never lag behind an issued or observed timestamp."""
-        return max(self._clock.wall_ms(), self.last >> COUNTER_BITS)
+        return max(self.clock.wall_ms(), self.last >> COUNTER_BITS)
 
     def observe(self, timestamp: int) -> None:
         """Never issue `timestamp` or anything below it again."""
@@ -94,7 +94,7 @@ class HybridLogicalClock:
 
     def next(self) -> int | None:
         """The next timestamp, or None when the ceiling must be raised first."""
-        candidate = max(self._clock.wall_ms() << COUNTER_BITS, self.last + 1)
+        candidate = max(self.clock.wall_ms() << COUNTER_BITS, self.last + 1)
         if candidate >= self.ceiling:
             return None
         self.last = candidate
@@ -112,10 +112,10 @@ class HybridLogicalClock:
 
     def needs_raise(self, window_ms: int) -> bool:
         """True when less than half a window is left below the ceiling."""
-        due = max(self._clock.wall_ms() << COUNTER_BITS, self.last)
+        due = max(self.clock.wall_ms() << COUNTER_BITS, self.last)
         return due + ((window_ms // 2) << COUNTER_BITS) >= self.ceiling
 
     def raised_ceiling(self, window_ms: int) -> int:
         """The ceiling to propose now: a window above every timestamp that could be issued."""
-        now_ms = max(self._clock.wall_ms(), self.last >> COUNTER_BITS)
+        now_ms = max(self.clock.wall_ms(), self.last >> COUNTER_BITS)
         return max(pack_timestamp(now_ms + window_ms), self.ceiling)

@@ -26,6 +26,10 @@ from elastickv.store.mvcc import time_left_ms
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
 
+TURN_S = 0.004
+"""So long may a turn of a scan take. Where pages have to come from the disk each key waits for one,
+and with it the whole loop: a turn's worth of keys would take longer than an election timeout."""
+
 
 class Reader:
     """The reads of one node. `opener(store_key, record)` is the value in a record."""
@@ -93,7 +97,9 @@ class Reader:
 
     def _scan_turn(self, wanted: ScanRange, page: _Page) -> ScanRange | None:
         """Put the next pairs onto the page; what is left, None at the end."""
-        found, rest = self._store.scan_turn(wanted)
+        clock = self._hlc.clock
+        ends_at_s = clock.monotonic() + TURN_S
+        found, rest = self._store.scan_turn(wanted, lambda: clock.monotonic() >= ends_at_s)
         if wanted.keys_only:
             page.add((key, b"") for key, _, _ in found)
         else:

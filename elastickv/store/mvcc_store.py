@@ -49,6 +49,9 @@ TURN_COST = 1_500 * ENTRY_COST
 a page of 1,000 values of 1 KiB, whatever versions they have. A key counts once for each layer that
 it is in."""
 
+ASKED_EVERY = 4
+"""Keys between two questions whether a turn must end."""
+
 RESERVED_META = frozenset((APPLIED_INDEX, MAX_COMMIT_TS, HORIZON_TS, DEK_COUNTS))
 
 
@@ -283,9 +286,10 @@ class Store:
                       for user_key, store_key, record in found]
         return pairs
 
-    def scan_turn(self, wanted: ScanRange) -> tuple[list[Found], ScanRange | None]:
+    def scan_turn(self, wanted: ScanRange, is_over: Callable[[], bool] = lambda: False,
+                  ) -> tuple[list[Found], ScanRange | None]:
         """The next visible versions, as many as bounded work finds (there may be none), and what is
-        left; None at the end.
+        left; None at the end. `is_over` is asked every few keys whether the turn must end sooner.
 
         Writes may come between two turns: a scan shows none that was applied after its first.
         Raises `InvalidArgument` below the compaction horizon, `StoreCorrupt`, `IntegrityError`.
@@ -300,15 +304,15 @@ class Store:
         if self._frozen is not None:
             layers.append(self._frozen.overlay)
         work = Work()
-        for user_key, store_key, record in merged_versions(self._view, layers, start, end, at_ts,
-                                                           reverse, work):
+        candidates = merged_versions(self._view, layers, start, end, at_ts, reverse, work)
+        for number, (user_key, store_key, record) in enumerate(candidates, 1):
             if record is not None and (record[:HEADER_BYTES] in LASTING_HEADERS
                                        or visible(record, now_ms)):
                 pairs.append((user_key, store_key,
                               record[:HEADER_BYTES] if keys_only else record))
                 if len(pairs) >= limit:
                     break
-            if work.cost >= TURN_COST:
+            if work.cost >= TURN_COST or (number % ASKED_EVERY == 0 and is_over()):
                 # Later writes have later timestamps.
                 return pairs, wanted.after(user_key, len(pairs), min(at_ts, self.max_commit_ts))
         return pairs, None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from elastickv import wire
-from elastickv.clock import HybridLogicalClock, SystemClock, pack_timestamp, timestamp_ms
+from elastickv.clock import FakeClock, HybridLogicalClock, SystemClock, pack_timestamp, timestamp_ms
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.crypto.nonce import full_node_id
@@ -449,7 +450,7 @@ async def test_a_scan_holds_no_more_than_its_answer_may(
     turns = 0
     take_turn = node.store.scan_turn
 
-    def counted(wanted: ScanRange) -> object:
+    def counted(wanted: ScanRange, is_over: object) -> object:
         nonlocal turns
         turns += 1
         return take_turn(wanted)
@@ -476,7 +477,7 @@ async def test_a_scan_over_what_is_deleted_lets_others_go_on(
     turns = 0
     take_turn = node.store.scan_turn
 
-    def counted(wanted: ScanRange) -> object:
+    def counted(wanted: ScanRange, is_over: object) -> object:
         nonlocal turns
         turns += 1
         asyncio.get_running_loop().call_soon(between.append, turns)
@@ -501,7 +502,7 @@ async def test_many_scans_take_their_turns_one_after_the_other(
     limits: list[int] = []
     take_turn = node.store.scan_turn
 
-    def counted(wanted: ScanRange) -> object:
+    def counted(wanted: ScanRange, is_over: object) -> object:
         rounds.append(round_number)
         limits.append(wanted.limit)
         return take_turn(wanted)
@@ -522,6 +523,27 @@ async def test_many_scans_take_their_turns_one_after_the_other(
     assert len(rounds) == len(set(rounds)) >= 20 * turns
     # The first one queues for its second turn before the others are there for their first.
     assert turns == 1 or limits[:41] == [100, 90, *[100] * 19, 80, *[90] * 19]
+
+
+async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock finds a second gone, as if keys came from a slow disk."""
+    await put_records(node, 100, b"v")
+    clock = FakeClock()
+    monkeypatch.setattr(clock, "monotonic", itertools.count().__next__)
+    monkeypatch.setattr(node.kv.reads._hlc, "clock", clock)
+    turns = 0
+    take_turn = node.store.scan_turn
+
+    def counted(wanted: ScanRange, is_over: Callable[[], bool]) -> object:
+        nonlocal turns
+        turns += 1
+        return take_turn(wanted, is_over)
+
+    monkeypatch.setattr(node.store, "scan_turn", counted)
+    found = await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+    assert len(found.pairs) == 100
+    assert turns == 100 // mvcc_store.ASKED_EVERY
 
 
 async def test_writes_that_come_between_two_turns_are_not_shown(
@@ -566,7 +588,7 @@ async def test_a_scan_that_compaction_overtakes_begins_anew_unless_its_time_is_g
     turns = 0
     overtaken = False
 
-    def slow(wanted: ScanRange) -> object:
+    def slow(wanted: ScanRange, is_over: object) -> object:
         nonlocal turns
         turns += 1
         return take_turn(wanted) if overtaken or turns < 3 else ([], wanted)
@@ -601,7 +623,7 @@ async def test_a_stale_scan_says_how_old_its_first_pair_is(
     started, turns = math.floor(loop.time()), 0
     take_turn = node.store.scan_turn
 
-    def slow(wanted: ScanRange) -> object:
+    def slow(wanted: ScanRange, is_over: object) -> object:
         nonlocal turns
         turns += 1
         return take_turn(wanted)
@@ -624,7 +646,7 @@ async def test_a_scan_ends_at_its_deadline(node: OneNode,
     late = asyncio.Event()
     take_turn = node.store.scan_turn
 
-    def slow(wanted: ScanRange) -> object:
+    def slow(wanted: ScanRange, is_over: object) -> object:
         late.set()
         return take_turn(wanted)
 

@@ -132,6 +132,32 @@ def test_a_page_of_a_thousand_takes_one_turn(store: Store, versions: int, revers
     assert (len(found), rest) == (1_000, None)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_turn_ends_when_its_time_is_over(store: Store, reverse: bool) -> None:
+    """After a few keys at least, or it would never get through."""
+    apply(store, *((b"%02d" % number, 1, VALUE) for number in range(50)))
+    store.flush_now()
+    whole = ScanRange(b"", b"", 50, LATEST, 0, reverse)
+    expected, _ = store.scan_turn(whole)
+    asked = 0
+
+    def every_third_time() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 3 == 0
+
+    found, sizes = [], []
+    rest: ScanRange | None = whole
+    while rest is not None:
+        pairs, rest = store.scan_turn(rest, every_third_time)
+        sizes.append(len(pairs))
+        found += pairs
+    assert found == expected
+    assert sizes == [3 * mvcc_store.ASKED_EVERY] * 4 + [2]
+    pairs, rest = store.scan_turn(whole, lambda: True)
+    assert (len(pairs), rest is None) == (mvcc_store.ASKED_EVERY, False)
+
+
 def test_keys_only_keeps_headers(store: Store) -> None:
     apply(store, (b"k", 1, plain_record(b"value", 99)), (b"gone", 1, GONE))
     for _ in ("overlay", "backend"):
