@@ -73,6 +73,8 @@ SWITCH_INTERVAL_S = 0.0005
 KEEP_ENTRIES = 10_000
 """Entries that stay in the log for members that are a little behind."""
 SEGMENT_BYTES = 64 << 20
+PREFETCH_THREADS = 8
+"""So many scans may wait for the disk at a time."""
 DRAIN_S = 2.0
 """How long a stop waits for calls under way."""
 
@@ -82,10 +84,10 @@ class StopRequested(Exception):
 
 
 class ThreadRunner:
-    """`await run(work)`: blocking work of the store, one piece at a time, off the loop."""
+    """`await run(work)`: blocking work off the loop, as many pieces at a time as it has threads."""
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+    def __init__(self, name: str, *, threads: int = 1) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
 
     async def __call__(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -143,10 +145,13 @@ class Node:
         startup.require_file_system(settings, disk)
         audit = AuditLog(settings.audit_file)
         stops.push("audit log", audit.close)
-        self._runner = ThreadRunner()
+        self._runner = ThreadRunner("store")
         stops.push("store's thread", self._runner.close)
         self._cleanup = ThreadOffload("cleanup")
         stops.push("cleanup thread", self._cleanup.close)
+        # Closed after the store: what they read for is given up then.
+        self._prefetcher = ThreadRunner("prefetch", threads=PREFETCH_THREADS)
+        stops.push("prefetch threads", self._prefetcher.close)
         store = Store.open(LmdbBackend(data / "store", cleanup=self._clean_up))
         stops.push("store", store.close)
         return audit, store
@@ -203,7 +208,8 @@ class Node:
             opener=self._record_opener(applier),
             writable=self._write_refusal,
             max_value_bytes=settings.max_value_bytes,
-            max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES)
+            max_request_bytes=settings.max_value_bytes + REQUEST_SLACK_BYTES,
+            prefetcher=self._prefetcher)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` comes to. Raises `StopRequested` when that is asked for meanwhile."""

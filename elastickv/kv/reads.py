@@ -22,6 +22,7 @@ from elastickv.kv.api import (
 )
 from elastickv.kv.txn import check_key
 from elastickv.raft.engine import RaftEngine
+from elastickv.store.flusher import Runner
 from elastickv.store.mvcc import time_left_ms
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
@@ -30,16 +31,22 @@ TURN_S = 0.004
 """So long may a turn of a scan take. Where pages have to come from the disk each key waits for one,
 and with it the whole loop: a turn's worth of keys would take longer than an election timeout."""
 
+PREFETCH_KEYS = 1_000
+"""So many keys are read beside the loop once a turn took its time."""
+
 
 class Reader:
-    """The reads of one node. `opener(store_key, record)` is the value in a record."""
+    """The reads of one node. `opener(store_key, record)` is the value in a record; `prefetcher`
+    runs work beside the loop."""
 
     def __init__(self, engine: RaftEngine, store: Store, hlc: HybridLogicalClock, *,
-                 opener: Callable[[bytes, bytes], bytes]) -> None:
+                 opener: Callable[[bytes, bytes], bytes],
+                 prefetcher: Runner | None = None) -> None:
         self._engine = engine
         self._store = store
         self._hlc = hlc
         self._open_record = opener
+        self._prefetcher = prefetcher
         self._scan_turns = asyncio.Lock()
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
@@ -85,7 +92,7 @@ class Reader:
                 # was asked for is as good.
                 rest = whole._replace(now_ms=self._moment(ts)[1])
                 page = _Page(max_bytes, keys_only=keys_only)
-            left = self._scan_turn(rest, page)
+            left, took_its_time = self._scan_turn(rest, page)
             if left is None:
                 return ScanResult(page.pairs,
                                   age_ms(loop.time() - complete_at) if stale else 0)
@@ -94,18 +101,28 @@ class Reader:
                 raise DeadlineExceeded(
                     "the scan did not get through its range within the deadline",
                     remedy="retry with a longer timeout, or scan a smaller range")
+            if took_its_time and self._prefetcher is not None:
+                await self._prefetcher(self._store.prefetch(rest, min(rest.limit, PREFETCH_KEYS)))
 
-    def _scan_turn(self, wanted: ScanRange, page: _Page) -> ScanRange | None:
-        """Put the next pairs onto the page; what is left, None at the end."""
+    def _scan_turn(self, wanted: ScanRange, page: _Page) -> tuple[ScanRange | None, bool]:
+        """Put the next pairs onto the page; what is left, None at the end, and whether it was time
+        that ended the turn."""
         clock = self._hlc.clock
         ends_at_s = clock.monotonic() + TURN_S
-        found, rest = self._store.scan_turn(wanted, lambda: clock.monotonic() >= ends_at_s)
+        took_its_time = False
+
+        def is_over() -> bool:
+            nonlocal took_its_time
+            took_its_time = clock.monotonic() >= ends_at_s
+            return took_its_time
+
+        found, rest = self._store.scan_turn(wanted, is_over)
         if wanted.keys_only:
             page.add((key, b"") for key, _, _ in found)
         else:
             open_record = self._open_record
             page.add((key, open_record(store_key, record)) for key, store_key, record in found)
-        return rest
+        return rest, took_its_time
 
     async def _barrier(self, stale: bool, timeout_s: float) -> int:
         """The index that the state is at least of. Raises what `RaftEngine.read_index` raises."""

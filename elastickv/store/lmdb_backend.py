@@ -236,6 +236,10 @@ class LmdbBackend:
         self._views.add(view)
         return view
 
+    def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
+                 reverse: bool = False) -> Callable[[], None]:
+        return partial(self._environment.touch, table, start, end, suffix, count, reverse=reverse)
+
     def write(self, batch: WriteBatch) -> None:
         try:
             self._environment.write(batch)

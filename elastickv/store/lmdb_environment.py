@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ import lmdb
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrupt
 from elastickv.store import records
 from elastickv.store.audit import TOTALS
+from elastickv.store.gate import Gate
 from elastickv.store.records import Totals
 from elastickv.store.tables import Found, Item, MapFull, Table, WriteBatch
 
@@ -101,6 +104,8 @@ class Environment:
 
     def __init__(self, path: Path, map_bytes: int) -> None:
         self.path = path
+        # Read transactions of other threads are inside: with one open the map must stay.
+        self._gate = Gate()
         self._open(map_bytes)
 
     def _open(self, map_bytes: int) -> None:
@@ -193,10 +198,12 @@ class Environment:
             cursor.put(key, stored)
 
     def grow(self, max_map_bytes: int) -> bool:
-        """Double the map, if it may still grow. No transaction may be open in this process."""
+        """Double the map, if it may still grow. No transaction but those of `touch` may be open in
+        this process."""
         wanted = min(self.map_bytes * 2, max_map_bytes)
         if wanted <= self.map_bytes:
             return False
+        self._gate.shut()
         try:
             self.env.set_mapsize(wanted)
         except lmdb.Error:
@@ -204,6 +211,8 @@ class Environment:
             # opened again; a write that needs more then ends in `DiskFull`.
             self._open(self.map_bytes)
             return False
+        finally:
+            self._gate.open()
         self.map_bytes = wanted
         return True
 
@@ -215,9 +224,25 @@ class Environment:
         """How much of the map is, or was at some time, in use."""
         return (int(self.env.info()["last_pgno"]) + 1) * PAGE_BYTES
 
+    def touch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
+              reverse: bool) -> None:
+        """Read the first `count` answers of `LmdbView.newest` and forget them. For any thread; LMDB
+        reads without the interpreter's lock."""
+        walk = _newest_backward if reverse else _newest_forward
+        with self._gate.inside() as may_read:
+            if not may_read:
+                return
+            # Whoever reads it in earnest is told of damage.
+            with contextlib.suppress(lmdb.Error), self.env.begin() as txn:
+                cursor = txn.cursor(self.databases[table])
+                for _ in islice(walk(cursor, start, end, suffix), count):
+                    if self._gate.is_shut:
+                        return
+
     def close(self) -> None:
-        """Close the file; no transaction may be open. Idempotent."""
+        """Close the file; no transaction but those of `touch` may be open. Idempotent."""
         if self.env is not None:
+            self._gate.shut()
             self.env.close()
 
 

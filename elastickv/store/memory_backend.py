@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from elastickv.durable import Disk
@@ -171,6 +171,10 @@ class MemoryBackend:
 
     def view(self) -> MemoryView:
         return MemoryView(self._tables)
+
+    def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
+                 reverse: bool = False) -> Callable[[], None]:
+        return lambda: None
 
     def write(self, batch: WriteBatch) -> None:
         tables = dict(self._tables)

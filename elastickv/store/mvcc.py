@@ -76,6 +76,11 @@ def scan_bound(user_key: bytes) -> bytes:
     return key_prefix(user_key[:MAX_USER_KEY_BYTES]) + b"\xff" * (TIMESTAMP_BYTES + 1)
 
 
+def version_suffix(at_ts: int) -> bytes:
+    """What the store key of a version at `at_ts` ends with; of earlier ones, something greater."""
+    return _pack_inverted(MAX_TIMESTAMP - at_ts)
+
+
 def encode_store_key(user_key: bytes, commit_ts: int) -> bytes:
     """The store key of one version. Raises `InvalidArgument` for a key outside 1-480 bytes."""
     return key_prefix(user_key) + _pack_inverted(MAX_TIMESTAMP - commit_ts)

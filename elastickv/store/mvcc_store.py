@@ -23,6 +23,8 @@ from elastickv.store.mvcc import (
     Version,
     commit_ts_of,
     encode_store_key,
+    scan_bound,
+    version_suffix,
     visible,
 )
 from elastickv.store.overlay import Chain, Overlay, find
@@ -316,6 +318,13 @@ class Store:
                 # Later writes have later timestamps.
                 return pairs, wanted.after(user_key, len(pairs), min(at_ts, self.max_commit_ts))
         return pairs, None
+
+    def prefetch(self, wanted: ScanRange, keys: int) -> Callable[[], None]:
+        """Work for any thread: it brings what the next `keys` keys of `wanted` are found in into
+        memory."""
+        return self._backend.prefetch(
+            Table.MVCC, scan_bound(wanted.start), scan_bound(wanted.end),
+            version_suffix(wanted.at_ts), keys, reverse=wanted.reverse)
 
     def _refuse_below_horizon(self, at_ts: int) -> None:
         raise InvalidArgument(

@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from elastickv.clock import MAX_TIMESTAMP
-from elastickv.store.mvcc import TIMESTAMP_BYTES, decode_user_key, encode_store_key, scan_bound
+from elastickv.store.mvcc import (
+    decode_user_key,
+    encode_store_key,
+    scan_bound,
+    version_suffix,
+)
 from elastickv.store.overlay import Overlay, find
 from elastickv.store.tables import ReadView, Table
 
@@ -60,9 +64,8 @@ class Work:
 def stored_versions(view: ReadView, start: bytes, end: bytes, at_ts: int, reverse: bool,
                     work: Work) -> Iterator[Candidate]:
     """For each user key in the backend its newest version at or before `at_ts`, or None."""
-    suffix = (MAX_TIMESTAMP - at_ts).to_bytes(TIMESTAMP_BYTES, "big")
-    for store_key, record in view.newest(Table.MVCC, scan_bound(start), scan_bound(end), suffix,
-                                         reverse=reverse):
+    for store_key, record in view.newest(Table.MVCC, scan_bound(start), scan_bound(end),
+                                         version_suffix(at_ts), reverse=reverse):
         if record is None:
             work.cost += ENTRY_COST
         else:

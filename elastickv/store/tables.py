@@ -7,7 +7,7 @@ written raises `StoreCorrupt`, it never comes back wrong.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -114,6 +114,14 @@ class Backend(Protocol):
 
     def view(self) -> ReadView:
         """A view of the latest committed batch."""
+        ...
+
+    def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
+                 reverse: bool = False) -> Callable[[], None]:
+        """Work for any thread, at any later time: it reads what the first `count` answers of
+        `ReadView.newest` are found in, so that it is in memory. It does nothing once the backend is
+        closed, raises nothing, and gives way to whoever changes the file.
+        """
         ...
 
     def write(self, batch: WriteBatch) -> None:

@@ -541,9 +541,25 @@ async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
         return take_turn(wanted, is_over)
 
     monkeypatch.setattr(node.store, "scan_turn", counted)
-    found = await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
-    assert len(found.pairs) == 100
-    assert turns == 100 // mvcc_store.ASKED_EVERY
+    ahead: list[tuple[bytes, int]] = []
+    prefetch = node.store.prefetch
+
+    def counted_prefetch(wanted: ScanRange, keys: int) -> Callable[[], None]:
+        ahead.append((wanted.start, keys))
+        return prefetch(wanted, keys)
+
+    async def run_at_once(work: Callable[[], None]) -> None:
+        work()
+
+    monkeypatch.setattr(node.store, "prefetch", counted_prefetch)
+    for prefetcher in (None, run_at_once):
+        turns = 0
+        monkeypatch.setattr(node.kv.reads, "_prefetcher", prefetcher)
+        found = await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+        assert len(found.pairs) == 100
+        assert turns == 100 // mvcc_store.ASKED_EVERY
+        assert len(ahead) == (turns - 1 if prefetcher else 0)
+    assert ahead[:2] == [(found.pairs[3][0] + b"\0", 96), (found.pairs[7][0] + b"\0", 92)]
 
 
 async def test_writes_that_come_between_two_turns_are_not_shown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +154,25 @@ def test_an_import_replaces_everything_at_once(kind: str, tmp_path: Path,
         reopened = open_backend(kind, tmp_path)
     put(reopened, Table.ROWS, (b"new", b"5"))
     reopened.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_is_fetched_ahead_is_read_as_ever(backend: Backend, reverse: bool) -> None:
+    put(backend, Table.MVCC, (b"a1", b"x"), (b"b1", b"y"), (b"b2", b"z"))
+    view = backend.view()
+    work = [backend.prefetch(Table.MVCC, b"", b"", b"1", count, reverse=reverse)
+            for count in (0, 1, 100)]
+    threads = [threading.Thread(target=each) for each in work]
+    for thread in threads:
+        thread.start()
+    found = list(view.newest(Table.MVCC, b"", b"", b"1", reverse=reverse))
+    for thread in threads:
+        thread.join(30)
+    assert sorted(found) == [(b"a1", b"x"), (b"b1", b"y")]
+    put(backend, Table.MVCC, (b"c1", b"w"))
+    backend.close()
+    for each in work:  # late, it does nothing
+        each()
 
 
 @pytest.mark.parametrize("keys", [[b"b", b"a"], [b"a", b"a"]], ids=["descending", "repeated"])

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +23,7 @@ import pytest
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
+from elastickv.store import lmdb_environment
 from elastickv.store.lmdb_backend import LmdbBackend, LmdbImport, decode_current, encode_current
 from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
@@ -162,6 +165,85 @@ def test_a_store_that_gets_no_address_space_goes_on_reading(tmp_path: Path) -> N
         """, str(tmp_path))
     assert child.stdout.startswith("True True the store has reached its limit"), child.stderr[-999:]
     assert "ulimit -v" in child.stdout
+
+
+def test_the_map_grows_while_threads_read_ahead(tmp_path: Path) -> None:
+    """With one of their transactions open, LMDB would take the map away from under it."""
+    backend = LmdbBackend(tmp_path, initial_map_bytes=256 << 10)
+    written = []
+    is_over = threading.Event()
+
+    def read_ahead() -> None:
+        while not is_over.is_set():
+            backend.prefetch(Table.MVCC, b"", b"", b"\0", 10_000)()
+
+    threads = [threading.Thread(target=read_ahead) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(150):
+            written.append((b"%04d" % number, bytes([number]) * 20_000))
+            backend.reserve(20_000)
+            backend.write(WriteBatch(puts={Table.MVCC: written[-1:]}))
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(30)
+    assert backend.stats().bytes_mapped >= 16 * (256 << 10)
+    view = backend.view()
+    assert list(view.iterate(Table.MVCC)) == written
+    view.close()
+    backend.close()
+
+
+class RecordingEnvironment:
+    """An LMDB environment that tells when its map is taken away."""
+
+    def __init__(self, env: Any, events: list[str]) -> None:
+        self._env = env
+        self._events = events
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("set_mapsize", "close"):
+            self._events.append(name)
+        return getattr(self._env, name)
+
+
+@pytest.mark.parametrize(("change", "event"), [
+    (lambda backend: backend._environment.grow(1 << 40), "set_mapsize"),
+    (LmdbBackend.close, "close")], ids=["growth", "the end"])
+def test_reading_ahead_gives_way_to_whoever_changes_the_map(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[LmdbBackend], object],
+        event: str) -> None:
+    """It stops at its next entry, and before that the map stays."""
+    backend = LmdbBackend(tmp_path)
+    environment = backend._environment
+    events: list[str] = []
+    environment.env = RecordingEnvironment(environment.env, events)
+    has_begun = threading.Event()
+    entries = 0
+    deadline = time.monotonic() + 30
+
+    def slow(*arguments: bytes) -> Iterator[object]:
+        nonlocal entries
+        try:
+            for entries in range(1_000):
+                yield entries
+                has_begun.set()
+                while entries == 2 and not environment._gate.is_shut \
+                        and time.monotonic() < deadline:
+                    pass
+        finally:
+            events.append("out")
+
+    monkeypatch.setattr(lmdb_environment, "_newest_forward", slow)
+    reader = threading.Thread(target=backend.prefetch(Table.MVCC, b"", b"", b"\0", 1_000))
+    reader.start()
+    assert has_begun.wait(30)
+    change(backend)
+    reader.join(30)
+    assert (entries, events) == (3, ["out", event])
+    backend.close()
 
 
 @pytest.mark.parametrize("read_bytes", [10, 100_000])
