@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +112,9 @@ class NodeProcess:
         """Send a signal; nothing happens when the process has ended."""
         if self._process is not None and self.is_running:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                # Not the process's own method: it asks for the exit code first, and of a process
+                # that has just ended nobody else would get it then.
+                os.kill(self._process.pid, number)
 
     async def kill(self) -> None:
         """`kill -9`, and wait for the end."""
