@@ -7,6 +7,7 @@ stale one takes the state as it is and says how old that may be.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 
@@ -102,7 +103,10 @@ class Reader:
                     "the scan did not get through its range within the deadline",
                     remedy="retry with a longer timeout, or scan a smaller range")
             if took_its_time and self._prefetcher is not None:
-                await self._prefetcher(self._store.prefetch(rest, min(rest.limit, PREFETCH_KEYS)))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        await self._prefetcher(
+                            self._store.prefetch(rest, min(rest.limit, PREFETCH_KEYS)))
 
     def _scan_turn(self, wanted: ScanRange, page: _Page) -> tuple[ScanRange | None, bool]:
         """Put the next pairs onto the page; what is left, None at the end, and whether it was time

@@ -25,6 +25,9 @@ PAGE_BYTES = 4096
 
 PROBE_BYTES = 4 << 20
 
+TOUCHED_BYTES = 6 << 20
+"""What is read ahead at a time: about as much as a scan goes through in a turn."""
+
 _MAX_READERS = 126
 LOCK_FILE_BYTES = 8192
 """What LMDB's lock file takes for that many readers, which are also its default."""
@@ -226,8 +229,8 @@ class Environment:
 
     def touch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
               reverse: bool) -> None:
-        """Read the first `count` answers of `LmdbView.newest` and forget them. For any thread; LMDB
-        reads without the interpreter's lock."""
+        """Read the first `count` answers of `LmdbView.newest`, or `TOUCHED_BYTES` of them, and
+        forget them. For any thread; LMDB reads without the interpreter's lock."""
         walk = _newest_backward if reverse else _newest_forward
         with self._gate.inside() as may_read:
             if not may_read:
@@ -235,8 +238,10 @@ class Environment:
             # Whoever reads it in earnest is told of damage.
             with contextlib.suppress(lmdb.Error), self.env.begin() as txn:
                 cursor = txn.cursor(self.databases[table])
-                for _ in islice(walk(cursor, start, end, suffix), count):
-                    if self._gate.is_shut:
+                left = TOUCHED_BYTES
+                for _, value in islice(walk(cursor, start, end, suffix), count):
+                    left -= len(value or b"")
+                    if left <= 0 or self._gate.is_shut:
                         return
 
     def close(self) -> None:

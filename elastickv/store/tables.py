@@ -119,8 +119,9 @@ class Backend(Protocol):
     def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
                  reverse: bool = False) -> Callable[[], None]:
         """Work for any thread, at any later time: it reads what the first `count` answers of
-        `ReadView.newest` are found in, so that it is in memory. It does nothing once the backend is
-        closed, raises nothing, and gives way to whoever changes the file.
+        `ReadView.newest` are found in, or as many as are a few MiB, so that it is in memory. It
+        does nothing once the backend is closed, raises nothing, and gives way to whoever changes
+        the file.
         """
         ...
 

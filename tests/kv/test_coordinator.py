@@ -562,6 +562,27 @@ async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
     assert ahead[:2] == [(found.pairs[3][0] + b"\0", 96), (found.pairs[7][0] + b"\0", 92)]
 
 
+async def test_a_scan_waits_for_its_disk_until_its_deadline(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put_records(node, 100, b"v")
+    clock = FakeClock()
+    monkeypatch.setattr(clock, "monotonic", itertools.count().__next__)
+    monkeypatch.setattr(node.kv.reads._hlc, "clock", clock)
+    was_given_up = False
+
+    async def hang(work: Callable[[], None]) -> None:
+        nonlocal was_given_up
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            was_given_up = True
+
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
+    with pytest.raises(DeadlineExceeded, match="did not get through"):
+        await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=0.05)
+    assert was_given_up
+
+
 async def test_writes_that_come_between_two_turns_are_not_shown(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan while one transfer follows another sees none of them by half."""

@@ -196,6 +196,24 @@ def test_the_map_grows_while_threads_read_ahead(tmp_path: Path) -> None:
     backend.close()
 
 
+def test_large_values_are_not_read_ahead_by_the_thousand(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = LmdbBackend(tmp_path)
+    value = bytes(1 << 20)
+    entries = 0
+
+    def large(*arguments: bytes) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal entries
+        while entries < 1_000:
+            entries += 1
+            yield b"key", value
+
+    monkeypatch.setattr(lmdb_environment, "_newest_forward", large)
+    backend.prefetch(Table.MVCC, b"", b"", b"\0", 1_000)()
+    assert entries == lmdb_environment.TOUCHED_BYTES // len(value)
+    backend.close()
+
+
 class RecordingEnvironment:
     """An LMDB environment that tells when its map is taken away."""
 
@@ -224,11 +242,11 @@ def test_reading_ahead_gives_way_to_whoever_changes_the_map(
     entries = 0
     deadline = time.monotonic() + 30
 
-    def slow(*arguments: bytes) -> Iterator[object]:
+    def slow(*arguments: bytes) -> Iterator[tuple[bytes, None]]:
         nonlocal entries
         try:
             for entries in range(1_000):
-                yield entries
+                yield b"key", None
                 has_begun.set()
                 while entries == 2 and not environment._gate.is_shut \
                         and time.monotonic() < deadline:
