@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -410,9 +411,21 @@ class _Stops:
         return first
 
 
+def report_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The loop's own report of what nobody handled, but for lost connections of which nobody wants
+    to know any more: a dial that is given up at the moment at which it succeeds leaves a future
+    with uvloop, in which the end of its TLS handshake is told."""
+    if "future" in context and isinstance(context.get("exception"),
+                                           ConnectionError | ssl.SSLError):
+        log.debug("a connection was lost that was given up before")
+        return
+    loop.default_exception_handler(context)
+
+
 async def _run(settings: NodeSettings) -> int:
     node = Node(settings)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_unhandled)
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, node.request_stop)
     try:

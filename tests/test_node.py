@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from elastickv.client import Client, Purpose
 from elastickv.crypto.kek_file import write_kek_file
 from elastickv.errors import DekExhausted, NotCapable
 from elastickv.hygiene import MemoryLock
-from elastickv.node import Node
+from elastickv.node import Node, report_unhandled
 from jepsen.network.ports import free_ports
 
 TIMEOUT_S = 20.0
@@ -28,6 +31,20 @@ async def running(node: Node) -> AsyncIterator[None]:
         yield
     finally:
         await node.stop()
+
+
+@pytest.mark.parametrize(("error", "is_reported"), [
+    (ConnectionResetError(), False), (ssl.SSLError(), False), (OSError("a disk"), True),
+    (ValueError("a defect"), True)])
+async def test_only_the_loss_of_what_was_given_up_is_passed_over(
+        caplog: pytest.LogCaptureFixture, error: Exception, is_reported: bool) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(report_unhandled)
+    loop.create_future().set_exception(error)
+    gc.collect()
+    assert ("never retrieved" in caplog.text) is is_reported
+    loop.call_exception_handler({"message": "a callback failed", "exception": error})
+    assert "a callback failed" in caplog.text
 
 
 @pytest.fixture
