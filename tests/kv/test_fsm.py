@@ -147,14 +147,19 @@ def test_deletes_need_no_envelope(machine: Machine) -> None:
     assert machine.value(b"k") is None
 
 
+def flipped(envelope: bytes) -> bytes:
+    """With one bit of its tag changed."""
+    return envelope[:-1] + bytes((envelope[-1] ^ 1,))
+
+
 def halting_entries() -> dict[str, Callable[[Machine], bytes]]:
     return {
         "unknown opcode": lambda machine: b"\x06\x01",
         "trailing bytes": lambda machine: encode_entry(HlcCeiling(1)) + b"\0",
         "clear entry above the cutover": lambda machine: encode_writes([plain(b"k", ts(1), b"v")]),
-        "flipped envelope": lambda machine: seal_raft(
+        "flipped envelope": lambda machine: flipped(seal_raft(
             machine.handle(RAFT_DEK), machine.nonces.next(),
-            encode_writes([machine.sealed(b"k", ts(1), b"v")]))[:-1] + b"\0",
+            encode_writes([machine.sealed(b"k", ts(1), b"v")]))),
         "unknown storage DEK": lambda machine: seal_raft(
             machine.handle(RAFT_DEK), machine.nonces.next(),
             encode_writes([WriteRequest(ts(1), [WriteOp(OpKind.PUT, b"k", seal_record(
