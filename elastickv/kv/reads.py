@@ -102,11 +102,16 @@ class Reader:
                 raise DeadlineExceeded(
                     "the scan did not get through its range within the deadline",
                     remedy="retry with a longer timeout, or scan a smaller range")
-            if took_its_time and self._prefetcher is not None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(deadline):
-                        await self._prefetcher(
-                            self._store.prefetch(rest, min(rest.limit, PREFETCH_KEYS)))
+            if took_its_time:
+                await self._read_ahead(rest, deadline)
+
+    async def _read_ahead(self, wanted: ScanRange, deadline: float) -> None:
+        """Let a thread bring what comes next into memory, until `deadline` (loop time) at most."""
+        if self._prefetcher is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._prefetcher(
+                        self._store.prefetch(wanted, min(wanted.limit, PREFETCH_KEYS)))
 
     def _scan_turn(self, wanted: ScanRange, page: _Page) -> tuple[ScanRange | None, bool]:
         """Put the next pairs onto the page; what is left, None at the end, and whether it was time

@@ -28,7 +28,13 @@ from elastickv.store.mvcc import (
     visible,
 )
 from elastickv.store.overlay import Chain, Overlay, find
-from elastickv.store.scan import ENTRY_COST, Found, ScanRange, Work, merged_versions
+from elastickv.store.scan import (
+    ENTRY_COST,
+    ScannedVersion,
+    ScanRange,
+    Work,
+    merged_versions,
+)
 from elastickv.store.tables import (
     Backend,
     BackendStats,
@@ -289,7 +295,7 @@ class Store:
         return pairs
 
     def scan_turn(self, wanted: ScanRange, is_over: Callable[[], bool] = lambda: False,
-                  ) -> tuple[list[Found], ScanRange | None]:
+                  ) -> tuple[list[ScannedVersion], ScanRange | None]:
         """The next visible versions, as many as bounded work finds (there may be none), and what is
         left; None at the end. `is_over` is asked every few keys whether the turn must end sooner.
 
@@ -298,7 +304,7 @@ class Store:
         """
         if wanted.at_ts < self.horizon_ts:
             self._refuse_below_horizon(wanted.at_ts)
-        pairs: list[Found] = []
+        pairs: list[ScannedVersion] = []
         if wanted.empty():
             return pairs, None
         start, end, limit, at_ts, now_ms, reverse, keys_only = wanted

@@ -19,7 +19,7 @@ from elastickv.store.mvcc import (
 from elastickv.store.overlay import Overlay, find
 from elastickv.store.tables import ReadView, Table
 
-Found = tuple[bytes, bytes, bytes]
+ScannedVersion = tuple[bytes, bytes, bytes]
 """A user key, and the store key and record of a version of it."""
 Candidate = tuple[bytes, bytes, bytes | None]
 """The same for a key's newest version in one layer; the record is None where it has none there."""

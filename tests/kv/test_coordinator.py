@@ -525,13 +525,18 @@ async def test_many_scans_take_their_turns_one_after_the_other(
     assert turns == 1 or limits[:41] == [100, 90, *[100] * 19, 80, *[90] * 19]
 
 
-async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
-        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at the clock finds a second gone, as if keys came from a slow disk."""
-    await put_records(node, 100, b"v")
+def let_each_look_at_the_clock_take_a_second(node: OneNode,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if keys came from a slow disk."""
     clock = FakeClock()
     monkeypatch.setattr(clock, "monotonic", itertools.count().__next__)
     monkeypatch.setattr(node.kv.reads._hlc, "clock", clock)
+
+
+async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put_records(node, 100, b"v")
+    let_each_look_at_the_clock_take_a_second(node, monkeypatch)
     turns = 0
     take_turn = node.store.scan_turn
 
@@ -565,9 +570,7 @@ async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
 async def test_a_scan_waits_for_its_disk_until_its_deadline(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     await put_records(node, 100, b"v")
-    clock = FakeClock()
-    monkeypatch.setattr(clock, "monotonic", itertools.count().__next__)
-    monkeypatch.setattr(node.kv.reads._hlc, "clock", clock)
+    let_each_look_at_the_clock_take_a_second(node, monkeypatch)
     was_given_up = False
 
     async def hang(work: Callable[[], None]) -> None:
