@@ -310,12 +310,16 @@ class Network:
         for endpoint in self.endpoints:
             if endpoint.life.name == first and endpoint.peer_name == second \
                     and not endpoint.closed:
-                other = endpoint.other
-                self._loop.schedule(endpoint.life, self._loop.now, self._lost_once, endpoint)
-                if other is not None:
-                    self._loop.schedule(other.life, self._loop.now + late_s, self._lost_once, other)
+                self._break(endpoint, late_s)
                 return True
         return False
+
+    def _break(self, endpoint: Endpoint, late_s: float) -> None:
+        """The connection of `endpoint` is lost: there now, at its other end after `late_s`."""
+        other = endpoint.other
+        self._loop.schedule(endpoint.life, self._loop.now, self._lost_once, endpoint)
+        if other is not None:
+            self._loop.schedule(other.life, self._loop.now + late_s, self._lost_once, other)
 
     def widen(self) -> None:
         """Connections are slow no more. What would still be under way for long is lost with its
@@ -324,13 +328,9 @@ class Network:
             return
         self.conditions.bytes_per_s = math.inf
         for endpoint in self.endpoints:
-            other = endpoint.other
-            if endpoint.closed or endpoint.last_arrival <= self._loop.now + BACKLOG_S:
-                continue
-            self._events.count("backlog lost")
-            for end in (endpoint, other):
-                if end is not None:
-                    self._loop.schedule(end.life, self._loop.now, self._lost_once, end)
+            if not endpoint.closed and endpoint.last_arrival > self._loop.now + BACKLOG_S:
+                self._events.count("backlog lost")
+                self._break(endpoint, 0.0)
 
     def _lost_once(self, endpoint: Endpoint) -> None:
         if not endpoint.closed:
