@@ -78,7 +78,8 @@ def _first_success(cluster: Cluster, dead: int, write: bytes) -> float:
 
 @dataclass(frozen=True)
 class Footprint:
-    """A cluster at rest with `keys` keys. Memory in bytes: the largest member's."""
+    """A cluster at rest with `keys` keys. Bytes in memory and on disk: the largest
+    member's."""
 
     keys: int
     start_s: float
@@ -100,4 +101,4 @@ def footprint(cluster: Cluster, keys: int) -> Footprint:
     return Footprint(keys, start_s, start_after_kill_s,
                      rss_bytes=max(each["rss"] for each in memory),
                      anonymous_bytes=max(each["anonymous"] for each in memory),
-                     disk_bytes=directory_bytes(cluster.directory) // NODES)
+                     disk_bytes=max(map(directory_bytes, cluster.data)))

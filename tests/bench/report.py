@@ -125,7 +125,12 @@ def table(section: Mapping[str, Any]) -> str:
 def _environment(document: Document) -> str:
     plan = document["plan"]
     text = (f"{_machine(document['environment'])}. {plan['keys']:,} keys, {plan['turns']} turns "
-            f"each, {plan['duration_s']:g} s a point.\n")
+            f"each, {plan['duration_s']:g} s a point.")
+    if plan.get("fresh_turns"):
+        text += (" Each turn of etcd and of elastickv began with a copy of the data that was "
+                 "written first, and with the other side's data out of memory; grpc.aio went on "
+                 "with what elastickv had left.")
+    text += "\n"
     if "generator" in document:
         text += (f"\nThe generator alone, against a server that only answers: "
                  f"{document['generator']['rate']:,.0f} calls/s, "

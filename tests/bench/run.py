@@ -81,6 +81,9 @@ class Plan:
     encryption_slices: int
     extras: bool
     parts: Sequence[str]
+    fresh_turns: bool = False
+    """Whether each turn begins with the data that was written first, and nobody else's in memory:
+    what all turns write may outgrow it, and then page caches are compared. Takes some minutes."""
     size_keys: Sequence[int] = ()
 
 
@@ -103,7 +106,8 @@ class Bench:
         self.memory = memory
         self.say = say
         self.document: dict[str, Any] = {"environment": environment(work), "plan": {
-            "keys": plan.keys, "turns": plan.turns, "duration_s": plan.duration_s}}
+            "keys": plan.keys, "turns": plan.turns, "duration_s": plan.duration_s,
+            "fresh_turns": plan.fresh_turns}}
 
     def add(self, found: dict[str, Any]) -> None:
         """Put sections of the rates of turns into the document, and tell their ratios."""
@@ -133,8 +137,13 @@ class Bench:
             sides.append(("grpc.aio", aio, with_target))
         rates: dict[str, dict[str, list[dict[str, float]]]] = {
             side: {load.name: [] for load in points} for side, _, points in sides}
+        if self.plan.fresh_turns:
+            for cluster in (baseline, other):
+                cluster.keep()
         for turn in range(self.plan.turns):
             for side, cluster, points in sides:
+                if self.plan.fresh_turns and cluster is not aio:
+                    self._restore(cluster, baseline, other)
                 # Whatever ends a turn: who removes the data knows nothing of grpc.aio's servers.
                 try:
                     cluster.start()
@@ -157,6 +166,14 @@ class Bench:
                                   rates["etcd"], rates["grpc.aio"])
                 for load in with_target}
         self.add(found)
+
+    def _restore(self, cluster: Cluster, *all_clusters: Cluster) -> None:
+        """Leave just the data that was kept of `cluster`."""
+        started = time.monotonic()
+        for each in all_clusters:
+            each.clear()
+        cluster.restore()
+        self.say(f"{cluster.name}: data put back in {time.monotonic() - started:.0f} s")
 
     def encryption(self, encrypted: ElasticKVCluster, plain: ElasticKVCluster) -> None:
         """Encrypted against not encrypted, a whole run over both fronts; both clusters hold their
@@ -214,6 +231,8 @@ class Bench:
         self.document["footprint"] = {}
         self.document["fail_over"] = {}
         for side, cluster in (("etcd", baseline), ("elastickv", other)):
+            if self.plan.fresh_turns:
+                self._restore(cluster, baseline, other)
             cluster.start()
             self.document["footprint"][side] = dataclasses.asdict(
                 extras.footprint(cluster, self.plan.keys))

@@ -49,6 +49,14 @@ def document() -> dict:
     }
 
 
+def test_the_page_tells_what_a_turn_begins_with() -> None:
+    measured = document()
+    sentence = "began with a copy of the data that was written first"
+    assert sentence not in render(measured)
+    measured["plan"]["fresh_turns"] = True
+    assert sentence in render(measured)
+
+
 def test_what_is_not_measured_any_more_is_not_shown() -> None:
     earlier = document()
     earlier["plain"]["put-of-yore"] = {**entry(), "title": "put of yore"}

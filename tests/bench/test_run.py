@@ -11,6 +11,7 @@ import run
 from extras import Spread
 from h2load import LoadFailed
 from run import QUICK, Bench, file_system, main, require_disk
+from systems import MEMBERS, EtcdCluster
 
 MEMORY = Path("/dev/shm")
 ENVIRONMENT = {"cores": 2, "processor": "P", "kernel": "6", "python": "3.11", "etcd": "3.4",
@@ -27,6 +28,18 @@ class Side:
         self.runs = False
         self.started = 0
         self._aio = aio
+        self.data = ["first"]
+        self._kept: list[str] = []
+
+    def keep(self) -> None:
+        self._kept, self.data = self.data, []
+
+    def clear(self) -> None:
+        assert not self.runs
+        self.data = []
+
+    def restore(self) -> None:
+        self.data = list(self._kept)
 
     def start(self) -> None:
         self.runs = True
@@ -127,6 +140,46 @@ def test_every_ratio_is_told_with_its_spread(tmp_path: Path, monkeypatch: pytest
     assert said[-3:] == ["ratio, TLS put-1: 2.17 [1.33 to 3.00]",
                          "ratio, TLS put-16x1: 1.64 [1.29 to 2.00]",
                          "ratio, TLS grpc.aio put-1: 1.25 [0.83 to 1.67]"]
+
+
+def test_a_turn_begins_with_the_first_data_and_nobody_elses(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aio = Side("grpc.aio")
+    etcd, ours = Side("etcd"), Side("elastickv", aio)
+    found: list[tuple[str, list[str], list[str]]] = []
+
+    def measure(cluster: Side, *arguments: object, **options: object) -> points.Measured:
+        found.append((cluster.name, list(etcd.data), list(ours.data)))
+        (ours if cluster is aio else cluster).data.append(f"of {cluster.name}")
+        return points.Measured(1.0, 1.0, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
+    plan = dataclasses.replace(QUICK, points=[points.point("put-1")], turns=2, fresh_turns=True)
+    Bench(plan, tmp_path, tmp_path, lambda line: None).side_by_side(
+        "plain", etcd, ours)  # type: ignore[arg-type]
+    assert found == 2 * [("etcd", ["first"], []), ("elastickv", [], ["first"]),
+                         ("grpc.aio", [], ["first", "of elastickv"])]
+
+
+def test_kept_data_can_be_put_back_again_and_again(tmp_path: Path) -> None:
+    cluster = EtcdCluster(tmp_path / "etcd")
+    for member in cluster.data:
+        (member / "wal").mkdir(parents=True)
+        (member / "wal" / "0").write_text(member.name)
+    cluster.keep()
+    assert not any(member.exists() for member in cluster.data)
+    for _ in range(2):
+        cluster.restore()
+        assert [(member / "wal" / "0").read_text() for member in cluster.data] == list(MEMBERS)
+        (cluster.data[0] / "wal" / "0").write_text("written since")
+        (cluster.data[1] / "wal" / "1").write_text("written since")
+    cluster.restore()
+    assert not (cluster.data[1] / "wal" / "1").exists()
+    cluster.clear()
+    assert not any(member.exists() for member in cluster.data)
+    cluster.remove()
+    assert not cluster.directory.exists()
 
 
 @needs_memory
