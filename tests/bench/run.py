@@ -94,7 +94,7 @@ QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_s
              points=[each for each in POINTS if each.quick], parts=("main", "encryption"))
 FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=24,
             points=POINTS, parts=("main", "encryption", "tls", "sizes"),
-            size_keys=(10_000, 1_000_000, 5_000_000))
+            size_keys=(10_000, 1_000_000, 5_000_000), fresh_turns=True)
 
 
 class Bench:

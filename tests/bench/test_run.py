@@ -162,6 +162,10 @@ def test_a_turn_begins_with_the_first_data_and_nobody_elses(
                          ("grpc.aio", [], ["first", "of elastickv"])]
 
 
+def test_turns_of_a_whole_run_begin_afresh_and_those_of_a_quick_one_save_the_time() -> None:
+    assert (run.FULL.fresh_turns, QUICK.fresh_turns) == (True, False)
+
+
 def test_kept_data_can_be_put_back_again_and_again(tmp_path: Path) -> None:
     cluster = EtcdCluster(tmp_path / "etcd")
     for member in cluster.data:
