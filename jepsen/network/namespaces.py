@@ -44,12 +44,13 @@ def shape_commands(destinations: Sequence[tuple[str, LinkShape]]) -> list[list[s
     commands = [["tc", "qdisc", "add", "dev", DEVICE, "root", "handle", "1:", "prio", "bands",
                  str(bands)]]
     for band, (address, shape) in enumerate(destinations, start=4):
-        commands.append(["tc", "qdisc", "add", "dev", DEVICE, "parent", f"1:{band}", "netem",
+        queue = f"1:{band:x}"  # hexadecimal, unlike the number of bands (tc(8))
+        commands.append(["tc", "qdisc", "add", "dev", DEVICE, "parent", queue, "netem",
                          "delay", f"{shape.latency_ms:g}ms", f"{shape.jitter_ms:g}ms",
                          "loss", f"{shape.loss * 100:g}%",
                          *(["rate", f"{shape.rate_kbit_s:.0f}kbit"] if shape.is_narrow else [])])
         commands.append(["tc", "filter", "add", "dev", DEVICE, "parent", "1:", "protocol", "ip",
-                         "u32", "match", "ip", "dst", f"{address}/32", "flowid", f"1:{band}"])
+                         "u32", "match", "ip", "dst", f"{address}/32", "flowid", queue])
     return commands
 
 

@@ -254,6 +254,17 @@ def test_shaping_is_one_queue_per_destination() -> None:
         "tc filter add dev eth0 parent 1: protocol ip u32 match ip dst 10.0.0.3/32 flowid 1:5"]
 
 
+def test_queues_of_many_destinations_are_named_as_tc_reads_them() -> None:
+    """Both halves of a class id are hexadecimal (tc(8), "CLASSES")."""
+    commands = shape_commands([(f"10.0.0.{number}", LinkShape(50)) for number in range(2, 10)])
+    words = [word for command in commands for word in command]
+    assert words[words.index("bands") + 1] == "11"
+    for option in ("parent", "flowid"):
+        named = [words[place + 1] for place, word in enumerate(words) if word == option]
+        assert [each for each in named if each != "1:"] == [
+            "1:4", "1:5", "1:6", "1:7", "1:8", "1:9", "1:a", "1:b"]
+
+
 def test_the_kernels_counters_are_read() -> None:
     snmp = ("Ip: Forwarding InReceives OutNoRoutes ReasmTimeout\nIp: 1 99 7 0\n"
             "Icmp: InMsgs\nIcmp: 3\n")
