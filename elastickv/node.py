@@ -267,8 +267,9 @@ class Node:
             settings.raft_id, str(settings.raft_listen), max_entry_bytes=MAX_ENTRY_BYTES,
             dial_from=settings.raft_dial_from,
             tls=settings.tls)
-        offload = ThreadOffload()
+        offload, read_ahead = ThreadOffload(), ThreadOffload("read-ahead")
         self._stops.push("log's thread", offload.close)
+        self._stops.push("snapshots' thread", read_ahead.close)
         engine_settings = EngineSettings(
             node_id=settings.raft_id, path=settings.raft_data_dir / "raft",
             members=[Member(member.node_id, str(member.address)) for member in members],
@@ -281,7 +282,7 @@ class Node:
         metrics = self._metrics
         return PySyncObjEngine(
             engine_settings, machine, disk, links, offload=offload, cleanup=self._cleanup,
-            snapshots=snapshots,
+            read_ahead=read_ahead, snapshots=snapshots,
             on_sync=partial(metrics.observe, "raft_fsync_seconds") if metrics else None)
 
     async def _start_server(self, audit: AuditLog) -> None:

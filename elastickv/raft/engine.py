@@ -142,6 +142,11 @@ class SnapshotExport(Protocol):
 
     applied_index: int
 
+    def read_ahead(self, max_bytes: int) -> Callable[[], None] | None:
+        """Work for any thread that should be done before the next `read`, so that this finds in
+        memory what it reads; None where there is no need. It raises nothing."""
+        ...
+
     def read(self, max_bytes: int) -> bytes:
         """The next chunk, b"" at the end. Raises `StoreCorrupt`, `Overloaded` when it has to be
         begun anew, and `DiskFull` while the state waits for space that this keeps from it."""

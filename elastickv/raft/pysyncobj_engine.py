@@ -78,11 +78,13 @@ class PySyncObjEngine:
     def __init__(self, settings: EngineSettings, state_machine: StateMachine, disk: Disk,
                  links: Links, *, offload: Offload | None = None,
                  cleanup: Offload | None = None,
+                 read_ahead: Offload | None = None,
                  generator: random.Random | None = None,
                  snapshots: SnapshotSource | None = None,
                  on_sync: Callable[[float], None] | None = None) -> None:
-        """`offload` runs fsyncs under load, `cleanup` deletes old segments of the log (default:
-        inline, both), `generator` draws timeouts. Without `snapshots` the log is never compacted.
+        """`offload` runs fsyncs under load, `cleanup` deletes old segments of the log, `read_ahead`
+        brings into memory what a snapshot is read from (default: inline, all of them), `generator`
+        draws timeouts. Without `snapshots` the log is never compacted.
         `on_sync` is told the seconds that each fsync took, from its order to the moment when the
         loop learned of its end."""
         self.node_id = settings.node_id
@@ -92,6 +94,7 @@ class PySyncObjEngine:
         self._links = links
         self._offload = offload or InlineOffload()
         self._cleanup = cleanup or InlineOffload()
+        self._read_ahead = read_ahead or InlineOffload()
         self._generator = generator or random.Random()
         self._snapshots = snapshots
         self._client_addresses: dict[str, str] = {settings.node_id: settings.client_address}
@@ -173,7 +176,8 @@ class PySyncObjEngine:
                                 self._links.set_peers, self._note_full_disk, self._fail)
         self._follower = Follower(self._context, self._elections, self._members.changed,
                                   self._trust.caught_up, storage)
-        self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed)
+        self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed,
+                                      read_ahead=self._read_ahead, fail=self._fail)
         self._receiver = SnapshotReceiver(self._context, self._snapshots, storage.marker,
                                           self._install_snapshot)
         self._replication = Replication(self._context, self._sender.begin, self._sender.cancel,
@@ -206,6 +210,7 @@ class PySyncObjEngine:
         await self._links.stop()
         self._offload.close()
         self._cleanup.close()
+        self._read_ahead.close()
         self._storage.close(sync=self._fatal_error is None)
         self._roles.announce_shutdown(self._core)
 

@@ -7,6 +7,7 @@ what travels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from elastickv.errors import DiskFull, Overloaded
 from elastickv.logs import get_logger
@@ -14,6 +15,7 @@ from elastickv.raft import frames
 from elastickv.raft.core import Context
 from elastickv.raft.engine import SnapshotExport, SnapshotSource
 from elastickv.raft.membership import encode_members
+from elastickv.raft.offload import Offload
 
 log = get_logger("elastickv.raft.snapshots")
 
@@ -36,6 +38,7 @@ class _Stream:
         self.sent = 0
         self.acked = 0
         self.finished = False
+        self.is_reading_ahead = False
         self.progress_at = now
 
 
@@ -43,11 +46,16 @@ class SnapshotSender:
     """The leader's side: at most one stream per peer, a few chunks under way."""
 
     def __init__(self, context: Context, source: SnapshotSource | None,
-                 installed: Callable[[str, int], None]) -> None:
-        """`installed(peer_id, index)` is called when a peer's log begins behind `index`."""
+                 installed: Callable[[str, int], None], *, read_ahead: Offload,
+                 fail: Callable[[BaseException], None]) -> None:
+        """`installed(peer_id, index)` is called when a peer's log begins behind `index`.
+        `read_ahead` does what an export has to have done before it is read. `fail` stops the node.
+        """
         self._context = context
         self._source = source
         self._installed = installed
+        self._read_ahead = read_ahead
+        self._fail = fail
         self._streams: dict[str, _Stream] = {}
         self._refused_at: dict[str, float] = {}
         self._installed_at: dict[str, tuple[int, float]] = {}
@@ -110,23 +118,44 @@ class SnapshotSender:
                     *(index for index, _ in self._installed_at.values())), default=None)
 
     def _fill(self, peer_id: str, stream: _Stream) -> None:
+        """Send what there is room for; go on later where a thread has to read ahead first."""
         settings = self._context.settings
         window = settings.snapshot_chunk_bytes * settings.snapshot_window_chunks
-        while not stream.finished and stream.sent - stream.acked < window:
-            try:
-                data = stream.export.read(settings.snapshot_chunk_bytes)
-            except Overloaded as error:
-                log.info("snapshot begins anew", peer=peer_id, reason=str(error))
-                self._refused(peer_id, stream)
-                return
-            except DiskFull as error:
-                self.pause(error)
-                return
-            stream.finished = not data
-            self._context.send(peer_id, frames.SnapshotChunk(
-                stream.term, stream.number, stream.sent, data, stream.finished))
-            stream.sent += len(data)
-            self.sent_bytes += len(data)
+        while self._streams.get(peer_id) is stream and not stream.is_reading_ahead \
+                and not stream.finished and stream.sent - stream.acked < window:
+            work = stream.export.read_ahead(settings.snapshot_chunk_bytes)
+            if work is None:
+                self._send_chunk(peer_id, stream)
+            else:
+                stream.is_reading_ahead = True
+                self._read_ahead.submit(work, partial(self._has_read_ahead, peer_id, stream))
+
+    def _has_read_ahead(self, peer_id: str, stream: _Stream, _: BaseException | None) -> None:
+        stream.is_reading_ahead = False
+        if self._streams.get(peer_id) is not stream:
+            return
+        try:
+            self._send_chunk(peer_id, stream)
+            self._fill(peer_id, stream)
+        except Exception as error:
+            self._fail(error)
+
+    def _send_chunk(self, peer_id: str, stream: _Stream) -> None:
+        """Send the next chunk, or end the stream."""
+        try:
+            data = stream.export.read(self._context.settings.snapshot_chunk_bytes)
+        except Overloaded as error:
+            log.info("snapshot begins anew", peer=peer_id, reason=str(error))
+            self._refused(peer_id, stream)
+            return
+        except DiskFull as error:
+            self.pause(error)
+            return
+        stream.finished = not data
+        self._context.send(peer_id, frames.SnapshotChunk(
+            stream.term, stream.number, stream.sent, data, stream.finished))
+        stream.sent += len(data)
+        self.sent_bytes += len(data)
 
     def _refused(self, peer_id: str, stream: _Stream) -> None:
         self._close(peer_id, stream)

@@ -240,6 +240,9 @@ class LmdbBackend:
                  reverse: bool = False) -> Callable[[], None]:
         return partial(self._environment.touch, table, start, end, suffix, count, reverse=reverse)
 
+    def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        return partial(self._environment.touch_all, table, start, byte_count)
+
     def write(self, batch: WriteBatch) -> None:
         try:
             self._environment.write(batch)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import lmdb
 
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrupt
-from elastickv.store import records
+from elastickv.store import faults, records
 from elastickv.store.audit import TOTALS
 from elastickv.store.gate import Gate
 from elastickv.store.records import Totals
@@ -201,8 +201,8 @@ class Environment:
             cursor.put(key, stored)
 
     def grow(self, max_map_bytes: int) -> bool:
-        """Double the map, if it may still grow. No transaction but those of `touch` may be open in
-        this process."""
+        """Double the map, if it may still grow. No transaction but those of `touch` and `touch_all`
+        may be open in this process."""
         wanted = min(self.map_bytes * 2, max_map_bytes)
         if wanted <= self.map_bytes:
             return False
@@ -232,20 +232,32 @@ class Environment:
         """Read the first `count` answers of `LmdbView.newest`, or `TOUCHED_BYTES` of them, and
         forget them. For any thread; LMDB reads without the interpreter's lock."""
         walk = _newest_backward if reverse else _newest_forward
+        self._touch(table, TOUCHED_BYTES,
+                    lambda cursor: islice(walk(cursor, start, end, suffix), count))
+
+    def touch_all(self, table: Table, start: bytes, byte_count: int) -> bool:
+        """Read entries from `start` on until they are `byte_count` bytes, and forget them; whether
+        that had to wait for the disk. For any thread, as `touch`."""
+        return self._touch(table, byte_count, lambda cursor: _forward(cursor, start, b""))
+
+    def _touch(self, table: Table, byte_count: int,
+               walk: Callable[[Any], Iterable[Found]]) -> bool:
         with self._gate.inside() as may_read:
             if not may_read:
-                return
+                return False
+            before = faults.waits_for_disk()
             # Whoever reads it in earnest is told of damage.
             with contextlib.suppress(lmdb.Error), self.env.begin() as txn:
-                cursor = txn.cursor(self.databases[table])
-                left = TOUCHED_BYTES
-                for _, value in islice(walk(cursor, start, end, suffix), count):
-                    left -= len(value or b"")
+                left = byte_count
+                for key, value in walk(txn.cursor(self.databases[table])):
+                    left -= len(key) + len(value or b"")
                     if left <= 0 or self._gate.is_shut:
-                        return
+                        break
+            return faults.waits_for_disk() > before
 
     def close(self) -> None:
-        """Close the file; no transaction but those of `touch` may be open. Idempotent."""
+        """Close the file; no transaction but those of `touch` and `touch_all` may be open.
+        Idempotent."""
         if self.env is not None:
             self._gate.shut()
             self.env.close()

@@ -176,6 +176,9 @@ class MemoryBackend:
                  reverse: bool = False) -> Callable[[], None]:
         return lambda: None
 
+    def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        return lambda: False
+
     def write(self, batch: WriteBatch) -> None:
         tables = dict(self._tables)
         for table in Table:

@@ -26,6 +26,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from elastickv.errors import WireError
+from elastickv.store import faults
 from elastickv.store.mvcc_store import (
     APPLIED_INDEX,
     HORIZON_TS,
@@ -158,6 +159,9 @@ class StoreExport:
         self.applied_index = header.applied_index
         self._frames = self._generate(header)
         self._buffer = bytearray()
+        self._last_key = b""
+        self._waits_for_disk = True
+        """Whether the latest piece had to, nothing being known of the first."""
 
     def _generate(self, header: SnapshotHeader) -> Iterator[bytes]:
         writer = _FrameWriter()
@@ -170,6 +174,7 @@ class StoreExport:
             size += len(key) + len(value)
             count += 1
             if size >= FRAME_TARGET_BYTES:
+                self._last_key = key
                 yield writer.frame(_KIND_ENTRIES, b"".join(parts))
                 parts, size = [], 0
         if parts:
@@ -181,15 +186,33 @@ class StoreExport:
             ((TABLE_NUMBERS[table], item) for item in self._view.iterate(table))
             for table in _DATA_TABLES)
 
+    def read_ahead(self, max_bytes: int) -> Callable[[], None] | None:
+        """Work for any thread, to be done before the next `read`; None where that is not expected
+        to wait for the disk: it would for every page, and the loop with it."""
+        missing = max_bytes - len(self._buffer)
+        if not self._waits_for_disk or missing <= 0:
+            return None
+        # Whole frames; an eighth more, because checksums of entries count as well there.
+        byte_count = (missing // FRAME_TARGET_BYTES + 1) * FRAME_TARGET_BYTES * 9 // 8
+        prefetch = self._store.backend.prefetch_all(
+            Table.MVCC, self._last_key + b"\0" if self._last_key else b"", byte_count)
+
+        def work() -> None:
+            self._waits_for_disk = prefetch()
+
+        return work
+
     def read(self, max_bytes: int) -> bytes:
         """The next piece of the stream, b"" at its end. Raises `StoreCorrupt`, `Overloaded` when
         the store's file had to be resized (start over), and `DiskFull`."""
         self._store.require_space()  # with what this pins a flush may have enough
+        before = faults.waits_for_disk()
         while len(self._buffer) < max_bytes:
             frame = next(self._frames, None)
             if frame is None:
                 break
             self._buffer += frame
+        self._waits_for_disk |= faults.waits_for_disk() > before
         piece = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         return piece

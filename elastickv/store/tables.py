@@ -125,6 +125,12 @@ class Backend(Protocol):
         """
         ...
 
+    def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        """As `prefetch`, for every entry from `start` on until they are `byte_count` bytes. The
+        work returns whether it had to wait for the disk.
+        """
+        ...
+
     def write(self, batch: WriteBatch) -> None:
         """Apply `batch` atomically; durable when it returns.
 

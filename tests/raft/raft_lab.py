@@ -154,11 +154,15 @@ class MemoryDisk:
 
 
 class HeldOffload:
-    """Runs at once, or keeps fsyncs back until `release`."""
+    """Runs at once, or keeps work back until `release`."""
 
     def __init__(self) -> None:
         self.holding = False
         self._jobs: list[tuple[Callable[[], None], Done]] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._jobs)
 
     def submit(self, work: Callable[[], None], done: Done) -> None:
         self._jobs.append((work, done))
@@ -325,6 +329,8 @@ class ListState:
         self.full_on: bytes | None = None
         self.fails_with: Exception | None = None
         self.takes_more = True
+        self.read_ahead: Callable[[], None] | None = None
+        """What an export wants to have done before each chunk."""
         self.flushed_index: int | None = None
         self.apply_calls = 0
 
@@ -361,16 +367,20 @@ class ListState:
         return [entry.payload for entry in self.entries if entry.payload]
 
     def open_export(self) -> SnapshotExport:
-        return _Export(self.entries)
+        return _Export(self.entries, self.read_ahead)
 
     def open_import(self) -> SnapshotImport:
         return _Import(self)
 
 
 class _Export:
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry], read_ahead: Callable[[], None] | None) -> None:
         self._rows = [b"%d %d %s\n" % (e.index, e.term, e.payload) for e in entries]
         self.applied_index = entries[-1].index
+        self._read_ahead = read_ahead
+
+    def read_ahead(self, max_bytes: int) -> Callable[[], None] | None:
+        return self._read_ahead
 
     def read(self, max_bytes: int) -> bytes:
         chunk = b""
@@ -416,12 +426,14 @@ class LabNode:
         self.boots += 1
         self.fatal: list[BaseException] = []
         self.offload = HeldOffload()
+        self.read_ahead = HeldOffload()
         settings = EngineSettings(self.node_id, self.lab.members, self.path,
                                   **{"inline_sync_bytes": 0, **self.lab.overrides,
                                      **self.overrides})
         self.links = HubLinks(self.lab.hub, self.node_id)
         self.engine = PySyncObjEngine(
             settings, self.state, self.disk, self.links, offload=self.offload,
+            read_ahead=self.read_ahead,
             generator=random.Random(f"{self.node_id}/{self.boots}"), snapshots=self.state)
         self.engine.on_fatal(self.fatal.append)
         await self.engine.start()

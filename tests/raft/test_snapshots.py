@@ -19,6 +19,7 @@ from elastickv.errors import (
     NoLeader,
     OutcomeUnknown,
     Overloaded,
+    StoreCorrupt,
 )
 from elastickv.raft import frames
 from elastickv.raft.compaction import LogSize, compaction_target
@@ -368,6 +369,93 @@ def test_an_export_that_the_store_ended_is_begun_anew(monkeypatch):
         assert not leader.fatal
         assert len(exports) == 2
         await lab.settle()
+
+    run(scenario())
+
+
+def test_a_chunk_waits_for_the_disk_beside_the_loop():
+    """The leader goes on leading while a thread brings into memory what is read next."""
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        done = 0
+
+        def work() -> None:
+            nonlocal done
+            done += 1
+
+        leader.state.read_ahead = work
+        leader.read_ahead.holding = True
+        lab.hub.heal()
+        await lab.until(lambda: leader.read_ahead.has_work)
+        await fill(lab, 5, leader, b"while it waits")
+        assert not lab.hub.sent(frames.SnapshotChunk)
+        leader.read_ahead.release()
+        await lab.until(lambda: behind.state.entries == leader.state.entries)
+        assert done == len(lab.hub.sent(frames.SnapshotChunk)) > 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("ended_by", ["the link breaks", "the node stops", "another leader"])
+def test_a_stream_that_ends_while_a_thread_reads_ahead_is_not_gone_on_with(monkeypatch, ended_by):
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        exports = []
+        open_export = leader.state.open_export
+
+        def watched() -> object:
+            exports.append(open_export())
+            return exports[-1]
+
+        monkeypatch.setattr(leader.state, "open_export", watched)
+        leader.state.read_ahead = lambda: None
+        leader.read_ahead.holding = True
+        lab.hub.heal()
+        await lab.until(lambda: leader.read_ahead.has_work)
+        if ended_by == "the link breaks":
+            lab.hub.isolate(behind.node_id)
+        elif ended_by == "the node stops":
+            leader.kill()
+        else:
+            lab.hub.isolate(leader.node_id)
+            await lab.until(lambda: leader.status().role is not Role.LEADER, 10)
+        await asyncio.sleep(SECOND)
+
+        def read(max_bytes: int) -> bytes:
+            raise AssertionError("nobody wants it any more")
+
+        for export in exports:
+            monkeypatch.setattr(export, "read", read)
+        leader.read_ahead.release()
+        assert exports
+        assert not leader.fatal
+
+    run(scenario())
+
+
+def test_damage_that_is_met_after_reading_ahead_stops_the_node(monkeypatch):
+    async def scenario() -> None:
+        lab, leader, _ = await left_behind()
+        leader.state.read_ahead = lambda: None
+        open_export = leader.state.open_export
+        damage = StoreCorrupt("a flipped bit")
+
+        def damaged() -> object:
+            export = open_export()
+
+            def read(max_bytes: int) -> bytes:
+                raise damage
+
+            export.read = read
+            return export
+
+        monkeypatch.setattr(leader.state, "open_export", damaged)
+        leader.read_ahead.holding = True
+        lab.hub.heal()
+        await lab.until(lambda: leader.read_ahead.has_work)
+        assert not leader.fatal
+        leader.read_ahead.release()
+        assert leader.fatal == [damage]
 
     run(scenario())
 

@@ -296,6 +296,7 @@ class SimNode:
         engine = PySyncObjEngine(
             settings, ObservedMachine(self, machine), disk, links, offload=offload,
             cleanup=LateOffload(cluster.loop, generator, cluster.plan.sync_delay_s),
+            read_ahead=LateOffload(cluster.loop, generator, cluster.plan.sync_delay_s),
             generator=generator, snapshots=snapshots)
         engine.on_fatal(self.halt)
         cluster.oracle.promises.watch(self, links, engine)

@@ -175,6 +175,22 @@ def test_what_is_fetched_ahead_is_read_as_ever(backend: Backend, reverse: bool) 
         each()
 
 
+def test_entries_that_are_fetched_ahead_are_read_as_ever(backend: Backend) -> None:
+    put(backend, Table.MVCC, (b"a1", b"x"), (b"b1", b"y"), (b"b2", b"z"))
+    view = backend.view()
+    work = [backend.prefetch_all(Table.MVCC, start, count)
+            for start in (b"", b"b1", b"b2\0") for count in (0, 4, 1_000)]
+    threads = [threading.Thread(target=each) for each in work]
+    for thread in threads:
+        thread.start()
+    found = list(view.iterate(Table.MVCC))
+    for thread in threads:
+        thread.join(30)
+    assert found == [(b"a1", b"x"), (b"b1", b"y"), (b"b2", b"z")]
+    backend.close()
+    assert [each() for each in work] == [False] * len(work)
+
+
 @pytest.mark.parametrize("keys", [[b"b", b"a"], [b"a", b"a"]], ids=["descending", "repeated"])
 def test_imports_must_be_ordered(backend: Backend, keys: list[bytes]) -> None:
     sink = backend.begin_import()

@@ -27,6 +27,7 @@ from elastickv.store import lmdb_environment
 from elastickv.store.lmdb_backend import LmdbBackend, LmdbImport, decode_current, encode_current
 from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
+from elastickv.store.records import CRC_BYTES
 from elastickv.store.snapshot import StoreSnapshots
 from elastickv.store.tables import MapFull, Table, WriteBatch
 from elastickv.store.values import plain_record
@@ -211,6 +212,40 @@ def test_large_values_are_not_read_ahead_by_the_thousand(
     monkeypatch.setattr(lmdb_environment, "_newest_forward", large)
     backend.prefetch(Table.MVCC, b"", b"", b"\0", 1_000)()
     assert entries == lmdb_environment.TOUCHED_BYTES // len(value)
+    backend.close()
+
+
+@pytest.mark.parametrize(("start", "byte_count", "touched"), [
+    (b"", 1, "0"), (b"", 103, "0"), (b"", 104, "01"), (b"", 10_000, "012345678"),
+    (b"k-5", 10_000, "5678"), (b"k-5\0", 10_000, "678"), (b"l", 10_000, "")])
+def test_entries_are_read_ahead_until_they_are_so_many_bytes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, byte_count: int,
+        touched: str) -> None:
+    backend = LmdbBackend(tmp_path)
+    backend.write(WriteBatch(puts={Table.MVCC: [
+        (b"k-%d" % number, bytes(100 - CRC_BYTES)) for number in range(9)]}))
+    read = ""
+    walk = lmdb_environment._forward
+
+    def noted(*arguments: Any) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal read
+        for entry in walk(*arguments):
+            read += entry[0].decode().removeprefix("k-")
+            yield entry
+
+    monkeypatch.setattr(lmdb_environment, "_forward", noted)
+    backend.prefetch_all(Table.MVCC, start, byte_count)()
+    assert read == touched
+    backend.close()
+
+
+def test_waiting_for_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = LmdbBackend(tmp_path)
+    backend.write(WriteBatch(puts={Table.MVCC: [(b"k", b"v")]}))
+    work = backend.prefetch_all(Table.MVCC, b"", 1_000)
+    for counts, waited in (((7, 7), False), ((7, 8), True)):
+        monkeypatch.setattr(lmdb_environment.faults, "waits_for_disk", partial(next, iter(counts)))
+        assert work() is waited
     backend.close()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from elastickv.store import snapshot
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store, encode_number
+from elastickv.store.records import CRC_BYTES
 from elastickv.store.snapshot import (
     MAGIC,
     SnapshotHeader,
@@ -137,6 +139,63 @@ def test_an_export_holds_its_state_while_writes_and_flushes_go_on(store: Store) 
     finally:
         export.close()
     assert received == expected
+
+
+@pytest.mark.parametrize("piece", [100, 512, 3_000])
+def test_what_is_read_next_is_in_memory_while_that_waits_for_the_disk(
+        store: Store, small_frames: None, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    fill(store)
+    expected = exported(store)
+    export = StoreSnapshots(store).open_export()
+    iterate = export._view.iterate
+    in_memory: set[Item] = set()
+    turns = 0
+
+    def prefetch_all(table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        def work() -> bool:
+            left = byte_count
+            for key, value in iterate(table, start):
+                in_memory.add((key, value))
+                left -= len(key) + len(value) + CRC_BYTES
+                if left <= 0:
+                    break
+            return turns < 5
+
+        return work
+
+    def read_in_memory(table: Table) -> Iterator[Item]:
+        for item in iterate(table):
+            assert item in in_memory or table is not Table.MVCC or turns >= 5
+            yield item
+
+    monkeypatch.setattr(export._view, "iterate", read_in_memory)
+    monkeypatch.setattr(store.backend, "prefetch_all", prefetch_all)
+    pieces = []
+    while not pieces or pieces[-1]:
+        work = export.read_ahead(piece)
+        if work is not None:
+            turns += 1
+            work()
+        pieces.append(export.read(piece))
+    assert b"".join(pieces) == expected
+    assert turns == 5
+    export.close()
+
+
+def test_an_export_reads_ahead_again_once_it_has_waited_for_the_disk(
+        store: Store, small_frames: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+    export = StoreSnapshots(store).open_export()
+    monkeypatch.setattr(store.backend, "prefetch_all", lambda *arguments: lambda: False)
+    work = export.read_ahead(512)
+    assert work is not None
+    work()
+    for before, after in ((3, 3), (3, 4)):
+        assert export.read_ahead(512) is None
+        monkeypatch.setattr(snapshot.faults, "waits_for_disk", partial(next, iter((before, after))))
+        export.read(512)
+    assert export.read_ahead(512) is not None
+    export.close()
 
 
 def test_an_export_is_of_the_durable_index(store: Store) -> None:
