@@ -64,6 +64,10 @@ MAX_OVERLAY_BYTES = 256 << 20
 MAX_OVERLAY_VERSIONS = 300_000
 """A flush sorts their keys in one call, during which the loop stands still: a tenth of a second."""
 
+APPLY_S = 0.02
+"""So long may several entries take together, an entry with conditions that have to be read from the
+disk by itself. Between two such groups the engine does its other work."""
+
 WriteOutcome = WriteResult | ElasticKVError
 """What one request of a write entry came to on every replica."""
 
@@ -130,9 +134,14 @@ class KvStateMachine:
         return False
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
-        """Apply in order. An error leaves every entry before the failing one applied."""
+        """Apply in order, as many as there is time for. An error leaves every entry before the
+        failing one applied."""
         results: list[object] = []
+        clock = self._hlc.clock
+        ends_at_s = clock.monotonic() + APPLY_S
         for entry in entries:
+            if results and clock.monotonic() >= ends_at_s:
+                break
             try:
                 results.append(self._apply_one(entry))
             except DiskFull:

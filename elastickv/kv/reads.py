@@ -24,7 +24,7 @@ from elastickv.kv.api import (
 from elastickv.kv.txn import check_key
 from elastickv.raft.engine import RaftEngine
 from elastickv.store.flusher import Runner
-from elastickv.store.mvcc import time_left_ms
+from elastickv.store.mvcc import Version, time_left_ms
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
 
@@ -34,6 +34,9 @@ and with it the whole loop: a turn's worth of keys would take longer than an ele
 
 PREFETCH_KEYS = 1_000
 """So many keys are read beside the loop once a turn took its time."""
+
+NOTED_S = 0.000_05
+"""A read of one key that takes less found everything in memory; one from a disk takes longer."""
 
 
 class Reader:
@@ -49,14 +52,19 @@ class Reader:
         self._open_record = opener
         self._prefetcher = prefetcher
         self._scan_turns = asyncio.Lock()
+        self._waited_s = 0.0
+        """How long reads of single keys have waited for the disk in this round of the loop."""
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
                   timeout_s: float) -> ReadResult:
         check_key(key)
-        index = await self._barrier(stale, timeout_s)
+        deadline = _deadline(timeout_s)
+        index = await self._barrier(stale, deadline)
+        if self._waited_s >= TURN_S:
+            await self._read_key_ahead(key, ts, deadline)
         stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
         at_ts, now_ms = self._moment(ts)
-        version = self._store.get(key, at_ts, now_ms)
+        version = self._version(key, at_ts, now_ms)
         if version is None:
             return ReadResult(b"", False, index, 0, stale_ms)
         return ReadResult(self._open_record(version.store_key, version.record), True, index,
@@ -64,10 +72,37 @@ class Reader:
 
     async def latest_commit_ts(self, key: bytes, *, timeout_s: float) -> tuple[int, bool]:
         check_key(key)
-        await self._barrier(False, timeout_s)
+        deadline = _deadline(timeout_s)
+        await self._barrier(False, deadline)
+        if self._waited_s >= TURN_S:
+            await self._read_key_ahead(key, 0, deadline)
         at_ts, now_ms = self._moment(0)
-        version = self._store.get(key, at_ts, now_ms)
+        version = self._version(key, at_ts, now_ms)
         return (version.commit_ts, True) if version else (0, False)
+
+    def _version(self, key: bytes, at_ts: int, now_ms: int) -> Version | None:
+        """The visible version of `key`; how long it took is noted where that was long."""
+        clock = self._hlc.clock
+        began_s = clock.monotonic()
+        version = self._store.get(key, at_ts, now_ms)
+        took_s = clock.monotonic() - began_s
+        if took_s >= NOTED_S:
+            if not self._waited_s:
+                asyncio.get_running_loop().call_soon(self._begin_round)
+            self._waited_s += took_s
+        return version
+
+    def _begin_round(self) -> None:
+        self._waited_s = 0.0
+
+    async def _read_key_ahead(self, key: bytes, ts: int, deadline: float) -> None:
+        """Let a thread bring `key` into memory: other reads have kept the loop waiting for the disk
+        long enough in this round, and there may be thousands. Raises `DeadlineExceeded`."""
+        at_ts, now_ms = self._moment(ts)
+        await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
+        if asyncio.get_running_loop().time() >= deadline:
+            raise DeadlineExceeded("the disk did not answer within the deadline",
+                                   remedy="retry with a longer timeout")
 
     async def scan(self, start: bytes, end: bytes, *, limit: int, max_bytes: int, ts: int = 0,
                    reverse: bool = False, keys_only: bool = False, stale: bool = False,
@@ -76,8 +111,8 @@ class Reader:
             raise InvalidArgument(f"limit is {limit}; it must be at least 1",
                                   remedy="ask for one or more pairs")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        await self._barrier(stale, timeout_s)
+        deadline = _deadline(timeout_s)
+        await self._barrier(stale, deadline)
         complete_at = loop.time() - self._engine.state_age_s() if stale else 0.0
         at_ts, now_ms = self._moment(ts)
         whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
@@ -133,13 +168,12 @@ class Reader:
             page.add((key, open_record(store_key, record)) for key, store_key, record in found)
         return rest, took_its_time
 
-    async def _barrier(self, stale: bool, timeout_s: float) -> int:
+    async def _barrier(self, stale: bool, deadline: float) -> int:
         """The index that the state is at least of. Raises what `RaftEngine.read_index` raises."""
         if stale:
             return self._store.applied_index
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(timeout_s, MAX_TIMEOUT_S)
-        index = await self._engine.read_index(timeout_s=min(timeout_s, MAX_TIMEOUT_S))
+        index = await self._engine.read_index(timeout_s=deadline - loop.time())
         if self._store.applied_index < index:
             remaining_s = deadline - loop.time()
             if remaining_s <= 0:
@@ -153,6 +187,11 @@ class Reader:
         if not ts:
             return MAX_TIMESTAMP, self._hlc.now_ms()
         return ts, timestamp_ms(ts)
+
+
+def _deadline(timeout_s: float) -> float:
+    """When a call that begins now ends at the latest, in the loop's time."""
+    return asyncio.get_running_loop().time() + min(timeout_s, MAX_TIMEOUT_S)
 
 
 class _Page:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import lmdb
 
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrupt
-from elastickv.store import faults, records
+from elastickv.store import page_faults, records
 from elastickv.store.audit import TOTALS
 from elastickv.store.gate import Gate
 from elastickv.store.records import Totals
@@ -245,7 +245,7 @@ class Environment:
         with self._gate.inside() as may_read:
             if not may_read:
                 return False
-            before = faults.waits_for_disk()
+            before = page_faults.major_faults()
             # Whoever reads it in earnest is told of damage.
             with contextlib.suppress(lmdb.Error), self.env.begin() as txn:
                 left = byte_count
@@ -253,7 +253,7 @@ class Environment:
                     left -= len(key) + len(value or b"")
                     if left <= 0 or self._gate.is_shut:
                         break
-            return faults.waits_for_disk() > before
+            return page_faults.major_faults() > before
 
     def close(self) -> None:
         """Close the file; no transaction but those of `touch` and `touch_all` may be open.

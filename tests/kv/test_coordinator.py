@@ -31,7 +31,14 @@ from elastickv.errors import (
 )
 from elastickv.keys.applier import Applier
 from elastickv.kv import coordinator, forwarding, gathering
-from elastickv.kv.api import PAIR_OVERHEAD_BYTES, Condition, Op, OpKind, WriteResult
+from elastickv.kv.api import (
+    PAIR_OVERHEAD_BYTES,
+    Condition,
+    Op,
+    OpKind,
+    ReadResult,
+    WriteResult,
+)
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
@@ -583,6 +590,75 @@ async def test_a_scan_waits_for_its_disk_until_its_deadline(
     monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
     with pytest.raises(DeadlineExceeded, match="did not get through"):
         await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=0.05)
+    assert was_given_up
+
+
+def keys_read_ahead(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The keys that are read by a thread first, from now on."""
+    keys: list[bytes] = []
+    prefetch = node.store.prefetch
+
+    def noted(wanted: ScanRange, count: int) -> Callable[[], None]:
+        assert (wanted.end, wanted.limit, count) == (wanted.start + b"\0", 1, 1)
+        keys.append(wanted.start)
+        return prefetch(wanted, count)
+
+    async def in_the_next_round(work: Callable[[], None]) -> None:
+        await asyncio.sleep(0)
+        work()
+
+    monkeypatch.setattr(node.store, "prefetch", noted)
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", in_the_next_round)
+    return keys
+
+
+@pytest.mark.parametrize("stale", [False, True])
+async def test_of_reads_that_wait_for_their_disk_one_does_so_in_a_round(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
+    """The others go through a thread; a thousand in a row would hold up heartbeats."""
+    await put_records(node, 20, b"v")
+    read_ahead = keys_read_ahead(node, monkeypatch)
+    keys = [key for key, _ in (await node.kv.scan(
+        b"", b"", limit=20, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+
+    async def get_all() -> None:
+        found = await asyncio.gather(*(node.kv.get(key, stale=stale, timeout_s=TIMEOUT_S)
+                                       for key in keys))
+        assert [each.value for each in found] == [b"v"] * 20
+
+    await get_all()
+    assert not read_ahead
+    let_each_look_at_the_clock_take_a_second(node, monkeypatch)
+    for _ in range(2):
+        read_ahead.clear()
+        await get_all()
+        assert read_ahead == keys[1:]
+    assert await asyncio.gather(*(node.kv.latest_commit_ts(key, timeout_s=TIMEOUT_S)
+                                  for key in keys[:2]))
+    assert read_ahead == keys[1:] + keys[1:2]
+
+
+async def test_a_read_waits_for_its_disk_until_its_deadline(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put_records(node, 2, b"v")
+    let_each_look_at_the_clock_take_a_second(node, monkeypatch)
+    was_given_up = False
+
+    async def hang(work: Callable[[], None]) -> None:
+        nonlocal was_given_up
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            was_given_up = True
+
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
+    keys = [key for key, _ in (await node.kv.scan(
+        b"", b"", limit=2, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    first, second = await asyncio.gather(
+        *(node.kv.get(key, stale=True, timeout_s=0.05) for key in keys), return_exceptions=True)
+    assert isinstance(first, ReadResult)
+    assert isinstance(second, DeadlineExceeded)
+    assert "the disk did not answer" in second.message
     assert was_given_up
 
 

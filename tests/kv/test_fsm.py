@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from elastickv.clock import FakeClock
 from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.keystore import KeyHandle, Keystore, Purpose
 from elastickv.errors import (
@@ -17,6 +19,7 @@ from elastickv.errors import (
     IntegrityError,
     StorageEnvelopeRequired,
 )
+from elastickv.kv import fsm
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.fsm import (
     META_HLC_CEILING,
@@ -90,6 +93,25 @@ def test_how_many_versions_wait_for_a_flush_is_bounded(machine: Machine,
     assert not machine.fsm.may_apply()
     machine.store.flush_now()
     assert machine.fsm.may_apply()
+
+
+def test_entries_that_take_long_are_not_applied_all_at_once(
+        machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry(index, 1, encode_writes([plain(b"k", ts(index), b"v")]))
+               for index in (1, 2, 3)]
+    clock = FakeClock()
+    monkeypatch.setattr(machine.hlc, "clock", clock)
+    apply_writes = machine.fsm._apply_writes
+
+    def slow(*arguments: Any) -> object:
+        clock.advance(0.6 * fsm.APPLY_S)
+        return apply_writes(*arguments)
+
+    monkeypatch.setattr(machine.fsm, "_apply_writes", slow)
+    assert machine.fsm.apply(entries) == [[WriteResult(1, ts(1))], [WriteResult(2, ts(2))]]
+    clock.advance(10.0)
+    assert machine.fsm.apply(entries[2:]) == [[WriteResult(3, ts(3))]]
+    assert machine.fsm.applied_index == 3
 
 
 def full(batch: object) -> None:

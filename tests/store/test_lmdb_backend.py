@@ -244,7 +244,8 @@ def test_waiting_for_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     backend.write(WriteBatch(puts={Table.MVCC: [(b"k", b"v")]}))
     work = backend.prefetch_all(Table.MVCC, b"", 1_000)
     for counts, waited in (((7, 7), False), ((7, 8), True)):
-        monkeypatch.setattr(lmdb_environment.faults, "waits_for_disk", partial(next, iter(counts)))
+        monkeypatch.setattr(lmdb_environment.page_faults, "major_faults",
+                            partial(next, iter(counts)))
         assert work() is waited
     backend.close()
 

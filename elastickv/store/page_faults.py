@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 
 
-def waits_for_disk() -> int:
+def major_faults() -> int:
     """How often this thread has waited for a page of a mapped file so far (`ru_majflt` in
     getrusage(2)): such a wait is no system call, so that nothing else tells of it."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
