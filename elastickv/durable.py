@@ -31,6 +31,8 @@ from elastickv.errors import DiskFull, ElasticKVError, UnsupportedFileSystem
 OWNER_ONLY_FILE = 0o600
 OWNER_ONLY_DIRECTORY = 0o700
 _COPY_BYTES = 1 << 20
+PAGE_BYTES = 4096
+"""Of the page cache, and the most that a file system reads or writes as one block."""
 PROBE_FILE = ".probe"
 _PROBE = b"elastickv durability probe\n"
 
@@ -170,19 +172,29 @@ class OsFile:
         self._descriptor = descriptor
         self._reserved_end = os.fstat(descriptor).st_size
         self._size = self._reserved_end if size is None else size
+        self._whole_end = 0
+        """Up to here whole pages were written."""
 
     def pread(self, size: int, offset: int) -> bytes:
         return os.pread(self._descriptor, size, offset)
 
     def append(self, data: bytes) -> None:
+        end = self._size + len(data)
+        whole_end = -(-end // PAGE_BYTES) * PAGE_BYTES
+        # Of a page that is not in memory the kernel reads what is not written, and the caller waits
+        # for the disk. In the room behind the end nothing is worth that.
+        fills_page = self._whole_end < whole_end <= self._reserved_end
         try:
-            _write_at(self._descriptor, data, self._size)
+            _write_at(self._descriptor, data + bytes(whole_end - end) if fills_page else data,
+                      self._size)
         except OSError as error:
             # The size is not advanced: the next append overwrites what a short write left behind.
             _raise_if_full(error, self._path)
             raise
-        self._size += len(data)
-        self._reserved_end = max(self._reserved_end, self._size)
+        if fills_page:
+            self._whole_end = whole_end
+        self._size = end
+        self._reserved_end = max(self._reserved_end, end)
 
     def reserve(self, size: int) -> None:
         missing = self._size + size - self._reserved_end
@@ -197,6 +209,7 @@ class OsFile:
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
         self._size = self._reserved_end = size
+        self._whole_end = 0
 
     def rewrite(self, offset: int) -> None:
         with _typed_if_full(self._path):

@@ -54,13 +54,15 @@ class Reader:
         self._scan_turns = asyncio.Lock()
         self._waited_s = 0.0
         """How long reads of single keys have waited for the disk in this round of the loop."""
+        self._keys_ahead = 0
+        """How many keys are on their way into memory."""
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
                   timeout_s: float) -> ReadResult:
         check_key(key)
         deadline = _deadline(timeout_s)
         index = await self._barrier(stale, deadline)
-        if self._waited_s >= TURN_S:
+        if self._waited_s >= TURN_S or self._keys_ahead:
             await self._read_key_ahead(key, ts, deadline)
         stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
         at_ts, now_ms = self._moment(ts)
@@ -74,7 +76,7 @@ class Reader:
         check_key(key)
         deadline = _deadline(timeout_s)
         await self._barrier(False, deadline)
-        if self._waited_s >= TURN_S:
+        if self._waited_s >= TURN_S or self._keys_ahead:
             await self._read_key_ahead(key, 0, deadline)
         at_ts, now_ms = self._moment(0)
         version = self._version(key, at_ts, now_ms)
@@ -97,9 +99,14 @@ class Reader:
 
     async def _read_key_ahead(self, key: bytes, ts: int, deadline: float) -> None:
         """Let a thread bring `key` into memory: other reads have kept the loop waiting for the disk
-        long enough in this round, and there may be thousands. Raises `DeadlineExceeded`."""
+        long enough in this round, or keys are on their way, behind which it would wait. There may
+        be thousands. Raises `DeadlineExceeded`."""
         at_ts, now_ms = self._moment(ts)
-        await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
+        self._keys_ahead += 1
+        try:
+            await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
+        finally:
+            self._keys_ahead -= 1
         if asyncio.get_running_loop().time() >= deadline:
             raise DeadlineExceeded("the disk did not answer within the deadline",
                                    remedy="retry with a longer timeout")

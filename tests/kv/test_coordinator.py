@@ -638,6 +638,39 @@ async def test_of_reads_that_wait_for_their_disk_one_does_so_in_a_round(
     assert read_ahead == keys[1:] + keys[1:2]
 
 
+async def test_while_keys_are_on_their_way_nobody_waits_for_the_disk_in_the_loop(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait behind all of them, and the loop with it."""
+    await put_records(node, 9, b"v")
+    read_ahead = keys_read_ahead(node, monkeypatch)
+    keys = [key for key, _ in (await node.kv.scan(
+        b"", b"", limit=9, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    has_arrived = asyncio.Event()
+
+    async def arrive(work: Callable[[], None]) -> None:
+        await has_arrived.wait()
+
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", arrive)
+
+    def get(key: bytes) -> asyncio.Task[ReadResult]:
+        return asyncio.ensure_future(node.kv.get(key, stale=True, timeout_s=TIMEOUT_S))
+
+    with monkeypatch.context() as slow:
+        let_each_look_at_the_clock_take_a_second(node, slow)
+        first, second = get(keys[0]), get(keys[1])
+        await asyncio.sleep(0.01)
+    assert read_ahead == keys[1:2]
+    later = [get(key) for key in keys[2:]]
+    await asyncio.sleep(0.01)
+    assert (first.done(), second.done()) == (True, False)
+    assert read_ahead == keys[1:]
+    has_arrived.set()
+    assert {found.value for found in await asyncio.gather(first, second, *later)} == {b"v"}
+    read_ahead.clear()
+    await asyncio.gather(*(get(key) for key in keys))
+    assert not read_ahead
+
+
 async def test_a_read_waits_for_its_disk_until_its_deadline(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     await put_records(node, 2, b"v")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from test_journal import (
     segments,
 )
 
-from elastickv.durable import OsDisk
+from elastickv.durable import PAGE_BYTES, OsDisk
 from elastickv.errors import DiskFull, JournalCorrupt
 from elastickv.raft import records
 from elastickv.raft.journal import MOST_SPARES, Journal
@@ -97,14 +98,16 @@ def test_what_is_left_of_the_older_segment_is_no_part_of_the_log(tmp_path, lengt
 @pytest.mark.parametrize(("options", "last_index"), [({}, 5), ({"generator": NoSalt()}, 6)],
                          ids=["with salt", "without"])
 def test_bytes_that_a_client_chose_are_never_taken_for_a_record(tmp_path, options, last_index):
-    """The end of the new segment falls on the start of a record that an older entry brought. Only
-    the salt, which the client does not know, keeps it from being the next entry."""
+    """The end of the new segment falls on the start of a record that an older entry brought, and on
+    the end of a page, of which nothing old is left. Only the salt, which the client does not know,
+    keeps it from being the next entry."""
     forged = records.encode(6, 1, b"\x00forged", 5)
-    journal, newest = reused(tmp_path, b"\x00" + forged * 5, **options)
-    journal.append(5, 1, b"\x00" + b"n" * len(forged))
+    command = b"\x00" + b"n" * (PAGE_BYTES - HEADER_SIZE - records.HEADER_BYTES - 1)
+    journal, newest = reused(tmp_path, command + forged, **options)
+    journal.append(5, 1, command)
     journal.sync()
     crashed = newest.read_bytes()
-    assert crashed[HEADER_SIZE + records.HEADER_BYTES + 1 + len(forged):].startswith(forged)
+    assert crashed[PAGE_BYTES:].startswith(forged)
     journal.close()
     newest.write_bytes(crashed)
     assert open_journal(tmp_path).last_index == last_index
@@ -311,6 +314,50 @@ def test_a_reused_file_has_the_old_bytes_behind_its_end(tmp_path, head):
     assert target.read_bytes()[:len(head) + 4] == head + b"more"
     file.close()
     assert target.read_bytes() == head + b"more"
+
+
+def test_pages_are_written_whole_where_there_is_room(tmp_path):
+    source, target = tmp_path / "old", tmp_path / "new"
+    source.write_bytes(b"o" * (3 * PAGE_BYTES + 10))
+    file = OsDisk().reuse(source, target, b"head")
+
+    def room() -> bytes:
+        return target.read_bytes()[file.size():]
+
+    for length in (5, 100, PAGE_BYTES, 7):
+        file.append(b"n" * length)
+        in_page = -file.size() % PAGE_BYTES
+        assert room() == bytes(in_page) + b"o" * (len(room()) - in_page)
+    file.append(b"n" * (2 * PAGE_BYTES))  # there is no room for a whole page any more
+    assert target.stat().st_size == file.size()
+    assert target.read_bytes() == b"head" + b"n" * (3 * PAGE_BYTES + 112)
+    file.truncate(PAGE_BYTES)
+    file.append(b"m")
+    assert target.stat().st_size == PAGE_BYTES + 1
+    file.close()
+
+
+def test_appending_in_room_reads_nothing_from_the_disk(tmp_path):
+    """As when the page cache needed the memory for something else."""
+    source = tmp_path / "old"
+    source.write_bytes(os.urandom(64 * PAGE_BYTES))
+    file = OsDisk().reuse(source, tmp_path / "new", b"head")
+    with source.with_name("new").open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file.append(bytes(1000))  # the page that holds the head may be read
+    before = bytes_read()
+    for _ in range(100):
+        file.append(bytes(1000))
+    assert bytes_read() == before
+    file.close()
+
+
+def bytes_read() -> int:
+    """What this process has read from disks so far (proc(5), io)."""
+    line = next(line for line in Path("/proc/self/io").read_text().splitlines()
+                if line.startswith("read_bytes"))
+    return int(line.split()[1])
 
 
 def test_nothing_to_reuse(tmp_path):
