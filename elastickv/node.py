@@ -41,6 +41,7 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.guards import failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
+from elastickv.kv.conditions import ConditionReader
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
@@ -187,7 +188,8 @@ class Node:
                                  ceiling=decode_number(store.meta(META_HLC_CEILING)))
         own_entries = OwnEntries()
         machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed,
-                                 own_entries=own_entries)
+                                 own_entries=own_entries,
+                                 condition_reader=ConditionReader(store, self._prefetcher))
         snapshots = state_snapshots(store, applier, hlc, on_keys_changed=self._keys_changed)
         self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)
         self._engine.on_fatal(self._fail)

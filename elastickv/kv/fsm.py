@@ -35,6 +35,7 @@ from elastickv.keys.rules import is_as_claimed
 from elastickv.keys.sidecar import Sidecar, parse
 from elastickv.keys.usage import apply_reservation, usage_key_of
 from elastickv.kv.api import OpKind, WriteResult
+from elastickv.kv.conditions import ConditionReader
 from elastickv.kv.own_entries import OwnEntries
 from elastickv.raft.engine import Entry
 from elastickv.store.header import ENVELOPE_BITS, ENVELOPE_KEY_ID, PLAINTEXT_BITS, STATE_MASK
@@ -98,25 +99,32 @@ def recorded_keys(applied_index: int, meta: Callable[[bytes], bytes | None]) -> 
                     parse(copy) if copy is not None else None)
 
 
+class _NotInMemory(Exception):
+    """What an entry's conditions compare with is on its way; nothing of the entry was applied."""
+
+
 class KvStateMachine:
     """Applies entries to the store and the encryption state. Implements `raft.engine.StateMachine`.
 
     `on_keys_changed(entry_index)` is called after an encryption entry changed keys or registry.
     `own_entries` knows what this process proposed itself. `max_overlay_bytes` may wait for a flush
     before nothing more is applied: a disk that takes entries faster than the store takes their
-    effects would fill the memory, and after the restart again.
+    effects would fill the memory, and after the restart again. Entries with conditions wait for
+    `condition_reader`, if there is one.
     """
 
     def __init__(self, store: Store, applier: Applier, hlc: HybridLogicalClock, *,
                  on_keys_changed: Callable[[int], None],
                  own_entries: OwnEntries | None = None,
-                 max_overlay_bytes: int = MAX_OVERLAY_BYTES) -> None:
+                 max_overlay_bytes: int = MAX_OVERLAY_BYTES,
+                 condition_reader: ConditionReader | None = None) -> None:
         self._store = store
         self._applier = applier
         self._hlc = hlc
         self._on_keys_changed = on_keys_changed
         self._own_entries = own_entries
         self._max_overlay_bytes = max_overlay_bytes
+        self._condition_reader = condition_reader
 
     @property
     def applied_index(self) -> int:
@@ -134,9 +142,11 @@ class KvStateMachine:
         return False
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
-        """Apply in order, as many as there is time for. An error leaves every entry before the
-        failing one applied."""
+        """Apply in order, as many as there is time for; none while what conditions compare with
+        comes from the disk. An error leaves every entry before the failing one applied."""
         results: list[object] = []
+        if self._condition_reader is not None and self._condition_reader.is_busy:
+            return results
         clock = self._hlc.clock
         ends_at_s = clock.monotonic() + APPLY_S
         for entry in entries:
@@ -144,6 +154,8 @@ class KvStateMachine:
                 break
             try:
                 results.append(self._apply_one(entry))
+            except _NotInMemory:
+                break
             except DiskFull:
                 if not results:
                     raise
@@ -204,6 +216,11 @@ class KvStateMachine:
         # What earlier requests of this same entry wrote last, for later ones' conditions.
         latest: dict[bytes, tuple[int, bytes]] = {}
         track_latest = any(request.conditions for request in requests)
+        reader = self._condition_reader if track_latest else None
+        if reader is not None:
+            if not reader.is_ready(index, requests):
+                raise _NotInMemory
+            reader.begin()
         known_ids: set[bytes] = set()
         for commit_ts, ops, conditions in requests:
             if conditions and not self._conditions_hold(commit_ts, conditions, latest):
@@ -230,6 +247,8 @@ class KvStateMachine:
                 continue
             outcomes.append(StorageEnvelopeRequired(
                 "the storage envelope became active before this write"))
+        if reader is not None:
+            reader.end()
         self._store.apply_group(index, writes)
         return outcomes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from elastickv.errors import ApplyHalted, DiskFull
@@ -13,6 +14,8 @@ from elastickv.raft.proposals import AppliedWaiters, Proposals
 from elastickv.raft.pysyncobj_journal import NO_OP_COMMAND
 
 REGULAR_KIND = b"\x00"
+RETRY_S = 0.002
+"""A state that took nothing, because it reads something first, is asked again after so long."""
 
 
 class Applying:
@@ -53,15 +56,19 @@ class Applying:
         self._require_state_of(low - 1)
         try:
             if not self._machine.may_apply():
-                self._wait_for_flush()
+                self._wait_for_state()
                 return
-            self._waits_since = float("inf")
             stored = context.journal.entries(low, high, settings.apply_group_bytes)
             group = [_entry(*entry) for entry in stored]
             results = self._apply(group)
         except DiskFull as error:
             self._wait_for_space(error)
             return
+        if not results:
+            self._wait_for_state()
+            asyncio.get_running_loop().call_later(RETRY_S, context.schedule)
+            return
+        self._waits_since = float("inf")
         applied = group[:len(results)]
         last_index = applied[-1].index
         core.advance_applied(last_index)
@@ -89,7 +96,7 @@ class Applying:
             raise ApplyHalted(f"the state is that of entry {applied_index}, not of {index}",
                               remedy="start this node again")
 
-    def _wait_for_flush(self) -> None:
+    def _wait_for_state(self) -> None:
         """The next tick asks again."""
         durable_index = self._machine.durable_index
         if self._waits_since == float("inf") or self._waits_at != durable_index:

@@ -112,8 +112,8 @@ class StateMachine(Protocol):
         ...
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
-        """Apply committed entries as one group, in order, or as many as take no long time, at least
-        one; a result for each. The rest is passed again.
+        """Apply committed entries as one group, in order, or the first of them: as many as take no
+        long time, none while the state is not ready; a result for each. The rest is passed again.
 
         A result that is an `ElasticKVError` instance is a deterministic rejection of that entry and
         is raised to its proposer. An entry whose effects find the disk full ends the group: it and

@@ -30,7 +30,7 @@ AUDIT_POLL_S = 0.2
 class Runner(Protocol):
     """Runs a blocking function: in a thread in production, inline in simulation."""
 
-    def __call__(self, work: Callable[[], None], /) -> Awaitable[None]: ...
+    def __call__(self, work: Callable[[], object], /) -> Awaitable[object]: ...
 
 
 class Flusher:

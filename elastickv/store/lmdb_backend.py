@@ -237,7 +237,7 @@ class LmdbBackend:
         return view
 
     def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
-                 reverse: bool = False) -> Callable[[], None]:
+                 reverse: bool = False) -> Callable[[], bool]:
         return partial(self._environment.touch, table, start, end, suffix, count, reverse=reverse)
 
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:

@@ -228,16 +228,16 @@ class Environment:
         return (int(self.env.info()["last_pgno"]) + 1) * PAGE_BYTES
 
     def touch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
-              reverse: bool) -> None:
+              reverse: bool) -> bool:
         """Read the first `count` answers of `LmdbView.newest`, or `TOUCHED_BYTES` of them, and
-        forget them. For any thread; LMDB reads without the interpreter's lock."""
+        forget them; whether that had to wait for the disk. For any thread; LMDB reads without the
+        interpreter's lock."""
         walk = _newest_backward if reverse else _newest_forward
-        self._touch(table, TOUCHED_BYTES,
-                    lambda cursor: islice(walk(cursor, start, end, suffix), count))
+        return self._touch(table, TOUCHED_BYTES,
+                           lambda cursor: islice(walk(cursor, start, end, suffix), count))
 
     def touch_all(self, table: Table, start: bytes, byte_count: int) -> bool:
-        """Read entries from `start` on until they are `byte_count` bytes, and forget them; whether
-        that had to wait for the disk. For any thread, as `touch`."""
+        """As `touch`, for entries from `start` on until they are `byte_count` bytes."""
         return self._touch(table, byte_count, lambda cursor: _forward(cursor, start, b""))
 
     def _touch(self, table: Table, byte_count: int,

@@ -173,8 +173,8 @@ class MemoryBackend:
         return MemoryView(self._tables)
 
     def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
-                 reverse: bool = False) -> Callable[[], None]:
-        return lambda: None
+                 reverse: bool = False) -> Callable[[], bool]:
+        return lambda: False
 
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
         return lambda: False

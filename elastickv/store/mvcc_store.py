@@ -325,9 +325,9 @@ class Store:
                 return pairs, wanted.after(user_key, len(pairs), min(at_ts, self.max_commit_ts))
         return pairs, None
 
-    def prefetch(self, wanted: ScanRange, keys: int) -> Callable[[], None]:
+    def prefetch(self, wanted: ScanRange, keys: int) -> Callable[[], bool]:
         """Work for any thread: it brings what the next `keys` keys of `wanted` are found in into
-        memory."""
+        memory, and returns whether it had to wait for the disk."""
         return self._backend.prefetch(
             Table.MVCC, scan_bound(wanted.start), scan_bound(wanted.end),
             version_suffix(wanted.at_ts), keys, reverse=wanted.reverse)

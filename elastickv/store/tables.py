@@ -117,18 +117,16 @@ class Backend(Protocol):
         ...
 
     def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
-                 reverse: bool = False) -> Callable[[], None]:
+                 reverse: bool = False) -> Callable[[], bool]:
         """Work for any thread, at any later time: it reads what the first `count` answers of
-        `ReadView.newest` are found in, or as many as are a few MiB, so that it is in memory. It
-        does nothing once the backend is closed, raises nothing, and gives way to whoever changes
-        the file.
+        `ReadView.newest` are found in, or as many as are a few MiB, so that it is in memory, and
+        returns whether it had to wait for the disk. It does nothing once the backend is closed,
+        raises nothing, and gives way to whoever changes the file.
         """
         ...
 
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
-        """As `prefetch`, for every entry from `start` on until they are `byte_count` bytes. The
-        work returns whether it had to wait for the disk.
-        """
+        """As `prefetch`, for every entry from `start` on until they are `byte_count` bytes."""
         ...
 
     def write(self, batch: WriteBatch) -> None:

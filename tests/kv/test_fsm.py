@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from elastickv.errors import (
     IntegrityError,
     StorageEnvelopeRequired,
 )
-from elastickv.kv import fsm
+from elastickv.kv import conditions, fsm
 from elastickv.kv.api import OpKind, WriteResult
+from elastickv.kv.conditions import SHARES, ConditionReader
 from elastickv.kv.fsm import (
     META_HLC_CEILING,
     META_RAFT_CUTOVER_INDEX,
@@ -29,6 +32,7 @@ from elastickv.kv.fsm import (
 )
 from elastickv.raft.engine import Entry
 from elastickv.store.mvcc_store import decode_number
+from elastickv.store.scan import ScanRange
 from elastickv.store.values import plain_record, seal_record, tombstone_record
 from elastickv.wire import (
     Bootstrap,
@@ -93,6 +97,83 @@ def test_how_many_versions_wait_for_a_flush_is_bounded(machine: Machine,
     assert not machine.fsm.may_apply()
     machine.store.flush_now()
     assert machine.fsm.may_apply()
+
+
+class Threads:
+    """A runner whose work is done when a test says so."""
+
+    def __init__(self) -> None:
+        self.work: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
+
+    def __call__(self, work: Callable[[], object]) -> asyncio.Future[None]:
+        future = asyncio.get_running_loop().create_future()
+        self.work.append((work, future))
+        return future
+
+    async def finish(self) -> None:
+        for work, future in self.work:
+            work()
+            future.set_result(None)
+        self.work.clear()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memory(
+        machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, read, waits = Threads(), list[bytes](), True
+
+    def prefetch(wanted: ScanRange, count: int) -> Callable[[], bool]:
+        assert (wanted.end, count) == (wanted.start + b"\0", 1)
+        return lambda: read.append(wanted.start) or waits
+
+    monkeypatch.setattr(machine.store, "prefetch", prefetch)
+    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
+                             on_keys_changed=machine.changed.append,
+                             condition_reader=ConditionReader(machine.store, threads))
+    keys = [b"%02d" % number for number in range(20)]
+
+    def conditional(index: int) -> Entry:
+        return Entry(index, 1, encode_writes([
+            plain(key, ts(100 * index + number), b"v", [(key, 0)])
+            for number, key in enumerate(keys)]))
+
+    blind = Entry(1, 1, encode_writes([plain(b"k", ts(1), b"v")]))
+    assert subject.apply([blind, conditional(2), conditional(3)]) == [[WriteResult(1, ts(1))]]
+    await asyncio.sleep(0)
+    assert len(threads.work) == SHARES
+    assert subject.apply([conditional(2)]) == []
+    assert not read
+    await threads.finish()
+    assert sorted(read) == keys
+    (outcomes,) = subject.apply([conditional(2), conditional(3)])
+    assert outcomes == [WriteResult(2, ts(200 + number)) for number in range(20)]
+    await asyncio.sleep(0)
+    waits = False
+    await threads.finish()
+    assert sorted(read) == sorted(2 * keys)
+    (outcomes,) = subject.apply([conditional(3)])
+    assert all(isinstance(each, ConditionFailed) for each in outcomes)
+    # Nothing came from the disk: the next one is judged at once, and what that meets counts.
+    for faults, index in ((5, 4), (6, 5)):
+        monkeypatch.setattr(conditions.page_faults, "major_faults",
+                            partial(next, iter((5, faults))))
+        assert len(subject.apply([conditional(index)])) == 1
+    assert subject.apply([conditional(6)]) == []
+
+
+async def test_conditions_are_judged_though_threads_read_no_more(machine: Machine) -> None:
+    """As when the node stops."""
+    def closed(work: Callable[[], object]) -> asyncio.Future[None]:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
+                             on_keys_changed=machine.changed.append,
+                             condition_reader=ConditionReader(machine.store, closed))
+    entry = Entry(1, 1, encode_writes([plain(b"k", ts(1), b"v", [(b"k", 0)])]))
+    assert subject.apply([entry]) == []
+    await asyncio.sleep(0)
+    assert subject.apply([entry]) == [[WriteResult(1, ts(1))]]
 
 
 def test_entries_that_take_long_are_not_applied_all_at_once(

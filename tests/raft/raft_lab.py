@@ -329,6 +329,7 @@ class ListState:
         self.full_on: bytes | None = None
         self.fails_with: Exception | None = None
         self.takes_more = True
+        self.is_ready = True
         self.read_ahead: Callable[[], None] | None = None
         """What an export wants to have done before each chunk."""
         self.flushed_index: int | None = None
@@ -347,6 +348,8 @@ class ListState:
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
         self.apply_calls += 1
+        if not self.is_ready:
+            return []
         if self.fails_with is not None:
             raise self.fails_with
         if any(entry.payload == self.fail_on for entry in entries):

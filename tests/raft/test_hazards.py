@@ -17,7 +17,7 @@ from pysyncobj import SyncObj
 from raft_lab import HeldOffload, Lab, LabNode, outcome, run
 
 from elastickv.errors import ApplyHalted, OutcomeUnknown, PeerError
-from elastickv.raft import frames, records, rules
+from elastickv.raft import applying, frames, records, rules
 from elastickv.raft.elections import Elections
 from elastickv.raft.engine import Entry, Role
 from elastickv.raft.frames import AppendEntries, RequestVote, Vote
@@ -120,6 +120,38 @@ async def leader_whose_store_hangs_gives_way():
     assert successor.state.payloads() == [b"x", b"y"]
     leader.state.takes_more = True
     await lab.settle()
+
+
+@hazard(lambda patch: patch.setattr(rules, "has_successor", lambda last_index, matches: False))
+async def leader_whose_store_cannot_read_gives_way():
+    lab = Lab()
+    leader = await lab.start()
+    await lab.settle()
+    leader.state.is_ready = False
+    proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
+    await asyncio.sleep(leader.engine._settings.stalled_state_s - SECOND)
+    assert leader.engine.is_leader(), "reading takes seconds"
+    successor = await lab.leader(lab.others(leader))
+    assert isinstance(await proposal, OutcomeUnknown)
+    assert successor.state.payloads() == [b"x"]
+    leader.state.is_ready = True
+    await lab.settle()
+
+
+@hazard(lambda patch: patch.setattr(applying, "RETRY_S", 1e9))
+async def state_that_reads_something_first_is_asked_again_before_the_next_tick():
+    lab = Lab(tick_s=0.1)
+    leader = await lab.start()
+    await lab.settle()
+    for wait_s in (0.33, 0.36, 0.39):
+        leader.state.is_ready = False
+        proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=5)))
+        await asyncio.sleep(wait_s)
+        assert not proposal.done()
+        leader.state.is_ready = True
+        await asyncio.sleep(0.01)
+        assert proposal.done()
+        assert await proposal == b"x"
 
 
 @hazard(lambda patch: patch.setattr(
