@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from elastickv.clock import MAX_TIMESTAMP
-from elastickv.store import page_faults
 from elastickv.store.flusher import Runner
 from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
@@ -35,7 +34,7 @@ class ConditionReader:
         self._reading: asyncio.Future[None] | None = None
         self._waits_for_disk = True
         """Whether the latest reading had to; nothing is known of the first."""
-        self._faults_before = 0
+        self._waits_before = 0
 
     @property
     def is_busy(self) -> bool:
@@ -48,7 +47,7 @@ class ConditionReader:
         if not self._waits_for_disk or index == self._index:
             return True
         self._index = index
-        keys = list({key for request in requests for key, _ in request.conditions})
+        keys = list(dict.fromkeys(key for request in requests for key, _ in request.conditions))
         self._reading = asyncio.ensure_future(self._read(keys))
         return False
 
@@ -68,8 +67,8 @@ class ConditionReader:
 
     def begin(self) -> None:
         """The loop reads what the conditions of an entry compare with."""
-        self._faults_before = page_faults.major_faults()
+        self._waits_before = self._store.backend.disk_waits()
 
     def end(self) -> None:
         """It has."""
-        self._waits_for_disk |= page_faults.major_faults() > self._faults_before
+        self._waits_for_disk |= self._store.backend.disk_waits() > self._waits_before

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from elastickv.durable import Disk, OsDisk
 from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, StoreCorrupt
+from elastickv.store import page_faults
 from elastickv.store.audit import audit_file
 from elastickv.store.audit_process import BackgroundAudit
 from elastickv.store.lmdb_environment import Environment, LmdbView, lock_file_of
@@ -242,6 +243,9 @@ class LmdbBackend:
 
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
         return partial(self._environment.touch_all, table, start, byte_count)
+
+    def disk_waits(self) -> int:
+        return page_faults.major_faults()
 
     def write(self, batch: WriteBatch) -> None:
         try:

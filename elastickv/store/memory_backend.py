@@ -179,6 +179,9 @@ class MemoryBackend:
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
         return lambda: False
 
+    def disk_waits(self) -> int:
+        return 0
+
     def write(self, batch: WriteBatch) -> None:
         tables = dict(self._tables)
         for table in Table:

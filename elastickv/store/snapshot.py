@@ -26,7 +26,6 @@ from itertools import chain
 from typing import NamedTuple
 
 from elastickv.errors import WireError
-from elastickv.store import page_faults
 from elastickv.store.mvcc_store import (
     APPLIED_INDEX,
     HORIZON_TS,
@@ -206,13 +205,13 @@ class StoreExport:
         """The next piece of the stream, b"" at its end. Raises `StoreCorrupt`, `Overloaded` when
         the store's file had to be resized (start over), and `DiskFull`."""
         self._store.require_space()  # with what this pins a flush may have enough
-        before = page_faults.major_faults()
+        before = self._store.backend.disk_waits()
         while len(self._buffer) < max_bytes:
             frame = next(self._frames, None)
             if frame is None:
                 break
             self._buffer += frame
-        self._waits_for_disk |= page_faults.major_faults() > before
+        self._waits_for_disk |= self._store.backend.disk_waits() > before
         piece = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         return piece

@@ -129,6 +129,11 @@ class Backend(Protocol):
         """As `prefetch`, for every entry from `start` on until they are `byte_count` bytes."""
         ...
 
+    def disk_waits(self) -> int:
+        """How often this thread has waited for the disk so far where it read; only differences mean
+        anything."""
+        ...
+
     def write(self, batch: WriteBatch) -> None:
         """Apply `batch` atomically; durable when it returns.
 

@@ -21,7 +21,7 @@ from elastickv.errors import (
     IntegrityError,
     StorageEnvelopeRequired,
 )
-from elastickv.kv import conditions, fsm
+from elastickv.kv import fsm
 from elastickv.kv.api import OpKind, WriteResult
 from elastickv.kv.conditions import SHARES, ConditionReader
 from elastickv.kv.fsm import (
@@ -155,9 +155,8 @@ async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memor
     (outcomes,) = subject.apply([conditional(3)])
     assert all(isinstance(each, ConditionFailed) for each in outcomes)
     # Nothing came from the disk: the next one is judged at once, and what that meets counts.
-    for faults, index in ((5, 4), (6, 5)):
-        monkeypatch.setattr(conditions.page_faults, "major_faults",
-                            partial(next, iter((5, faults))))
+    for count, index in ((5, 4), (6, 5)):
+        monkeypatch.setattr(machine.backend, "disk_waits", partial(next, iter((5, count))))
         assert len(subject.apply([conditional(index)])) == 1
     assert subject.apply([conditional(6)]) == []
 

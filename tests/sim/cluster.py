@@ -29,6 +29,7 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.guards import FileSystemUnsafe, GuardFailed, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
+from elastickv.kv.conditions import ConditionReader
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
@@ -42,6 +43,7 @@ from elastickv.raft.tls_links import TlsLinks
 from elastickv.store.flusher import Flusher
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store, decode_number
+from elastickv.store.tables import Table
 from elastickv.store.values import open_record
 from tests.sim.disk import Medium, MountedDisk
 from tests.sim.invariants import Oracle
@@ -123,6 +125,26 @@ class LateOffload:
     async def __call__(self, work: Callable[[], T]) -> T:
         await asyncio.sleep(self._slot())
         return work()
+
+
+class ColdBackend(MemoryBackend):
+    """Says now and then that something had to come from the disk."""
+
+    def __init__(self, disk: MountedDisk, directory: Path, generator: random.Random) -> None:
+        super().__init__(disk, directory)
+        self._generator = generator
+        self._waits = 0
+
+    def disk_waits(self) -> int:
+        self._waits += self._generator.random() < 0.2
+        return self._waits
+
+    def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
+                 reverse: bool = False) -> Callable[[], bool]:
+        return lambda: self._generator.random() < 0.7
+
+    def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        return lambda: self._generator.random() < 0.7
 
 
 class ObservedMachine:
@@ -242,7 +264,8 @@ class SimNode:
     async def _boot(self, disk: MountedDisk, generator: random.Random) -> None:
         cluster, plan = self.cluster, self.cluster.plan
         disk.make_directory(DATA)
-        store = Store.open(MemoryBackend(disk, DATA / "store"))
+        cold = cluster.streams.stream(f"cold/{self.name}/{self.boots}")
+        store = Store.open(ColdBackend(disk, DATA / "store", cold))
         self.store = store
         cluster.oracle.restarted(self)
         self._observe_store(store)
@@ -257,7 +280,9 @@ class SimNode:
         own_entries = OwnEntries()
         machine = KvStateMachine(store, self.applier, hlc, on_keys_changed=self._keys_changed,
                                  own_entries=own_entries,
-                                 max_overlay_bytes=plan.max_overlay_bytes)
+                                 max_overlay_bytes=plan.max_overlay_bytes,
+                                 condition_reader=ConditionReader(store, LateOffload(
+                                     cluster.loop, cold, plan.sync_delay_s)))
         snapshots = state_snapshots(store, self.applier, hlc, on_keys_changed=self._installed)
         offload = LateOffload(cluster.loop, generator, plan.sync_delay_s)
         self.engine = self._build_engine(disk, machine, snapshots, offload, generator)

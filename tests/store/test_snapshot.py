@@ -192,8 +192,7 @@ def test_an_export_reads_ahead_again_once_it_has_waited_for_the_disk(
     work()
     for before, after in ((3, 3), (3, 4)):
         assert export.read_ahead(512) is None
-        monkeypatch.setattr(snapshot.page_faults, "major_faults",
-                            partial(next, iter((before, after))))
+        monkeypatch.setattr(store.backend, "disk_waits", partial(next, iter((before, after))))
         export.read(512)
     assert export.read_ahead(512) is not None
     export.close()
