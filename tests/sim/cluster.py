@@ -130,9 +130,11 @@ class LateOffload:
 class ColdBackend(MemoryBackend):
     """Says now and then that something had to come from the disk."""
 
-    def __init__(self, disk: MountedDisk, directory: Path, generator: random.Random) -> None:
+    def __init__(self, disk: MountedDisk, directory: Path, generator: random.Random,
+                 trace: Trace) -> None:
         super().__init__(disk, directory)
         self._generator = generator
+        self._trace = trace
         self._waits = 0
 
     def disk_waits(self) -> int:
@@ -141,9 +143,11 @@ class ColdBackend(MemoryBackend):
 
     def prefetch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
                  reverse: bool = False) -> Callable[[], bool]:
+        self._trace.count("keys read ahead")
         return lambda: self._generator.random() < 0.7
 
     def prefetch_all(self, table: Table, start: bytes, byte_count: int) -> Callable[[], bool]:
+        self._trace.count("snapshots read ahead")
         return lambda: self._generator.random() < 0.7
 
 
@@ -265,7 +269,7 @@ class SimNode:
         cluster, plan = self.cluster, self.cluster.plan
         disk.make_directory(DATA)
         cold = cluster.streams.stream(f"cold/{self.name}/{self.boots}")
-        store = Store.open(ColdBackend(disk, DATA / "store", cold))
+        store = Store.open(ColdBackend(disk, DATA / "store", cold, cluster.trace))
         self.store = store
         cluster.oracle.restarted(self)
         self._observe_store(store)

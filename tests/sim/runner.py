@@ -29,7 +29,7 @@ REQUIRED = (
     "disk-full", "clock-step", "clock-step back", "bit-flip journal", "bit-flip hardstate",
     "bit-flip sidecar", "bit-flip store", "bit-flip members", "bit-flip peers", "old-disk",
     "long-absence", "transfer", "stranded-change", "torn writes", "torn tails cut",
-    "segments reused",
+    "segments reused", "keys read ahead", "snapshots read ahead",
     "old disks noticed", "old disks caught up",
     "operations ok", "operations info", "operations fail", "entries", "elections", "truncations",
     "snapshots installed", "installations cut short", "histories checked",
