@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from elastickv.clock import MAX_TIMESTAMP
@@ -47,23 +47,18 @@ class ConditionReader:
         if not self._waits_for_disk or index == self._index:
             return True
         self._index = index
-        keys = list(dict.fromkeys(key for request in requests for key, _ in request.conditions))
-        self._reading = asyncio.ensure_future(self._read(keys))
+        keys = dict.fromkeys(key for request in requests for key, _ in request.conditions)
+        self._reading = asyncio.ensure_future(self._read([
+            self._store.prefetch(ScanRange(key, key + b"\0", 1, MAX_TIMESTAMP, 0), 1)
+            for key in keys]))
         return False
 
-    async def _read(self, keys: Sequence[bytes]) -> None:
-        waited: list[bool] = []
+    async def _read(self, readings: Sequence[Callable[[], bool]]) -> None:
         # When the node stops nobody reads any more.
         with contextlib.suppress(RuntimeError):
-            await asyncio.gather(*(
-                self._prefetcher(partial(self._read_share, keys[number::SHARES], waited))
-                for number in range(min(SHARES, len(keys)))))
-        self._waits_for_disk = any(waited)
-
-    def _read_share(self, keys: Sequence[bytes], waited: list[bool]) -> None:
-        for key in keys:
-            waited.append(self._store.prefetch(
-                ScanRange(key, key + b"\0", 1, MAX_TIMESTAMP, 0), 1)())
+            self._waits_for_disk = any(await asyncio.gather(*(
+                self._prefetcher(partial(_do_all, readings[number::SHARES]))
+                for number in range(min(SHARES, len(readings))))))
 
     def begin(self) -> None:
         """The loop reads what the conditions of an entry compare with."""
@@ -72,3 +67,8 @@ class ConditionReader:
     def end(self) -> None:
         """It has."""
         self._waits_for_disk |= self._store.backend.disk_waits() > self._waits_before
+
+
+def _do_all(readings: Sequence[Callable[[], bool]]) -> bool:
+    """Whether any of `readings` had to wait."""
+    return any([reading() for reading in readings])

@@ -38,6 +38,9 @@ PREFETCH_KEYS = 1_000
 NOTED_S = 0.000_05
 """A read of one key that takes less found everything in memory; one from a disk takes longer."""
 
+WARM_READS = 16
+"""After so many keys in a row that threads found in memory the loop reads keys itself again."""
+
 
 class Reader:
     """The reads of one node. `opener(store_key, record)` is the value in a record; `prefetcher`
@@ -54,15 +57,16 @@ class Reader:
         self._scan_turns = asyncio.Lock()
         self._waited_s = 0.0
         """How long reads of single keys have waited for the disk in this round of the loop."""
-        self._keys_ahead = 0
-        """How many keys are on their way into memory."""
+        self._is_cold = False
+        """Whether threads read each key before the loop does."""
+        self._warm_reads = 0
 
     async def get(self, key: bytes, *, ts: int = 0, stale: bool = False,
                   timeout_s: float) -> ReadResult:
         check_key(key)
         deadline = _deadline(timeout_s)
         index = await self._barrier(stale, deadline)
-        if self._waited_s >= TURN_S or self._keys_ahead:
+        if self._is_cold:
             await self._read_key_ahead(key, ts, deadline)
         stale_ms = age_ms(self._engine.state_age_s()) if stale else 0
         at_ts, now_ms = self._moment(ts)
@@ -76,7 +80,7 @@ class Reader:
         check_key(key)
         deadline = _deadline(timeout_s)
         await self._barrier(False, deadline)
-        if self._waited_s >= TURN_S or self._keys_ahead:
+        if self._is_cold:
             await self._read_key_ahead(key, 0, deadline)
         at_ts, now_ms = self._moment(0)
         version = self._version(key, at_ts, now_ms)
@@ -92,21 +96,22 @@ class Reader:
             if not self._waited_s:
                 asyncio.get_running_loop().call_soon(self._begin_round)
             self._waited_s += took_s
+            if self._waited_s >= TURN_S:
+                self._is_cold, self._warm_reads = True, 0
         return version
 
     def _begin_round(self) -> None:
         self._waited_s = 0.0
 
     async def _read_key_ahead(self, key: bytes, ts: int, deadline: float) -> None:
-        """Let a thread bring `key` into memory: other reads have kept the loop waiting for the disk
-        long enough in this round, or keys are on their way, behind which it would wait. There may
-        be thousands. Raises `DeadlineExceeded`."""
+        """Let a thread bring `key` into memory: reads have kept the loop waiting for the disk long
+        enough, there may be thousands of them, and it would wait behind those of the threads.
+        Raises `DeadlineExceeded`."""
         at_ts, now_ms = self._moment(ts)
-        self._keys_ahead += 1
-        try:
-            await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
-        finally:
-            self._keys_ahead -= 1
+        waited = await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
+        self._warm_reads = 0 if waited else self._warm_reads + 1
+        if self._warm_reads >= WARM_READS:
+            self._is_cold = False
         if asyncio.get_running_loop().time() >= deadline:
             raise DeadlineExceeded("the disk did not answer within the deadline",
                                    remedy="retry with a longer timeout")
@@ -147,13 +152,16 @@ class Reader:
             if took_its_time:
                 await self._read_ahead(rest, deadline)
 
-    async def _read_ahead(self, wanted: ScanRange, deadline: float) -> None:
-        """Let a thread bring what comes next into memory, until `deadline` (loop time) at most."""
-        if self._prefetcher is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._prefetcher(
-                        self._store.prefetch(wanted, min(wanted.limit, PREFETCH_KEYS)))
+    async def _read_ahead(self, wanted: ScanRange, deadline: float) -> bool:
+        """Let a thread bring what comes next into memory, until `deadline` (loop time) at most;
+        whether it had to wait for the disk."""
+        if self._prefetcher is None:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                return await self._prefetcher(
+                    self._store.prefetch(wanted, min(wanted.limit, PREFETCH_KEYS)))
+        return True
 
     def _scan_turn(self, wanted: ScanRange, page: _Page) -> tuple[ScanRange | None, bool]:
         """Put the next pairs onto the page; what is left, None at the end, and whether it was time

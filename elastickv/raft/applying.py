@@ -33,6 +33,7 @@ class Applying:
         self._note_full_disk = note_full_disk
         self._waits_since = float("inf")
         self._waits_at = 0
+        self._retry_timer: asyncio.TimerHandle | None = None
 
     @property
     def waits_since(self) -> float:
@@ -66,7 +67,7 @@ class Applying:
             return
         if not results:
             self._wait_for_state()
-            asyncio.get_running_loop().call_later(RETRY_S, context.schedule)
+            self._retry_soon()
             return
         self._waits_since = float("inf")
         applied = group[:len(results)]
@@ -95,6 +96,14 @@ class Applying:
         if applied_index != index:
             raise ApplyHalted(f"the state is that of entry {applied_index}, not of {index}",
                               remedy="start this node again")
+
+    def _retry_soon(self) -> None:
+        if self._retry_timer is None:
+            self._retry_timer = asyncio.get_running_loop().call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        self._context.schedule()
 
     def _wait_for_state(self) -> None:
         """The next tick asks again."""

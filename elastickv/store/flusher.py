@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from elastickv.errors import DiskFull
 from elastickv.logs import Seldom, get_logger
@@ -20,6 +20,8 @@ from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import MapFull
 
 log = get_logger("elastickv.store.flusher")
+
+T = TypeVar("T")
 
 DEFAULT_FLUSH_BYTES = 8 << 20
 DISK_FULL_RETRY_S = 0.5
@@ -30,7 +32,7 @@ AUDIT_POLL_S = 0.2
 class Runner(Protocol):
     """Runs a blocking function: in a thread in production, inline in simulation."""
 
-    def __call__(self, work: Callable[[], object], /) -> Awaitable[object]: ...
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 class Flusher:

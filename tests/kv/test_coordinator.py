@@ -30,7 +30,7 @@ from elastickv.errors import (
     Unreachable,
 )
 from elastickv.keys.applier import Applier
-from elastickv.kv import coordinator, forwarding, gathering
+from elastickv.kv import coordinator, forwarding, gathering, reads
 from elastickv.kv.api import (
     PAIR_OVERHEAD_BYTES,
     Condition,
@@ -613,9 +613,9 @@ def keys_read_ahead(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> list[byte
 
 
 @pytest.mark.parametrize("stale", [False, True])
-async def test_of_reads_that_wait_for_their_disk_one_does_so_in_a_round(
+async def test_of_reads_that_wait_for_their_disk_one_does_so_in_the_loop(
         node: OneNode, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
-    """The others go through a thread; a thousand in a row would hold up heartbeats."""
+    """For the others threads read; a thousand in a row would hold up heartbeats."""
     await put_records(node, 20, b"v")
     read_ahead = keys_read_ahead(node, monkeypatch)
     keys = [key for key, _ in (await node.kv.scan(
@@ -629,46 +629,51 @@ async def test_of_reads_that_wait_for_their_disk_one_does_so_in_a_round(
     await get_all()
     assert not read_ahead
     let_each_look_at_the_clock_take_a_second(node, monkeypatch)
-    for _ in range(2):
-        read_ahead.clear()
-        await get_all()
-        assert read_ahead == keys[1:]
-    assert await asyncio.gather(*(node.kv.latest_commit_ts(key, timeout_s=TIMEOUT_S)
-                                  for key in keys[:2]))
-    assert read_ahead == keys[1:] + keys[1:2]
+    await get_all()
+    assert read_ahead == keys[1:]
+    await node.kv.latest_commit_ts(keys[0], timeout_s=TIMEOUT_S)
+    assert read_ahead == keys[1:] + keys[:1]
 
 
-async def test_while_keys_are_on_their_way_nobody_waits_for_the_disk_in_the_loop(
+async def test_threads_read_for_the_loop_until_they_find_everything_in_memory(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would wait behind all of them, and the loop with it."""
-    await put_records(node, 9, b"v")
-    read_ahead = keys_read_ahead(node, monkeypatch)
-    keys = [key for key, _ in (await node.kv.scan(
-        b"", b"", limit=9, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
-    has_arrived = asyncio.Event()
+    """While they have to wait for the disk the loop would wait behind them."""
+    await put_records(node, 2, b"v")
+    first, second = [key for key, _ in (await node.kv.scan(
+        b"", b"", limit=2, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    read_ahead: list[bytes] = []
+    waits = True
 
-    async def arrive(work: Callable[[], None]) -> None:
-        await has_arrived.wait()
+    def prefetch(wanted: ScanRange, count: int) -> Callable[[], bool]:
+        read_ahead.append(wanted.start)
+        return lambda: waits
 
-    monkeypatch.setattr(node.kv.reads, "_prefetcher", arrive)
+    async def run_at_once(work: Callable[[], bool]) -> bool:
+        return work()
 
-    def get(key: bytes) -> asyncio.Task[ReadResult]:
-        return asyncio.ensure_future(node.kv.get(key, stale=True, timeout_s=TIMEOUT_S))
+    monkeypatch.setattr(node.store, "prefetch", prefetch)
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", run_at_once)
+
+    async def get(key: bytes) -> None:
+        assert (await node.kv.get(key, timeout_s=TIMEOUT_S)).value == b"v"
 
     with monkeypatch.context() as slow:
         let_each_look_at_the_clock_take_a_second(node, slow)
-        first, second = get(keys[0]), get(keys[1])
-        await asyncio.sleep(0.01)
-    assert read_ahead == keys[1:2]
-    later = [get(key) for key in keys[2:]]
-    await asyncio.sleep(0.01)
-    assert (first.done(), second.done()) == (True, False)
-    assert read_ahead == keys[1:]
-    has_arrived.set()
-    assert {found.value for found in await asyncio.gather(first, second, *later)} == {b"v"}
-    read_ahead.clear()
-    await asyncio.gather(*(get(key) for key in keys))
+        await get(first)
     assert not read_ahead
+    for number in range(1, 30):
+        await get(second)
+        assert read_ahead == [second] * number
+    waits = False
+    for _ in range(reads.WARM_READS - 1):
+        await get(first)
+    waits = True
+    await get(second)
+    waits = False
+    read_ahead.clear()
+    for _ in range(2 * reads.WARM_READS):
+        await get(first)
+    assert read_ahead == [first] * reads.WARM_READS
 
 
 async def test_a_read_waits_for_its_disk_until_its_deadline(

@@ -103,17 +103,16 @@ class Threads:
     """A runner whose work is done when a test says so."""
 
     def __init__(self) -> None:
-        self.work: list[tuple[Callable[[], object], asyncio.Future[None]]] = []
+        self.work: list[tuple[Callable[[], object], asyncio.Future[object]]] = []
 
-    def __call__(self, work: Callable[[], object]) -> asyncio.Future[None]:
+    def __call__(self, work: Callable[[], object]) -> asyncio.Future[object]:
         future = asyncio.get_running_loop().create_future()
         self.work.append((work, future))
         return future
 
     async def finish(self) -> None:
         for work, future in self.work:
-            work()
-            future.set_result(None)
+            future.set_result(work())
         self.work.clear()
         for _ in range(3):
             await asyncio.sleep(0)

@@ -146,8 +146,10 @@ async def state_that_reads_something_first_is_asked_again_before_the_next_tick()
     for wait_s in (0.33, 0.36, 0.39):
         leader.state.is_ready = False
         proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=5)))
+        calls_before = leader.state.apply_calls
         await asyncio.sleep(wait_s)
         assert not proposal.done()
+        assert leader.state.apply_calls - calls_before < 1.2 * wait_s / applying.RETRY_S + 10
         leader.state.is_ready = True
         await asyncio.sleep(0.01)
         assert proposal.done()
