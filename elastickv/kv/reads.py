@@ -87,12 +87,11 @@ class Reader:
         return (version.commit_ts, True) if version else (0, False)
 
     def _version(self, key: bytes, at_ts: int, now_ms: int) -> Version | None:
-        """The visible version of `key`; how long it took is noted where that was long."""
-        clock = self._hlc.clock
-        began_s = clock.monotonic()
+        """The visible version of `key`; how long that took is noted where it was long."""
+        monotonic = self._hlc.clock.monotonic
+        began_s = monotonic()
         version = self._store.get(key, at_ts, now_ms)
-        took_s = clock.monotonic() - began_s
-        if took_s >= NOTED_S:
+        if (took_s := monotonic() - began_s) >= NOTED_S:
             if not self._waited_s:
                 asyncio.get_running_loop().call_soon(self._begin_round)
             self._waited_s += took_s
