@@ -32,7 +32,7 @@ OWNER_ONLY_FILE = 0o600
 OWNER_ONLY_DIRECTORY = 0o700
 _COPY_BYTES = 1 << 20
 PAGE_BYTES = 4096
-"""Of the page cache, and the most that a file system reads or writes as one block."""
+"""Of the page cache, and what most file systems read and write as one block."""
 PROBE_FILE = ".probe"
 _PROBE = b"elastickv durability probe\n"
 
