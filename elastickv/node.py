@@ -429,8 +429,10 @@ async def _run(settings: NodeSettings) -> int:
     node = Node(settings)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(report_unhandled)
+    # Not by the loop, which takes its handlers away before others can be set: a signal between the
+    # two would end the process.
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, node.request_stop)
+        signal.signal(name, lambda *_: loop.call_soon_threadsafe(node.request_stop))
     try:
         try:
             await node.start()
@@ -445,7 +447,6 @@ async def _run(settings: NodeSettings) -> int:
     finally:
         # A second signal on the way out must not turn a clean stop into a death by signal.
         for name in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(name)
             signal.signal(name, signal.SIG_IGN)
 
 

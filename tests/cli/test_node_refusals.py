@@ -229,5 +229,5 @@ def test_signals_on_the_way_out_change_nothing(tmp_path: Path) -> None:
                 break
         while node.poll() is None:
             node.terminate()
-            time.sleep(0.002)
+            time.sleep(0.0001)
         assert node.returncode == ExitCode.OK, node.stderr.read()
