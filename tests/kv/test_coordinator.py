@@ -574,23 +574,33 @@ async def test_a_scan_that_waits_for_its_disk_lets_others_go_on(
     assert ahead[:2] == [(found.pairs[3][0] + b"\0", 96), (found.pairs[7][0] + b"\0", 92)]
 
 
+def let_threads_hang(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Nothing that is read ahead arrives; an item for each time that this was given up."""
+    given_up: list[bool] = []
+
+    async def hang(work: Callable[[], bool]) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            given_up.append(True)
+
+    monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
+    return given_up
+
+
 async def test_a_scan_waits_for_its_disk_until_its_deadline(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     await put_records(node, 100, b"v")
     let_each_look_at_the_clock_take_a_second(node, monkeypatch)
-    was_given_up = False
-
-    async def hang(work: Callable[[], None]) -> None:
-        nonlocal was_given_up
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            was_given_up = True
-
-    monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
+    given_up = let_threads_hang(node, monkeypatch)
     with pytest.raises(DeadlineExceeded, match="did not get through"):
         await node.kv.scan(b"", b"", limit=100, max_bytes=SCAN_BYTES, timeout_s=0.05)
-    assert was_given_up
+    assert given_up == [True]
+
+
+async def stored_keys(node: OneNode) -> list[bytes]:
+    found = await node.kv.scan(b"", b"", limit=1_000, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)
+    return [key for key, _ in found.pairs]
 
 
 def keys_read_ahead(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -618,8 +628,7 @@ async def test_of_reads_that_wait_for_their_disk_one_does_so_in_the_loop(
     """For the others threads read; a thousand in a row would hold up heartbeats."""
     await put_records(node, 20, b"v")
     read_ahead = keys_read_ahead(node, monkeypatch)
-    keys = [key for key, _ in (await node.kv.scan(
-        b"", b"", limit=20, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    keys = await stored_keys(node)
 
     async def get_all() -> None:
         found = await asyncio.gather(*(node.kv.get(key, stale=stale, timeout_s=TIMEOUT_S)
@@ -639,8 +648,7 @@ async def test_threads_read_for_the_loop_until_they_find_everything_in_memory(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """While they have to wait for the disk the loop would wait behind them."""
     await put_records(node, 2, b"v")
-    first, second = [key for key, _ in (await node.kv.scan(
-        b"", b"", limit=2, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    first, second = await stored_keys(node)
     read_ahead: list[bytes] = []
     waits = True
 
@@ -680,24 +688,14 @@ async def test_a_read_waits_for_its_disk_until_its_deadline(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     await put_records(node, 2, b"v")
     let_each_look_at_the_clock_take_a_second(node, monkeypatch)
-    was_given_up = False
-
-    async def hang(work: Callable[[], None]) -> None:
-        nonlocal was_given_up
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            was_given_up = True
-
-    monkeypatch.setattr(node.kv.reads, "_prefetcher", hang)
-    keys = [key for key, _ in (await node.kv.scan(
-        b"", b"", limit=2, max_bytes=SCAN_BYTES, timeout_s=TIMEOUT_S)).pairs]
+    given_up = let_threads_hang(node, monkeypatch)
+    keys = await stored_keys(node)
     first, second = await asyncio.gather(
         *(node.kv.get(key, stale=True, timeout_s=0.05) for key in keys), return_exceptions=True)
     assert isinstance(first, ReadResult)
     assert isinstance(second, DeadlineExceeded)
     assert "the disk did not answer" in second.message
-    assert was_given_up
+    assert given_up == [True]
 
 
 async def test_writes_that_come_between_two_turns_are_not_shown(

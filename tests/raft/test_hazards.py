@@ -89,6 +89,14 @@ async def leader_counts_itself_only_after_its_fsync():
     assert await proposal == b"x"
 
 
+async def succeeded(lab: Lab, leader: LabNode, proposal: asyncio.Future[object]) -> None:
+    """Another member leads, has what `leader` was proposed (x), and serves."""
+    successor = await lab.leader(lab.others(leader))
+    assert isinstance(await proposal, OutcomeUnknown)
+    assert await successor.engine.propose(b"y", timeout_s=5) == b"y"
+    assert successor.state.payloads() == [b"x", b"y"]
+
+
 @hazard(lambda patch: patch.setattr(rules, "is_held_up", lambda durable_index, matches: False))
 async def leader_whose_fsync_hangs_gives_way():
     lab = Lab()
@@ -96,10 +104,7 @@ async def leader_whose_fsync_hangs_gives_way():
     await lab.settle()
     leader.offload.holding = True
     proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
-    successor = await lab.leader(lab.others(leader))
-    assert isinstance(await proposal, OutcomeUnknown)
-    assert await successor.engine.propose(b"y", timeout_s=5) == b"y"
-    assert successor.state.payloads() == [b"x", b"y"]
+    await succeeded(lab, leader, proposal)
     leader.offload.release()
     await lab.settle()
 
@@ -111,13 +116,9 @@ async def leader_whose_store_hangs_gives_way():
     await lab.settle()
     leader.state.takes_more = False
     proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
-    stalled_s = leader.engine._settings.stalled_state_s
-    await asyncio.sleep(stalled_s - SECOND)
+    await asyncio.sleep(leader.engine._settings.stalled_state_s - SECOND)
     assert leader.engine.is_leader(), "a slow flush takes seconds"
-    successor = await lab.leader(lab.others(leader))
-    assert isinstance(await proposal, OutcomeUnknown)
-    assert await successor.engine.propose(b"y", timeout_s=5) == b"y"
-    assert successor.state.payloads() == [b"x", b"y"]
+    await succeeded(lab, leader, proposal)
     leader.state.takes_more = True
     await lab.settle()
 
@@ -131,9 +132,7 @@ async def leader_whose_store_cannot_read_gives_way():
     proposal = asyncio.ensure_future(outcome(leader.engine.propose(b"x", timeout_s=60)))
     await asyncio.sleep(leader.engine._settings.stalled_state_s - SECOND)
     assert leader.engine.is_leader(), "reading takes seconds"
-    successor = await lab.leader(lab.others(leader))
-    assert isinstance(await proposal, OutcomeUnknown)
-    assert successor.state.payloads() == [b"x"]
+    await succeeded(lab, leader, proposal)
     leader.state.is_ready = True
     await lab.settle()
 
