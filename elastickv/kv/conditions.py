@@ -44,13 +44,14 @@ class ConditionReader:
     def is_ready(self, index: int, requests: Sequence[WriteRequest]) -> bool:
         """Whether the loop may read what the conditions in entry `index` compare with. If not,
         that is on its way: ask again when it `is_busy` no more."""
+        if self.is_busy:
+            return False
         if not self._waits_for_disk or index == self._index:
             return True
         self._index = index
         keys = dict.fromkeys(key for request in requests for key, _ in request.conditions)
         self._reading = asyncio.ensure_future(self._read([
-            self._store.prefetch(ScanRange(key, key + b"\0", 1, MAX_TIMESTAMP, 0), 1)
-            for key in keys]))
+            self._store.prefetch(ScanRange.of_key(key, MAX_TIMESTAMP), 1) for key in keys]))
         return False
 
     async def _read(self, readings: Sequence[Callable[[], bool]]) -> None:

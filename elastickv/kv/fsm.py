@@ -1,7 +1,8 @@
 """The replicated state machine: one committed entry in, effects on store and keys out.
 
 Every decision here depends only on the entry and on replicated state, never on a clock, a thread or
-this node's identity, so every replica takes the same one. Three things can happen to an entry:
+this node's identity, so every replica takes the same one. How many entries one call of `apply`
+takes is none: the rest follows, in order. Three things can happen to an entry:
 
 * it applies, and its result goes to whoever proposed it;
 * a *request* in it is rejected (a compare-and-set condition does not hold, a plaintext value comes
@@ -135,6 +136,8 @@ class KvStateMachine:
         return self._store.durable_index
 
     def may_apply(self) -> bool:
+        if self._condition_reader is not None and self._condition_reader.is_busy:
+            return False
         if self._store.overlay_bytes < self._max_overlay_bytes \
                 and self._store.overlay_versions < MAX_OVERLAY_VERSIONS:
             return True
@@ -145,8 +148,6 @@ class KvStateMachine:
         """Apply in order, as many as there is time for; none while what conditions compare with
         comes from the disk. An error leaves every entry before the failing one applied."""
         results: list[object] = []
-        if self._condition_reader is not None and self._condition_reader.is_busy:
-            return results
         clock = self._hlc.clock
         ends_at_s = clock.monotonic() + APPLY_S
         for entry in entries:

@@ -29,8 +29,9 @@ from elastickv.store.mvcc_store import Store
 from elastickv.store.scan import ScanRange
 
 TURN_S = 0.004
-"""So long may a turn of a scan take. Where pages have to come from the disk each key waits for one,
-and with it the whole loop: a turn's worth of keys would take longer than an election timeout."""
+"""So long may a turn of a scan take, and so long all reads of single keys in a round of the loop
+together. Where pages have to come from the disk each key waits for one, and with it the whole loop:
+a turn's worth of keys would take longer than an election timeout."""
 
 PREFETCH_KEYS = 1_000
 """So many keys are read beside the loop once a turn took its time."""
@@ -106,8 +107,7 @@ class Reader:
         """Let a thread bring `key` into memory: reads have kept the loop waiting for the disk long
         enough, there may be thousands of them, and it would wait behind those of the threads.
         Raises `DeadlineExceeded`."""
-        at_ts, now_ms = self._moment(ts)
-        waited = await self._read_ahead(ScanRange(key, key + b"\0", 1, at_ts, now_ms), deadline)
+        waited = await self._read_ahead(ScanRange.of_key(key, *self._moment(ts)), deadline)
         self._warm_reads = 0 if waited else self._warm_reads + 1
         if self._warm_reads >= WARM_READS:
             self._is_cold = False

@@ -33,6 +33,8 @@ class Applying:
         self._note_full_disk = note_full_disk
         self._waits_since = float("inf")
         self._waits_at = 0
+        self._reads_first = False
+        """Whether the state took nothing when it was asked last, because it reads something."""
         self._retry_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -58,6 +60,8 @@ class Applying:
         try:
             if not self._machine.may_apply():
                 self._wait_for_state()
+                if self._reads_first:
+                    self._retry_soon()
                 return
             stored = context.journal.entries(low, high, settings.apply_group_bytes)
             group = [_entry(*entry) for entry in stored]
@@ -65,7 +69,8 @@ class Applying:
         except DiskFull as error:
             self._wait_for_space(error)
             return
-        if not results:
+        self._reads_first = not results
+        if self._reads_first:
             self._wait_for_state()
             self._retry_soon()
             return

@@ -108,7 +108,8 @@ class StateMachine(Protocol):
 
     def may_apply(self) -> bool:
         """Asked before each group: False while the state takes no more, until what it holds in
-        memory is durable. Raises `DiskFull` when that waits for space."""
+        memory is durable, or what it reads first is in memory. Raises `DiskFull` when it waits for
+        space."""
         ...
 
     def apply(self, entries: Sequence[Entry]) -> Sequence[object]:

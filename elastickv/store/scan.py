@@ -41,6 +41,11 @@ class ScanRange(NamedTuple):
     reverse: bool = False
     keys_only: bool = False
 
+    @classmethod
+    def of_key(cls, key: bytes, at_ts: int, now_ms: int = 0) -> ScanRange:
+        """The one that holds just `key`."""
+        return cls(key, key + b"\0", 1, at_ts, now_ms)
+
     def empty(self) -> bool:
         """Whether nothing can be in it."""
         return self.limit < 1 or (self.end != b"" and self.start >= self.end)

@@ -143,7 +143,9 @@ async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memor
     assert len(threads.work) == SHARES
     assert subject.apply([conditional(2)]) == []
     assert not read
+    assert not subject.may_apply()
     await threads.finish()
+    assert subject.may_apply()
     assert sorted(read) == keys
     (outcomes,) = subject.apply([conditional(2), conditional(3)])
     assert outcomes == [WriteResult(2, ts(200 + number)) for number in range(20)]
