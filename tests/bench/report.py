@@ -226,7 +226,7 @@ def _footprint(document: Document) -> str:
             for side, found in document["footprint"].items()]
     return ("## Start-up, memory and disk\n\nAll members at once, until one leads and a "
             "linearizable read succeeds. Memory is the largest member's just after the start "
-            "(resident; of that heap, the rest being the mapped store), disk the mean member's.\n\n"
+            "(resident; of that heap, the rest being the mapped store), disk the largest one's.\n\n"
             + markdown_table(
                 ["", "keys", "start s", "start after kill -9 s", "resident MiB", "heap MiB",
                  "disk MiB"], rows))
