@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from elastickv.errors import ConfigError
 
 MIB = 1024 * 1024
+VARIABLE_PREFIX = "ELASTICKV_"
 
 MAX_COMMON_NAME_CHARACTERS = 64
 """Of a certificate (RFC 5280, appendix A)."""
@@ -82,7 +83,7 @@ class Setting:
     @property
     def variable(self) -> str:
         """The environment variable."""
-        return f"ELASTICKV_{self.name.upper()}"
+        return f"{VARIABLE_PREFIX}{self.name.upper()}"
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -505,6 +506,13 @@ def naming_variables(error: ConfigError, flags: Mapping[str, str],
             if setting.name not in flags and environment.get(setting.variable)
             and re.search(rf"{setting.flags[0]}(?![\w-])", error.message)]
     return ConfigError("; ".join([error.message, *said]), remedy=error.remedy)
+
+
+def without_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` for a node whose settings all come from its command line: a shell may have
+    those of a client, as from the `client.env` of a local cluster."""
+    return {name: value for name, value in environment.items()
+            if not name.startswith(VARIABLE_PREFIX)}
 
 
 def load(flags: Mapping[str, str], environment: Mapping[str, str],

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from elastickv import certs
 from elastickv.client import Client, RaftStatus, Role, TlsFiles
+from elastickv.config import without_variables
 from elastickv.crypto.kek_file import write_kek_file
 from elastickv.errors import ElasticKVError, PeerError
 from jepsen import preload
@@ -138,7 +139,8 @@ class Cluster:
         await self.network.start(self.nodes)
         self._make_files()
         for node in self.nodes:
-            environment = {**os.environ, "TMPDIR": str(self.scratch_directory(node)),
+            environment = {**without_variables(os.environ),
+                           "TMPDIR": str(self.scratch_directory(node)),
                            **self.options.environment,
                            **preload.environment(self.options.preloads, self.preload_files(node))}
             self.processes[node] = NodeProcess(node, self.command(node), environment,

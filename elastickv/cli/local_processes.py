@@ -28,7 +28,7 @@ from pathlib import Path
 
 from elastickv import certs
 from elastickv.cli import exit_codes
-from elastickv.config import TlsFiles
+from elastickv.config import TlsFiles, without_variables
 from elastickv.crypto.kek_file import write_kek_file
 from elastickv.durable import OsDisk
 from elastickv.errors import BindFailed, ConfigError, StartupRefused
@@ -225,13 +225,12 @@ class NodeProcess:
 
     def __init__(self, layout: Layout, node: LocalNode) -> None:
         self.node = node
-        environment = {name: value for name, value in os.environ.items()
-                       if not name.startswith("ELASTICKV_")}
         with node.log_path.open("ab") as log:
             # Its own session: Ctrl-C must reach the nodes as our SIGTERM, in our order.
             self._process = subprocess.Popen(
                 node_command(layout, node), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+                env=without_variables(os.environ), start_new_session=True,
+                preexec_fn=_die_with_parent)
 
     @property
     def pid(self) -> int:

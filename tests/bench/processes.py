@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from elastickv.config import without_variables
 from jepsen.network.ports import HOST
 
 # The kernel kills the server when the benchmark dies. A preexec_fn could do the same, but would run
@@ -36,7 +37,7 @@ class ServerProcess:
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [*_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env={**os.environ, **(environment or {})})
+                env={**without_variables(os.environ), **(environment or {})})
 
     @property
     def pid(self) -> int:
