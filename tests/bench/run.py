@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +55,8 @@ from jepsen.network.ports import free_ports  # noqa: E402
 INCOMPLETE = ROOT / "runs" / "bench-incomplete"
 ENCRYPTION_TARGET = 0.97
 IN_MEMORY = ("tmpfs", "ramfs")
-AIO_PUT_TARGET = 0.6
-"""For puts at 128 outstanding over grpc.aio; the targets in `points` are for the faster front."""
+AIO_TARGETS = {"put-16x8": 0.6}
+"""Over grpc.aio, by load; the targets in `points` are for the faster front."""
 LIMITS = {
     "rotation p99, during / before": 2.0,
     "fail-over s": 1.0,
@@ -78,6 +78,8 @@ class Plan:
     turns: int
     duration_s: float
     points: Sequence[Point]
+    aio_loads: Collection[str]
+    """The names of those points that are measured over grpc.aio too."""
     encryption_slices: int
     extras: bool
     parts: Sequence[str]
@@ -91,9 +93,11 @@ ENCRYPTION_KEYS = 100_000
 """Two clusters are up at once for this comparison. Both have to fit into the page cache, or it is
 reads from the disk that are compared."""
 QUICK = Plan(keys=1_000_000, turns=2, duration_s=3.0, extras=False, encryption_slices=12,
-             points=[each for each in POINTS if each.quick], parts=("main", "encryption"))
+             points=[each for each in POINTS if each.quick], aio_loads=AIO_TARGETS,
+             parts=("main", "encryption"))
 FULL = Plan(keys=1_000_000, turns=3, duration_s=5.0, extras=True, encryption_slices=24,
-            points=POINTS, parts=("main", "encryption", "tls", "sizes"),
+            points=POINTS, aio_loads=[each.name for each in POINTS if each.target],
+            parts=("main", "encryption", "tls", "sizes"),
             size_keys=(10_000, 1_000_000, 5_000_000), fresh_turns=True)
 
 
@@ -128,13 +132,12 @@ class Bench:
         self.say(f"{cluster.name}: {keys:,} keys written in {time.monotonic() - started:.0f} s")
 
     def side_by_side(self, section: str, baseline: Cluster, other: ElasticKVCluster) -> None:
-        """All points of the plan in turns, those with a target over grpc.aio too; both clusters
-        hold their data and are stopped."""
-        with_target = [load for load in self.plan.points if load.target]
+        """All points of the plan in turns; both clusters hold their data and are stopped."""
+        aio_points = [load for load in self.plan.points if load.name in self.plan.aio_loads]
         sides: list[tuple[str, Cluster, Sequence[Point]]] = [
             ("etcd", baseline, self.plan.points), ("elastickv", other, self.plan.points)]
         if (aio := other.over_aio()) is not None:
-            sides.append(("grpc.aio", aio, with_target))
+            sides.append(("grpc.aio", aio, aio_points))
         rates: dict[str, dict[str, list[dict[str, float]]]] = {
             side: {load.name: [] for load in points} for side, _, points in sides}
         if self.plan.fresh_turns:
@@ -162,9 +165,9 @@ class Bench:
             for load in self.plan.points}}
         if aio is not None:
             found[f"{section}_aio"] = {
-                load.name: _entry(load, AIO_PUT_TARGET if load.name == "put-16x8" else 0.0,
+                load.name: _entry(load, AIO_TARGETS.get(load.name, 0.0),
                                   rates["etcd"], rates["grpc.aio"])
-                for load in with_target}
+                for load in aio_points}
         self.add(found)
 
     def _restore(self, cluster: Cluster, *all_clusters: Cluster) -> None:

@@ -133,7 +133,8 @@ def test_every_ratio_is_told_with_its_spread(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run, "measure", lambda *arguments, **options: points.Measured(
         float(next(rates)), 1.0, 1.0, 1.0, 1.0))
     said: list[str] = []
-    plan = dataclasses.replace(QUICK, points=[points.point("put-1"), points.point("put-16x1")])
+    plan = dataclasses.replace(QUICK, points=[points.point("put-1"), points.point("put-16x1")],
+                               aio_loads=["put-1"])
     bench = Bench(plan, tmp_path, tmp_path, said.append)
     bench.side_by_side("tls", Side("etcd"), Side("elastickv", Side("grpc.aio")))  # type: ignore[arg-type]
     # Rates 1 and 2 of etcd, then 3 and 4, then 5 of grpc.aio, and so on from 6.
@@ -155,7 +156,8 @@ def test_a_turn_begins_with_the_first_data_and_nobody_elses(
 
     monkeypatch.setattr(run, "measure", measure)
     monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
-    plan = dataclasses.replace(QUICK, points=[points.point("put-1")], turns=2, fresh_turns=True)
+    plan = dataclasses.replace(QUICK, points=[points.point("put-1")], aio_loads=["put-1"], turns=2,
+                               fresh_turns=True)
     Bench(plan, tmp_path, tmp_path, lambda line: None).side_by_side(
         "plain", etcd, ours)  # type: ignore[arg-type]
     assert found == 2 * [("etcd", ["first"], []), ("elastickv", [], ["first"]),
@@ -164,6 +166,10 @@ def test_a_turn_begins_with_the_first_data_and_nobody_elses(
 
 def test_turns_of_a_whole_run_begin_afresh_and_those_of_a_quick_one_save_the_time() -> None:
     assert (run.FULL.fresh_turns, QUICK.fresh_turns) == (True, False)
+
+
+def test_a_quick_run_measures_over_grpc_aio_just_what_has_a_target_there() -> None:
+    assert set(QUICK.aio_loads) == {"put-16x8"} < set(run.FULL.aio_loads)
 
 
 def test_kept_data_can_be_put_back_again_and_again(tmp_path: Path) -> None:
