@@ -285,14 +285,17 @@ class LmdbView:
             raise_typed(error)
         return None if stored is None else records.reveal(table, key, stored)
 
-    def ceiling(self, table: Table, key: bytes) -> Item | None:
+    def ceiling(self, table: Table, key: bytes, prefix: bytes = b"") -> Item | None:
         if self._txn is None:
             self._raise_closed()
         cursor = self._cursors[table]
         try:
             if not cursor.set_range(key):
                 return None
-            found, stored = cursor.item()
+            found = cursor.key()
+            if not found.startswith(prefix):
+                return None
+            stored = cursor.value()
         except lmdb.Error as error:
             raise_typed(error)
         return found, records.reveal(table, found, stored)

@@ -91,13 +91,13 @@ class MemoryView:
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self._tables[table].values.get(key)
 
-    def ceiling(self, table: Table, key: bytes) -> Item | None:
+    def ceiling(self, table: Table, key: bytes, prefix: bytes = b"") -> Item | None:
         content = self._tables[table]
         position = bisect.bisect_left(content.keys, key)
         if position == len(content.keys):
             return None
         found = content.keys[position]
-        return found, content.values[found]
+        return (found, content.values[found]) if found.startswith(prefix) else None
 
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,
                 reverse: bool = False) -> Iterator[Item]:

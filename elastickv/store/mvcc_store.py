@@ -271,8 +271,8 @@ class Store:
     def _newest_of(self, user_key: bytes, at_ts: int, chain: Chain | None) -> Version | None:
         """The newer of `chain`'s first version and the backend's version at `at_ts`."""
         wanted = encode_store_key(user_key, at_ts)
-        found = self._view.ceiling(Table.MVCC, wanted)
-        if found is not None and found[0][:-TIMESTAMP_BYTES] == wanted[:-TIMESTAMP_BYTES]:
+        found = self._view.ceiling(Table.MVCC, wanted, wanted[:-TIMESTAMP_BYTES])
+        if found is not None:
             stored_ts = commit_ts_of(found[0])
             if chain is None or stored_ts > chain[0]:
                 return Version(stored_ts, found[0], found[1])

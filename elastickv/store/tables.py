@@ -65,8 +65,9 @@ class ReadView(Protocol):
         """The value of `key`, None when there is none."""
         ...
 
-    def ceiling(self, table: Table, key: bytes) -> Item | None:
-        """The first entry at or after `key`, None when there is none."""
+    def ceiling(self, table: Table, key: bytes, prefix: bytes = b"") -> Item | None:
+        """The first entry at or after `key`, None when there is none, or its key does not begin
+        with `prefix`; then its value, which may be a large one, is not read."""
         ...
 
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,

@@ -41,8 +41,8 @@ class CountingView:
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self._view.get(table, key)
 
-    def ceiling(self, table: Table, key: bytes) -> Item | None:
-        entry = self._view.ceiling(table, key)
+    def ceiling(self, table: Table, key: bytes, prefix: bytes = b"") -> Item | None:
+        entry = self._view.ceiling(table, key, prefix)
         return None if entry is None else self._count(entry)
 
     def iterate(self, table: Table, start: bytes = b"", end: bytes = b"", *,

@@ -132,6 +132,8 @@ def test_two_iterations_of_one_view_do_not_interfere(backend: Backend) -> None:
     one, other = view.iterate(Table.MVCC), view.iterate(Table.MVCC, reverse=True)
     assert [(next(one), next(other)) for _ in items] == list(zip(items, items[::-1], strict=True))
     assert view.ceiling(Table.MVCC, b"3") == (b"3", b"v")
+    assert view.ceiling(Table.MVCC, b"3", b"3") == (b"3", b"v")
+    assert view.ceiling(Table.MVCC, b"3", b"4") is None
     view.close()
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
-from elastickv.store import lmdb_environment
+from elastickv.store import lmdb_environment, records
 from elastickv.store.lmdb_backend import LmdbBackend, LmdbImport, decode_current, encode_current
 from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
@@ -825,3 +825,20 @@ def test_kill_at_any_moment_keeps_what_was_flushed(tmp_path: Path) -> None:
             assert version.record == plain_record(b"%d" % index)
         assert store.row(b"row") == b"%d" % store.applied_index
         store.close()
+
+
+def test_a_key_that_is_not_there_costs_no_look_at_its_neighbour_s_value(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a large one, on pages that are not in memory."""
+    store = Store.open(LmdbBackend(tmp_path))
+    store.apply_group(1, [(b"k2", 5, plain_record(b"v" * (1 << 20)))])
+    store.flush_now()
+
+    def reveal(table: Table, key: bytes, stored: bytes) -> bytes:
+        raise AssertionError("the value was read")
+
+    monkeypatch.setattr(records, "reveal", reveal)
+    assert store.get(b"k1", LATEST, 0) is None
+    with pytest.raises(AssertionError, match="was read"):
+        store.get(b"k2", LATEST, 0)
+    store.close()
