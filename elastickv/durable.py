@@ -155,12 +155,13 @@ def _raise_if_full(error: OSError, path: Path) -> None:
                        remedy="free space on the data directory's file system") from error
 
 
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    """Write all of `data`."""
+def _write_at(descriptor: int, data: bytes, offset: int, needed: int | None = None) -> int:
+    """Write all of `data`, or at least the first `needed` bytes; how many were written."""
     view = memoryview(data)
     written = 0
-    while written < len(view):
+    while written < (len(view) if needed is None else needed):
         written += os.pwrite(descriptor, view[written:], offset + written)
+    return written
 
 
 class OsFile:
@@ -185,13 +186,15 @@ class OsFile:
         # for the disk. In the room behind the end nothing is worth that.
         fills_page = self._whole_end < whole_end <= self._reserved_end
         try:
-            _write_at(self._descriptor, data + bytes(whole_end - end) if fills_page else data,
-                      self._size)
+            # An error for the zeros alone would be one with the whole of `data` written.
+            written = _write_at(
+                self._descriptor, data + bytes(whole_end - end) if fills_page else data,
+                self._size, len(data))
         except OSError as error:
             # The size is not advanced: the next append overwrites what a short write left behind.
             _raise_if_full(error, self._path)
             raise
-        if fills_page:
+        if fills_page and self._size + written == whole_end:
             self._whole_end = whole_end
         self._size = end
         self._reserved_end = max(self._reserved_end, end)

@@ -282,6 +282,30 @@ def test_a_failed_append_is_overwritten_by_the_next(
     assert log.pread(9, 0) == b"kept-next"
 
 
+@pytest.mark.parametrize(("written_bytes", "has_effect"), [
+    (0, False), (7, False), (8, True), (100, True), (durable.PAGE_BYTES, True)])
+def test_an_append_has_an_effect_exactly_if_all_of_it_was_written(
+        log: durable.DiskFile, monkeypatch: pytest.MonkeyPatch, written_bytes: int,
+        has_effect: bool) -> None:
+    """Zeros follow it to the end of its page, and the disk may be full within them."""
+    log.reserve(2 * durable.PAGE_BYTES)
+    real_pwrite = os.pwrite
+    calls = iter([lambda fd, data, at: real_pwrite(fd, bytes(data)[:written_bytes], at)]
+                 if written_bytes else [])
+    monkeypatch.setattr(os, "pwrite", lambda *arguments: next(calls, _no_space)(*arguments))
+    try:
+        log.append(b"12345678")
+    except DiskFull:
+        assert not has_effect
+    else:
+        assert has_effect
+    assert (log.pread(8, 0) == b"12345678") is has_effect
+    assert log.size() == 8 * has_effect
+    monkeypatch.undo()
+    log.append(b"next")
+    assert log.pread(4, 8 * has_effect) == b"next"
+
+
 def _no_space(*arguments: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
