@@ -154,6 +154,9 @@ class Node:
         # Closed after the store: what they read for is given up then.
         self._prefetcher = ThreadRunner("prefetch", threads=PREFETCH_THREADS)
         stops.push("prefetch threads", self._prefetcher.close)
+        # Of their own: everything that is applied waits for them, and must not for scans.
+        self._condition_threads = ThreadRunner("conditions", threads=PREFETCH_THREADS)
+        stops.push("condition threads", self._condition_threads.close)
         store = Store.open(LmdbBackend(data / "store", cleanup=self._clean_up))
         stops.push("store", store.close)
         return audit, store
@@ -189,7 +192,7 @@ class Node:
         own_entries = OwnEntries()
         machine = KvStateMachine(store, applier, hlc, on_keys_changed=self._keys_changed,
                                  own_entries=own_entries,
-                                 condition_reader=ConditionReader(store, self._prefetcher))
+                                 condition_reader=ConditionReader(store, self._condition_threads))
         snapshots = state_snapshots(store, applier, hlc, on_keys_changed=self._keys_changed)
         self._engine = self._build_engine(disk, machine, snapshots, store.applied_index)
         self._engine.on_fatal(self._fail)

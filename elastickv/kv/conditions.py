@@ -21,6 +21,9 @@ from elastickv.wire import WriteRequest
 SHARES = 8
 """Into so many pieces of work the keys of an entry are divided, so that as many threads read."""
 
+MOST_WAITS = 16
+"""So often may the loop wait for the disk for one entry whose keys no thread has read."""
+
 
 class ConditionReader:
     """Brings the keys of one entry after the other into memory, for as long as that or the reading
@@ -64,6 +67,16 @@ class ConditionReader:
     def begin(self) -> None:
         """The loop reads what the conditions of an entry compare with."""
         self._waits_before = self._store.backend.disk_waits()
+
+    def may_go_on(self, index: int, requests: Sequence[WriteRequest]) -> bool:
+        """Whether the loop may read one more: not when what was in memory for the entries before
+        `index` has to come from the disk for this one. Then that is on its way, as for `is_ready`.
+        """
+        if index == self._index \
+                or self._store.backend.disk_waits() - self._waits_before < MOST_WAITS:
+            return True
+        self._waits_for_disk = True
+        return self.is_ready(index, requests)
 
     def end(self) -> None:
         """It has."""

@@ -222,9 +222,13 @@ class KvStateMachine:
             if not reader.is_ready(index, requests):
                 raise _NotInMemory
             reader.begin()
+
+        def may_read() -> bool:
+            return reader is None or reader.may_go_on(index, requests)
+
         known_ids: set[bytes] = set()
         for commit_ts, ops, conditions in requests:
-            if conditions and not self._conditions_hold(commit_ts, conditions, latest):
+            if conditions and not self._conditions_hold(commit_ts, conditions, latest, may_read):
                 outcomes.append(ConditionFailed("a condition of the batch does not hold",
                                                 remedy="read the keys again and retry"))
                 continue
@@ -254,7 +258,10 @@ class KvStateMachine:
         return outcomes
 
     def _conditions_hold(self, commit_ts: int, conditions: Sequence[tuple[bytes, int]],
-                         latest: Mapping[bytes, tuple[int, bytes]]) -> bool:
+                         latest: Mapping[bytes, tuple[int, bytes]],
+                         may_read: Callable[[], bool]) -> bool:
+        """Raises `_NotInMemory` where the loop is not to read one more: nothing of the entry has
+        been applied by then."""
         # Expiry is judged at the request's own timestamp: replicated, hence the same everywhere.
         now_ms = timestamp_ms(commit_ts)
         for key, expected in conditions:
@@ -262,6 +269,8 @@ class KvStateMachine:
                 written_ts, record = latest[key]
                 current = written_ts if visible(record, now_ms) else 0
             else:
+                if not may_read():
+                    raise _NotInMemory
                 version = self._store.get(key, commit_ts, now_ms)
                 current = version.commit_ts if version else 0
             if current != expected:

@@ -6,6 +6,8 @@ import asyncio
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +159,33 @@ async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memor
     assert all(isinstance(each, ConditionFailed) for each in outcomes)
     # Nothing came from the disk: the next one is judged at once, and what that meets counts.
     for count, index in ((5, 4), (6, 5)):
-        monkeypatch.setattr(machine.backend, "disk_waits", partial(next, iter((5, count))))
+        monkeypatch.setattr(machine.backend, "disk_waits",
+                            partial(next, chain((5,), repeat(count))))
         assert len(subject.apply([conditional(index)])) == 1
     assert subject.apply([conditional(6)]) == []
+
+
+async def test_the_loop_does_not_wait_for_thousands_of_keys_after_some_that_were_in_memory(
+        machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads()
+    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
+                             on_keys_changed=machine.changed.append,
+                             condition_reader=ConditionReader(machine.store, threads))
+    hot = Entry(1, 1, encode_writes([plain(b"k", ts(1), b"v", [(b"k", 0)])]))
+    assert subject.apply([hot]) == []
+    await asyncio.sleep(0)
+    await threads.finish()
+    assert subject.apply([hot]) == [[WriteResult(1, ts(1))]]
+    # From here on each key has to come from the disk.
+    waits = count_up()
+    monkeypatch.setattr(machine.backend, "disk_waits", partial(next, waits))
+    many = Entry(2, 1, encode_writes([
+        plain(b"z", ts(2), b"v", [(b"%04d" % number, 0) for number in range(5_000)])]))
+    assert subject.apply([many]) == []
+    assert next(waits) < 100
+    await asyncio.sleep(0)
+    await threads.finish()
+    assert subject.apply([many]) == [[WriteResult(2, ts(2))]]
 
 
 async def test_conditions_are_judged_though_threads_read_no_more(machine: Machine) -> None:
