@@ -34,7 +34,8 @@ class Applying:
         self._waits_since = float("inf")
         self._waits_at = 0
         self._reads_first = False
-        """Whether the state took nothing when it was asked last, because it reads something."""
+        """Whether the state did not take all when it was passed entries last: perhaps it reads
+        something for the next one."""
         self._retry_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -54,7 +55,8 @@ class Applying:
         limit = min(core.commit_index(), context.journal.durable_index)
         high = min(limit, low + settings.apply_group_entries - 1)
         if high < low:
-            self._waits_since = float("inf")  # a snapshot may have brought what was waited for
+            # A snapshot may have brought what was waited for.
+            self._waits_since, self._reads_first = float("inf"), False
             return
         self._require_state_of(low - 1)
         try:
@@ -69,8 +71,9 @@ class Applying:
         except DiskFull as error:
             self._wait_for_space(error)
             return
-        self._reads_first = not results
-        if self._reads_first:
+        # Also behind some that it took: then it is asked again at once, and says that it may not.
+        self._reads_first = len(results) < len(group)
+        if not results:
             self._wait_for_state()
             self._retry_soon()
             return

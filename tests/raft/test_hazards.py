@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from pysyncobj import SyncObj
-from raft_lab import HeldOffload, Lab, LabNode, outcome, run
+from raft_lab import HeldOffload, Lab, LabNode, ListState, outcome, run
 
 from elastickv.errors import ApplyHalted, OutcomeUnknown, PeerError
 from elastickv.raft import applying, frames, records, rules
@@ -153,6 +153,42 @@ async def state_that_reads_something_first_is_asked_again_before_the_next_tick()
         await asyncio.sleep(0.01)
         assert proposal.done()
         assert await proposal == b"x"
+
+
+class ReadsEachEntryFirst(ListState):
+    """As a state machine whose entries have conditions, in a store that is not in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_reading = False
+        self._has_read = 0
+
+    def may_apply(self) -> bool:
+        return not self._is_reading
+
+    def apply(self, entries: Sequence[Entry]) -> Sequence[object]:
+        results: list[object] = []
+        for entry in entries:
+            if entry.payload and entry.index != self._has_read:
+                self._is_reading, self._has_read = True, entry.index
+                asyncio.get_running_loop().call_later(
+                    applying.RETRY_S / 4, setattr, self, "_is_reading", False)
+                break
+            results += super().apply([entry])
+        return results
+
+
+@hazard(lambda patch: patch.setattr(applying, "RETRY_S", 1e9))
+async def state_that_reads_behind_entries_that_it_took_is_asked_again_before_the_next_tick():
+    lab = Lab(size=1, tick_s=0.1)
+    for node in lab.nodes.values():
+        node.state = ReadsEachEntryFirst()
+    leader = await lab.start()
+    await lab.settle()
+    proposals = [asyncio.ensure_future(outcome(leader.engine.propose(b"%d" % number, timeout_s=5)))
+                 for number in range(50)]
+    await asyncio.sleep(0.3)
+    assert [proposal.done() for proposal in proposals] == 50 * [True]
 
 
 @hazard(lambda patch: patch.setattr(
