@@ -67,7 +67,7 @@ class SnapshotSender:
         """The peer needs a snapshot; does nothing while one is on its way."""
         context = self._context
         stream = self._streams.get(peer_id)
-        if stream is not None and context.now() - stream.progress_at < STALLED_S:
+        if stream is not None and not self._is_stalled(stream):
             return
         self.cancel(peer_id)
         if self._source is None or context.now() < self._paused_until \
@@ -90,6 +90,11 @@ class SnapshotSender:
         context.send(peer_id, frames.SnapshotOffer(
             stream.term, stream.number, index, context.journal.term_at(index),
             configuration.index, encode_members(configuration.members)))
+
+    def _is_stalled(self, stream: _Stream) -> bool:
+        """The peer is not to blame for what this node's disk takes."""
+        return not stream.is_reading_ahead \
+            and self._context.now() - stream.progress_at >= STALLED_S
 
     def on_ack(self, peer_id: str, message: frames.SnapshotAck) -> None:
         """Send more, or finish."""
@@ -114,7 +119,7 @@ class SnapshotSender:
         self._installed_at = {peer_id: (index, at) for peer_id, (index, at)
                               in self._installed_at.items() if now - at < CATCH_UP_S}
         return min((*(stream.export.applied_index for stream in self._streams.values()
-                      if now - stream.progress_at < STALLED_S),
+                      if not self._is_stalled(stream)),
                     *(index for index, _ in self._installed_at.values())), default=None)
 
     def _fill(self, peer_id: str, stream: _Stream) -> None:
@@ -134,6 +139,7 @@ class SnapshotSender:
         stream.is_reading_ahead = False
         if self._streams.get(peer_id) is not stream:
             return
+        stream.progress_at = self._context.now()
         try:
             self._send_chunk(peer_id, stream)
             self._fill(peer_id, stream)

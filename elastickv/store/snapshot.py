@@ -44,6 +44,9 @@ RAFT_CUTOVER_INDEX = b"raft_cutover_index"
 FRAME_TARGET_BYTES = 256 << 10
 MAX_FRAME_BYTES = 1 << 30
 
+WARM_PIECES = 4
+"""After so many pieces in a row that threads found in memory the loop reads by itself again."""
+
 _KIND_HEADER = 1
 _KIND_ENTRIES = 2
 _KIND_TRAILER = 3
@@ -159,8 +162,7 @@ class StoreExport:
         self._frames = self._generate(header)
         self._buffer = bytearray()
         self._last_key = b""
-        self._waits_for_disk = True
-        """Whether the latest piece had to, nothing being known of the first."""
+        self._warm_pieces = 0
 
     def _generate(self, header: SnapshotHeader) -> Iterator[bytes]:
         writer = _FrameWriter()
@@ -189,15 +191,15 @@ class StoreExport:
         """Work for any thread, to be done before the next `read`; None where that is not expected
         to wait for the disk: it would for every page, and the loop with it."""
         missing = max_bytes - len(self._buffer)
-        if not self._waits_for_disk or missing <= 0:
+        if self._warm_pieces >= WARM_PIECES or missing <= 0:
             return None
         # Whole frames; an eighth more, because checksums of entries count as well there.
-        byte_count = (missing // FRAME_TARGET_BYTES + 1) * FRAME_TARGET_BYTES * 9 // 8
+        byte_count = -(-missing // FRAME_TARGET_BYTES) * FRAME_TARGET_BYTES * 9 // 8
         prefetch = self._store.backend.prefetch_all(
             Table.MVCC, self._last_key + b"\0" if self._last_key else b"", byte_count)
 
         def work() -> None:
-            self._waits_for_disk = prefetch()
+            self._warm_pieces = 0 if prefetch() else self._warm_pieces + 1
 
         return work
 
@@ -211,7 +213,8 @@ class StoreExport:
             if frame is None:
                 break
             self._buffer += frame
-        self._waits_for_disk |= self._store.backend.disk_waits() > before
+        if self._store.backend.disk_waits() > before:
+            self._warm_pieces = 0
         piece = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
         return piece

@@ -396,6 +396,25 @@ def test_a_chunk_waits_for_the_disk_beside_the_loop():
     run(scenario())
 
 
+def test_a_peer_is_not_given_up_for_what_the_own_disk_takes():
+    async def scenario() -> None:
+        lab, leader, behind = await left_behind()
+        leader.state.read_ahead = lambda: None
+        leader.read_ahead.holding = True
+        lab.hub.heal()
+        while behind.state.entries != leader.state.entries:
+            await lab.until(lambda: leader.read_ahead.has_work
+                            or behind.state.entries == leader.state.entries)
+            if leader.read_ahead.has_work:
+                await asyncio.sleep(1.2 * STALLED_S)
+                leader.read_ahead.release()
+                leader.read_ahead.holding = True
+        assert len(lab.hub.sent(frames.SnapshotChunk)) > 1
+        assert len(lab.hub.sent(frames.SnapshotOffer)) == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("ended_by", ["the link breaks", "the node stops", "another leader"])
 def test_a_stream_that_ends_while_a_thread_reads_ahead_is_not_gone_on_with(monkeypatch, ended_by):
     async def scenario() -> None:
