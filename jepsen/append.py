@@ -49,6 +49,10 @@ def check_append(history: Sequence[Record]) -> Verdict:
 def _check_key(operations: Sequence[Operation]) -> tuple[list[str], int]:
     appends = attempts((op for op in operations if op.f == "append"), attrgetter("argument"))
     reads = [op for op in operations if op.f == "read" and op.kind is Kind.OK]
+    problems = [f"no list: {read.describe()}" for read in reads
+                if not isinstance(read.result, tuple | None)]
+    if problems:
+        return problems, 0
     order = _longest(reads)
     problems = _prefix_problems(reads, order)
     if problems:

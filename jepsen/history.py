@@ -205,10 +205,14 @@ def parse_line(line: str) -> Record:
     """The inverse of `Record.to_json`. Raises `HistoryError`."""
     try:
         fields = json.loads(line)
-        return Record(Kind(fields["kind"]), int(fields["process"]), int(fields["time_ns"]),
-                      str(fields["f"]), fields.get("key"), fields.get("value"),
-                      str(fields.get("error", "")))
-    except (ValueError, KeyError, TypeError) as error:
+        process, key = fields["process"], fields.get("key")
+        if type(process) is not int:
+            raise ValueError(f"{process!r} is no process")
+        if not isinstance(key, str | None):
+            raise ValueError(f"{key!r} is no key")
+        return Record(Kind(fields["kind"]), process, int(fields["time_ns"]), str(fields["f"]), key,
+                      fields.get("value"), str(fields.get("error") or ""))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise HistoryError(f"not a history record: {line[:160]!r} ({error})") from None
 
 

@@ -28,7 +28,16 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import NamedTuple
 
-from jepsen.history import Kind, Operation, Record, Value, attempts, pair, require_functions
+from jepsen.history import (
+    HistoryError,
+    Kind,
+    Operation,
+    Record,
+    Value,
+    attempts,
+    pair,
+    require_functions,
+)
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "scans"
@@ -43,6 +52,11 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     by_group: dict[str | None, list[Operation]] = defaultdict(list)
     operations = pair(history)
     require_functions(operations, FUNCTIONS)
+    for op in operations:
+        if op.kind is Kind.OK:
+            given, least = (op.result, 1) if op.f == "batch" else (op.argument, 0)
+            if type(given) is not int or given < least:
+                raise HistoryError(f"{given!r} is no timestamp: {op.describe()}")
     for operation in operations:
         by_group[operation.key].append(operation)
     problems: list[str] = []
@@ -62,7 +76,8 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
         problems += [f"group {group}: {problem}" for problem in (
             *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches),
-            *_hidden_again(scans, batches), *_back_again(scans))]
+            *_hidden_again(scans, batches), *_back_again(scans),
+            *_without_order(scans, batches))]
     problems += _timestamp_problems(done)
     facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
              "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
@@ -236,3 +251,63 @@ def _hidden_again(scans: Sequence[Operation], batches: Mapping[Value, Operation]
                                    and shown.result <= seen.after):
                 problems.append(f"seen, then gone: {seen.batch.describe()} in {scan.describe()}")
     return problems
+
+
+def _without_order(scans: Sequence[Operation], batches: Mapping[Value, Operation]) -> list[str]:
+    """Batches of unknown outcome that scans showed, where no order of their timestamps explains
+    what was shown. What must be true of them is gathered until nothing new follows."""
+    acknowledged = [op for op in batches.values() if op.kind is Kind.OK]
+    shown: dict[Value, list[Operation]] = defaultdict(list)
+    for scan in scans:
+        value = scan.result[0][1] if scan.result else None
+        if value in batches and batches[value].kind is Kind.INFO:
+            shown[value].append(scan)
+    if len(shown) < 2:  # One alone is `_hidden_again`'s.
+        return []
+    since = {value: min(scan.completed or 0 for scan in sights)
+             for value, sights in shown.items()}
+    # A timestamp is above `low` and up to `high`.
+    low: dict[Value, float] = {}
+    high: dict[Value, float] = {}
+    for value, sights in shown.items():
+        low[value] = max((op.result for op in acknowledged
+                          if (op.completed or 0) < batches[value].invoked or any(
+                              (op.completed or 0) < scan.invoked and _reaches(scan, op)
+                              for scan in sights)), default=0)
+        high[value] = min([math.inf, *(scan.argument for scan in sights if scan.argument),
+                           *(op.result - 1 for op in acknowledged if op.invoked > since[value])])
+    later = {value: {other for other in shown if since[value] < batches[other].invoked}
+             for value in shown}
+    before: object = None
+    while before != (now := (dict(low), dict(high), {v: frozenset(o) for v, o in later.items()})):
+        before = now
+        for value in shown:
+            for scan in scans:
+                if scan.invoked < since[value]:
+                    continue
+                limit = scan.argument or math.inf
+                seen = scan.result[0][1] if scan.result else None
+                if seen == value:
+                    continue
+                # It had happened: either it is below what the scan shows, or above its limit.
+                is_above = seen is None
+                if seen in shown:
+                    is_above = value in later[seen]
+                    if high[value] <= limit:
+                        later[value].add(seen)
+                elif seen in batches and batches[seen].kind is Kind.OK:
+                    is_above = low[value] >= batches[seen].result
+                    if high[value] <= limit:
+                        high[value] = min(high[value], batches[seen].result - 1)
+                if is_above:
+                    low[value] = max(low[value], limit)
+            for other in shown:
+                if other != value and high[value] <= low[other]:
+                    later[value].add(other)
+            for other in tuple(later[value]):
+                later[value] |= later[other]
+                low[other] = max(low[other], low[value] + 1)
+                high[value] = min(high[value], high[other] - 1)
+            if value in later[value] or low[value] >= high[value]:
+                return [f"no timestamp explains what was shown of {batches[value].describe()}"]
+    return []

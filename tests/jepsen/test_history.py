@@ -96,10 +96,21 @@ def test_a_torn_line_that_nobody_is_told_of_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[]", "not json", '{"kind": "maybe"}',
-                                  '{"kind": "ok", "process": "x", "time_ns": 1, "f": "read"}'])
+                                  '{"kind": "ok", "process": "x", "time_ns": 1, "f": "read"}',
+                                  '{"kind": "ok", "process": 1.5, "time_ns": 1, "f": "read"}',
+                                  '{"kind": "ok", "process": 1, "time_ns": 1e999, "f": "read"}',
+                                  '{"kind": "ok", "process": 1, "time_ns": 1, "f": "read", '
+                                  '"key": true}',
+                                  '{"kind": "ok", "process": 1, "time_ns": 1, "f": "read", '
+                                  '"value": ' + 100_000 * "[" + 100_000 * "]" + "}"])
 def test_a_damaged_line_is_refused(line: str) -> None:
     with pytest.raises(HistoryError):
         parse_line(line)
+
+
+def test_an_error_may_be_null() -> None:
+    line = '{"kind": "ok", "process": 1, "time_ns": 1, "f": "read", "error": null}'
+    assert parse_line(line).error == ""
 
 
 def test_normalise_makes_values_comparable() -> None:

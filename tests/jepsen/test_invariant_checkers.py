@@ -96,6 +96,10 @@ APPEND_CASES: dict[str, tuple[list[Record], Validity, str]] = {
                           "before this began"),
     "stale read": (sequential(append(1), append(2), read_list(1, 2), read_list(1)),
                    Validity.INVALID, "before this began"),
+    "a number in the place of a list": (
+        sequential(append(1), ("read", "k", None, "ok", 1)), Validity.INVALID, "no list"),
+    "a text in the place of a list": (
+        sequential(append(1), ("read", "k", None, "ok", "1")), Validity.INVALID, "no list"),
     "true is no 1": (sequential(append(1), read_list(True)), Validity.INVALID, "never appended"),
     "never read": (sequential(append(1)), Validity.UNKNOWN, "show nothing"),
     "not read after": (sequential(append(1), read_list(1), append(2)), Validity.UNKNOWN,
@@ -279,6 +283,8 @@ def scan(at: int, **pairs: str) -> Call:
     return ("scan", "g", at, "ok", pairs)
 
 
+TWO_UNKNOWN = (batch("v", 10), batch("a", None, "info"), batch("b", None, "info"))
+
 SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "past and present": (sequential(batch("v", 10), batch("w", 20), scan(10, x="v", y="v"),
                                     scan(20, x="w", y="w"), scan(0, x="w", y="w")),
@@ -373,6 +379,26 @@ SCAN_CASES: dict[str, tuple[list[Record], Validity, str]] = {
         sequential(batch("v", 10), scan(10, x="v", y="v"), batch("a", None, "info"),
                    batch("b", None, "info"), scan(0, x="b", y="b"), scan(0, x="a", y="a"),
                    scan(0, x="a", y="a")), Validity.VALID, ""),
+    "two unknown batches in the order of two timestamps": (
+        sequential(*TWO_UNKNOWN, scan(11, x="a", y="a"), scan(12, x="b", y="b"),
+                   scan(0, x="b", y="b")), Validity.VALID, ""),
+    "two unknown batches against the order of two timestamps": (
+        sequential(*TWO_UNKNOWN, scan(11, x="a", y="a"), scan(12, x="b", y="b"),
+                   scan(0, x="a", y="a")), Validity.INVALID, "no timestamp explains"),
+    "two unknown batches in an order of which the latest scans go back": (
+        sequential(*TWO_UNKNOWN, scan(20, x="a", y="a"), scan(30, x="b", y="b"),
+                   scan(0, x="b", y="b"), scan(0, x="a", y="a")), Validity.INVALID,
+        "no timestamp explains"),
+    "an unknown batch that begins after another was seen, at an earlier timestamp": (
+        sequential(batch("v", 10), batch("a", None, "info"), scan(0, x="a", y="a"),
+                   batch("b", None, "info"), scan(20, x="b", y="b"), scan(30, x="a", y="a")),
+        Validity.INVALID, "no timestamp explains"),
+    "two unknown batches where there is room for one": (
+        sequential(*TWO_UNKNOWN, scan(0, x="a", y="a"), scan(0, x="b", y="b"),
+                   scan(11, x="b", y="b")), Validity.INVALID, "no timestamp explains"),
+    "two unknown batches where there is room for two": (
+        sequential(*TWO_UNKNOWN, scan(0, x="a", y="a"), scan(0, x="b", y="b"),
+                   scan(12, x="b", y="b")), Validity.VALID, ""),
 }
 
 
