@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from elastickv.client import Client
+from elastickv.client import Client, Pair
 from elastickv.errors import ElasticKVError, Outcome
 from jepsen.history import Kind, Record, Recorder, Value
 from jepsen.values import Codec
@@ -79,6 +79,15 @@ class Session:
             raise
         recorder.add(Kind.OK, process, f, key, argument if result is None else result(answer))
         return answer
+
+
+def by_key(pairs: Sequence[Pair], codec: Codec) -> Value:
+    """What a scan brought back. Keys that repeat or are out of order, which a mapping would hide,
+    are told in the place of a value that nobody wrote."""
+    names = [pair.key.decode() for pair in pairs]
+    if names != sorted(set(names)):
+        return {"keys repeat or are out of order": names}
+    return {name: codec.decode(pair.value) for name, pair in zip(names, pairs, strict=True)}
 
 
 class Workload:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from elastickv.client import Condition, Put, ReadResult, WriteResult
-from elastickv.errors import ConditionFailed
+from elastickv.errors import ConditionFailed, CorruptionError
 from jepsen.append import check_append
 from jepsen.history import Record, Value
 from jepsen.verdict import Verdict
@@ -40,10 +40,13 @@ class AppendWorkload(Workload):
         await session.write("append", key, element, lambda: self._append(session, key, element))
 
     async def _append(self, session: Session, key: str, element: int) -> WriteResult:
-        """Only a condition that did not hold is tried again: then nothing was written."""
+        """Only a condition that did not hold is tried again: then nothing was written. Raises
+        `CorruptionError` for what is no list."""
         for attempt in range(1, ATTEMPTS + 1):
             found = await session.client.get(key.encode())
             elements = session.codec.decode(found.value) if found.exists else []
+            if not isinstance(elements, list):
+                raise CorruptionError("a list is not what was written")
             try:
                 return await session.client.batch(
                     [Put(key.encode(), session.codec.encode([*elements, element]))],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elastickv.client import Condition, Pair, Put, WriteResult
-from elastickv.errors import ConditionFailed
+from elastickv.client import Condition, Put, WriteResult
+from elastickv.errors import ConditionFailed, CorruptionError
 from jepsen.bank import check_bank
-from jepsen.history import Record, Value
+from jepsen.history import Record
 from jepsen.verdict import Verdict
-from jepsen.workloads.api import Session, Workload
+from jepsen.workloads.api import Session, Workload, by_key
 
 ACCOUNTS = tuple(f"account-{number}" for number in range(8))
 OPENING_BALANCE = 100
@@ -34,14 +34,15 @@ class BankWorkload(Workload):
 
     async def _transfer(self, session: Session, source: str, target: str,
                         amount: int) -> WriteResult:
-        """Raises `ConditionFailed` also when the source has too little: nothing was written."""
+        """Raises `ConditionFailed` also when the source has too little: nothing was written.
+        Raises `CorruptionError` for accounts that nobody wrote like that."""
         source_found = await session.client.get(source.encode())
         target_found = await session.client.get(target.encode())
         try:
             source_balance, source_count = session.codec.decode(source_found.value)
             target_balance, target_count = session.codec.decode(target_found.value)
-        except ValueError:
-            raise ConditionFailed("an account is not what was written") from None
+        except (TypeError, ValueError):
+            raise CorruptionError("an account is not what was written") from None
         if source_balance < amount:
             raise ConditionFailed(f"{source} has too little")
         return await session.client.batch(
@@ -53,11 +54,9 @@ class BankWorkload(Workload):
                         Condition(target.encode(), target_found.commit_ts)])
 
     async def _read(self, session: Session) -> None:
-        def accounts(pairs: list[Pair]) -> Value:
-            return {pair.key.decode(): session.codec.decode(pair.value) for pair in pairs}
-
         await session.read("read", None, None,
-                           lambda: session.client.scan(b"account-", b"account."), accounts)
+                           lambda: session.client.scan(b"account-", b"account."),
+                           lambda pairs: by_key(pairs, session.codec))
 
     async def finish(self, sessions: Sequence[Session]) -> None:
         for session in sessions:

@@ -6,11 +6,11 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
-from elastickv.client import Pair, Put, WriteResult
+from elastickv.client import Put, WriteResult
 from jepsen.history import Record, Value
 from jepsen.scans import check_scans
 from jepsen.verdict import Verdict
-from jepsen.workloads.api import Session, Workload
+from jepsen.workloads.api import Session, Workload, by_key
 
 GROUPS = 4
 GROUP_SIZE = 5
@@ -47,11 +47,9 @@ class ScansWorkload(Workload):
             self._timestamps[group].append(written.commit_ts)
 
     async def _scan(self, session: Session, group: str, at_ts: int) -> None:
-        def pairs(found: list[Pair]) -> Value:
-            return {pair.key.decode(): session.codec.decode(pair.value) for pair in found}
-
         await session.read("scan", group, at_ts, lambda: session.client.scan(
-            f"{group}/".encode(), f"{group}0".encode(), ts=at_ts), pairs)
+            f"{group}/".encode(), f"{group}0".encode(), ts=at_ts),
+            lambda pairs: by_key(pairs, session.codec))
 
     async def finish(self, sessions: Sequence[Session]) -> None:
         for number, session in enumerate(sessions):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from elastickv.client import Client
+from elastickv.client import Client, Pair, ReadResult
 from elastickv.errors import (
     ConditionFailed,
     DeadlineExceeded,
@@ -18,9 +18,13 @@ from elastickv.errors import (
     OutcomeUnknown,
     Unreachable,
 )
-from jepsen.history import Kind, Recorder, pair
+from jepsen.call_errors import check_errors
+from jepsen.history import Kind, Recorder, Value, pair
 from jepsen.values import FILLER_SIZES, Codec
-from jepsen.workloads.api import Processes, Session
+from jepsen.verdict import Validity
+from jepsen.workloads.api import Processes, Session, Workload, by_key
+from jepsen.workloads.append import AppendWorkload
+from jepsen.workloads.bank import BankWorkload
 
 
 async def session() -> tuple[Session, Recorder]:
@@ -113,3 +117,44 @@ def test_values_of_every_size_are_what_was_written() -> None:
     for value in values:
         damaged = value.replace(b"|", b"|.", 1)
         assert str(codec.decode(damaged)).startswith("foreign value")
+
+
+class Answers(Client):
+    """A client whose every read brings back `payload`."""
+
+    def __init__(self, payload: Value) -> None:
+        super().__init__(["127.0.0.1:1"])
+        self._payload = payload
+
+    async def get(self, key: bytes, **options: object) -> ReadResult:
+        return ReadResult(CODEC.encode(self._payload), True, 1, 1)
+
+
+CODEC = Codec(lambda: True)
+
+
+@pytest.mark.parametrize("workload", [BankWorkload(), AppendWorkload()], ids=lambda each: each.name)
+@pytest.mark.parametrize("payload", [7, "foreign value", None, {"a": 1}], ids=str)
+async def test_what_nobody_wrote_like_that_is_corruption(workload: Workload,
+                                                         payload: Value) -> None:
+    recorder = Recorder(itertools.count().__next__)
+    one = Session(Answers(payload), recorder, Processes(), CODEC, random.Random(1))
+    while not any(record.f in ("transfer", "append") for record in recorder.records):
+        await workload.step(one)
+    assert pair(recorder.records)[-1].error == "CorruptionError"
+    assert check_errors(pair(recorder.records), []).validity is Validity.INVALID
+
+
+def pairs(*names: str) -> list[Pair]:
+    return [Pair(name.encode(), CODEC.encode(1)) for name in names]
+
+
+def test_a_scan_is_told_by_key() -> None:
+    assert by_key(pairs("a", "b"), CODEC) == {"a": 1, "b": 1}
+    assert by_key([], CODEC) == {}
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("b", "a"), ("a", "b", "b")])
+def test_a_scan_that_repeats_keys_or_has_them_out_of_order_is_told_as_such(
+        names: Sequence[str]) -> None:
+    assert by_key(pairs(*names), CODEC) == {"keys repeat or are out of order": list(names)}
