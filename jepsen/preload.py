@@ -137,12 +137,14 @@ def control_fiu(files: PreloadFiles, pid: int, command: str) -> None:
         raise Unsupported(f"fiu-ctrl is not installed ({_INSTALL})")
     try:
         result = subprocess.run(
-            [program, "-f", str(files.fiu_pipe_prefix), "-c", command, str(pid)],
-            capture_output=True, text=True, timeout=CONTROL_TIMEOUT_S, check=False)
+            # It is a shell script that cuts paths at spaces.
+            [program, "-f", files.fiu_pipe_prefix.name, "-c", command, str(pid)],
+            cwd=files.directory, capture_output=True, text=True, timeout=CONTROL_TIMEOUT_S,
+            check=False)
     except subprocess.TimeoutExpired:
         raise Unsupported(f"libfiu in process {pid} did not answer within "
                           f"{CONTROL_TIMEOUT_S:g} s") from None
-    if result.returncode:
+    if result.returncode or result.stdout.strip():  # what it skips, it says there, and exits with 0
         raise Unsupported(f"fiu-ctrl: {result.stderr.strip() or result.stdout.strip()}")
 
 

@@ -242,6 +242,6 @@ def test_a_program_that_hangs_is_an_answer(tmp_path: Path, monkeypatch: pytest.M
     program.chmod(0o700)
     monkeypatch.setattr(preload.shutil, "which", lambda name: str(program))
     monkeypatch.setattr(preload, "CONTROL_TIMEOUT_S", 0.1)
-    files: Any = SimpleNamespace(fiu_pipe_prefix=tmp_path / "pipe")
     with pytest.raises(Unsupported, match="did not answer"):
-        preload.control_fiu(files, os.getpid(), "enable name=posix/io/rw/pwrite")
+        preload.control_fiu(preload.PreloadFiles(tmp_path), os.getpid(),
+                            "enable name=posix/io/rw/pwrite")

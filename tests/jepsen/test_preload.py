@@ -193,3 +193,18 @@ def test_a_small_disk_fills_empties_and_leaves_its_content(tmp_path: Path) -> No
     assert not directory.is_mount()
     assert sorted(path.name for path in directory.iterdir()) == ["data", "more"]
     assert (directory / "data").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("says", ["", "Error: unknown pid, skipping"])
+def test_libfiu_is_told_by_paths_without_spaces_and_believed_only_if_it_says_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """Debian's fiu-ctrl cuts paths at spaces, and exits with 0 whatever it skips."""
+    (tmp_path / "a node").mkdir()
+    program = tmp_path / "fiu-ctrl"
+    program.write_text(f'#!/bin/sh\necho "$PWD" "$2" > "{tmp_path}/told"\nprintf "{says}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    files = PreloadFiles(tmp_path / "a node")
+    with pytest.raises(Unsupported, match=says) if says else contextlib.nullcontext():
+        preload.control_fiu(files, 1, "disable name=posix/io/*")
+    assert (tmp_path / "told").read_text() == f"{tmp_path}/a node fiu\n"
