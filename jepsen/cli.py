@@ -131,10 +131,12 @@ def run_directory(name: str, root: Path = Path("runs")) -> Path:
     return root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
-def make_directory(path: Path) -> None:
-    """Make a directory unless it is there. Raises `ValueError`."""
+def make_new_directory(path: Path) -> None:
+    """Make a directory that is not there yet. Raises `ValueError`."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{path} exists already") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
 
@@ -142,11 +144,13 @@ def make_directory(path: Path) -> None:
 def execute(settings: RunSettings) -> Outcome:
     """Run once and print what came of it; the line with the verdict comes last."""
     print(f"seed {settings.seed}, {settings.node_count} nodes, "
-          f"workload {','.join(settings.workloads)}, faults {','.join(settings.faults)}, "
+          f"workload {','.join(settings.workloads)}, "
+          f"faults {','.join(settings.faults) or 'none'}, "
           f"{settings.duration_s:g} s, in {settings.directory}", flush=True)
 
     def say(text: str) -> None:
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # who reads has gone; the run directory has it all
+            print(text, flush=True)
 
     async def run() -> Outcome:
         task = asyncio.current_task()
@@ -157,9 +161,8 @@ def execute(settings: RunSettings) -> Outcome:
         return await Run(settings, say).execute()
 
     outcome = asyncio.run(run())
-    for line in describe_problems(outcome):
-        print(line)
-    print(outcome.summary.line(), flush=True)
+    for line in (*describe_problems(outcome), outcome.summary.line()):
+        say(line)
     return outcome
 
 
@@ -215,7 +218,7 @@ def check_file(workload: str, path: Path) -> int:
         verdicts = [WORKLOADS[workload]().check(history), check_errors(pair(history), FAULTS)]
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    except (TypeError, LookupError, AttributeError):
+    except (TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no history of the workload {workload}") from None
     for verdict in verdicts:
         for problem in verdict.problems:
@@ -261,13 +264,11 @@ def dispatch(argv: Sequence[str]) -> int:
     if arguments.command == ALL:
         arguments.out = arguments.out or run_directory(ALL)
         with usage_errors(parser):
-            make_directory(arguments.out)
+            make_new_directory(arguments.out)
         return run_all(arguments)
     with usage_errors(parser):
         name = arguments.workload.replace(",", "+")
         settings = settings_of(arguments, arguments.out or run_directory(name))
-        if settings.directory.exists():
-            raise ValueError(f"{settings.directory} exists already")
-        make_directory(settings.directory.parent)
+        make_new_directory(settings.directory)
     outcome = execute(settings)
     return 0 if outcome.summary.validity is Validity.VALID else 1

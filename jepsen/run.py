@@ -133,7 +133,7 @@ class Run:
     async def execute(self) -> Outcome:
         """Run, check, and write everything into the run directory."""
         settings = self._settings
-        settings.directory.mkdir(parents=True)
+        settings.directory.mkdir(parents=True, exist_ok=True)
         network, self._network_reason = await choose_network(settings.network, settings.seed)
         missing = missing_packages(settings.faults)
         usable = [name for name in settings.faults if name not in missing]

@@ -89,7 +89,8 @@ def test_names_that_are_refused(text: str, message: str, may_be_none: bool) -> N
     ["run", "--nodes", "4"], ["run", "--workload", "none"], ["run", "--faults", "nosuch"],
     ["run", "--out", "/proc/no/run"], ["all", "--out", "/proc/no/run"], ["all", "--budget", "0"],
     ["all", "--environment", "NAME"], ["check", "--workload", "bank", "{history}"],
-    ["check", "--workload", "append", "{history}"], ["check", "--workload", "scans", "{history}"],
+    ["run", "--out", "{history}"], ["all", "--out", "{history}"],
+    ["check", "--workload", "scans", "{history}"],
     ["check", "--workload", "bank", "/nowhere"]],
     ids=" ".join)
 def test_what_cannot_be_run_is_refused_in_a_line(
@@ -158,17 +159,17 @@ def test_a_run_that_breaks_down_is_unknown_and_the_others_go_on(
         return Outcome(Summary(1, {}, {}, [], 0.0, verdicts.get(fault, Validity.VALID)), [])
 
     monkeypatch.setattr(cli, "execute", execute)
-    arguments = ["all", "--seed", "1", "--out", str(tmp_path)]
-    assert cli.main(arguments) == 1
+    arguments = ["all", "--seed", "1", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "first")]) == 1
     assert ran == list(FAULTS)
     rows = {row["fault"]: row["verdict"]
-            for row in json.loads((tmp_path / "results.json").read_text())}
+            for row in json.loads((tmp_path / "first" / "results.json").read_text())}
     assert {fault: verdict for fault, verdict in rows.items() if verdict != "valid"} == {
         "kill-all": "invalid", "pause": "unknown"}
     verdicts.clear()
-    assert cli.main(arguments) == 1
+    assert cli.main([*arguments, str(tmp_path / "second")]) == 1
     monkeypatch.setattr(cli, "execute_one_of_many", lambda settings: ("", Validity.VALID))
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, str(tmp_path / "third")]) == 0
 
 
 def test_a_history_on_disk_is_judged_again(tmp_path: Path,
