@@ -308,6 +308,8 @@ def file_system(directory: Path) -> str:
 
 def require_disk(directory: Path) -> None:
     """Raise `ValueError` where an fsync costs nothing, because no disk is behind it."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory")
     if (found := file_system(directory)) in IN_MEMORY:
         raise ValueError(f"{directory} is on {found}, where fsync costs nothing: set TMPDIR to a "
                          "directory on a disk, or name one with --directory")
@@ -491,11 +493,12 @@ def main() -> int:
         parser.error(str(error))
     published = json.loads(page.read_text()) if arguments.part else {}
     # Ended from outside, it takes its servers and gigabytes of data with it, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
-    bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
     try:
+        bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
         document = perform(bench, [arguments.part] if arguments.part else plan.parts)
     finally:
         shutil.rmtree(work, ignore_errors=True)

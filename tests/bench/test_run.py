@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import points
@@ -236,6 +237,14 @@ def test_a_part_that_is_not_of_the_published_run_is_refused(
 def test_only_a_whole_run_over_the_default_front_is_published(
         quick: bool, front: str, directory: str) -> None:
     assert run.output_of(quick=quick, front=front) == run.ROOT / directory
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.touch()],
+                         ids=["nothing", "a file"])
+def test_what_is_no_directory_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ValueError, match="is no directory"):
+        require_disk(tmp_path / "x")
 
 
 def test_a_disk_is_taken() -> None:
