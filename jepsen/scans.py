@@ -52,12 +52,8 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
     by_group: dict[str | None, list[Operation]] = defaultdict(list)
     operations = pair(history)
     require_functions(operations, FUNCTIONS)
-    for op in operations:
-        if op.kind is Kind.OK:
-            given, least = (op.result, 1) if op.f == "batch" else (op.argument, 0)
-            if type(given) is not int or given < least:
-                raise HistoryError(f"{given!r} is no timestamp: {op.describe()}")
     for operation in operations:
+        _require_timestamp(operation)
         by_group[operation.key].append(operation)
     problems: list[str] = []
     done: list[Operation] = []
@@ -74,10 +70,11 @@ def check_scans(history: Sequence[Record], *, group_size: int) -> Verdict:
             attempts((op for op in part if op.f == "batch"), attrgetter("argument")), scans)
         done += [op for op in batches.values() if op.kind is Kind.OK]
         past_scans += sum(op.argument != 0 and bool(op.result) for op in scans)
+        sightings = _sightings(scans, batches)
         problems += [f"group {group}: {problem}" for problem in (
             *_torn(scans, group_size), *_unrepeatable(scans), *_wrong_version(scans, batches),
-            *_hidden_again(scans, batches), *_back_again(scans),
-            *_without_order(scans, batches))]
+            *_hidden_again(scans, batches, sightings), *_back_again(scans),
+            *_without_order(scans, batches, sightings))]
     problems += _timestamp_problems(done)
     facts = {"groups": len(by_group), "scans_in_the_past": past_scans,
              "batches": sum(op.f == "batch" and op.kind is Kind.OK for op in operations)}
@@ -105,6 +102,15 @@ def _timestamp_problems(batches: Iterable[Operation]) -> list[str]:
         if other is not batch:
             problems.append(f"one timestamp twice: {other.describe()} and {batch.describe()}")
     return problems
+
+
+def _require_timestamp(operation: Operation) -> None:
+    """Raise `HistoryError` for an `ok` batch or scan with anything else than a timestamp."""
+    if operation.kind is not Kind.OK:
+        return
+    given, least = (operation.result, 1) if operation.f == "batch" else (operation.argument, 0)
+    if type(given) is not int or given < least:
+        raise HistoryError(f"{given!r} is no timestamp: {operation.describe()}")
 
 
 def _over_once_seen(batches: Mapping[Value, Operation],
@@ -236,9 +242,10 @@ def _reaches(scan: Operation, batch: Operation) -> bool:
     return bool(scan.argument == 0 or batch.result <= scan.argument)
 
 
-def _hidden_again(scans: Sequence[Operation], batches: Mapping[Value, Operation]) -> list[str]:
+def _hidden_again(scans: Sequence[Operation], batches: Mapping[Value, Operation],
+                  sightings: Sequence[_Sighting]) -> list[str]:
     problems = []
-    for seen in _sightings(scans, batches):
+    for seen in sightings:
         if seen.after >= seen.until:
             problems.append(f"no timestamp is left for {seen.batch.describe()}: it is above "
                             f"{seen.after} and not above {seen.until}")
@@ -253,61 +260,71 @@ def _hidden_again(scans: Sequence[Operation], batches: Mapping[Value, Operation]
     return problems
 
 
-def _without_order(scans: Sequence[Operation], batches: Mapping[Value, Operation]) -> list[str]:
+class _Order:
+    """What must be true of the timestamps of batches of unknown outcome that scans showed: each is
+    above `_low` and up to `_high`, and before those in `_later`. By value."""
+
+    def __init__(self, sightings: Sequence[_Sighting]) -> None:
+        self._low: dict[Value, float] = {seen.batch.argument: seen.after for seen in sightings}
+        self._high = {seen.batch.argument: seen.until for seen in sightings}
+        self._later = {seen.batch.argument: {other.batch.argument for other in sightings
+                                             if seen.since < other.batch.invoked}
+                       for seen in sightings}
+
+    def facts(self) -> object:
+        """All that is known; it only grows."""
+        return (dict(self._low), dict(self._high),
+                {value: frozenset(later) for value, later in self._later.items()})
+
+    def learn(self, value: Value, scan: Operation, shown: Operation | None) -> None:
+        """`scan` began when `value` was there, and shows another batch or nothing. So `value` is
+        below what it shows, or above its limit."""
+        limit = scan.argument or math.inf
+        is_within = self._high[value] <= limit
+        is_above = not scan.result
+        if shown is not None and shown.argument in self._later:
+            is_above = value in self._later[shown.argument]
+            if is_within:
+                self._later[value].add(shown.argument)
+        elif shown is not None and shown.kind is Kind.OK:
+            is_above = self._low[value] >= shown.result
+            if is_within:
+                self._high[value] = min(self._high[value], shown.result - 1)
+        if is_above:
+            self._low[value] = max(self._low[value], limit)
+
+    def follow(self, value: Value) -> None:
+        """What follows for `value` from the others."""
+        later = self._later[value]
+        later.update(other for other in self._low
+                     if other != value and self._high[value] <= self._low[other])
+        for other in tuple(later):
+            later |= self._later[other]
+            self._low[other] = max(self._low[other], self._low[value] + 1)
+            self._high[value] = min(self._high[value], self._high[other] - 1)
+
+    def is_possible(self, value: Value) -> bool:
+        """Whether a timestamp is left for `value`."""
+        return value not in self._later[value] and self._low[value] < self._high[value]
+
+
+def _without_order(scans: Sequence[Operation], batches: Mapping[Value, Operation],
+                   sightings: Sequence[_Sighting]) -> list[str]:
     """Batches of unknown outcome that scans showed, where no order of their timestamps explains
     what was shown. What must be true of them is gathered until nothing new follows."""
-    acknowledged = [op for op in batches.values() if op.kind is Kind.OK]
-    shown: dict[Value, list[Operation]] = defaultdict(list)
-    for scan in scans:
-        value = scan.result[0][1] if scan.result else None
-        if value in batches and batches[value].kind is Kind.INFO:
-            shown[value].append(scan)
-    if len(shown) < 2:  # One alone is `_hidden_again`'s.
+    if len(sightings) < 2:  # one alone is `_hidden_again`'s
         return []
-    since = {value: min(scan.completed or 0 for scan in sights)
-             for value, sights in shown.items()}
-    # A timestamp is above `low` and up to `high`.
-    low: dict[Value, float] = {}
-    high: dict[Value, float] = {}
-    for value, sights in shown.items():
-        low[value] = max((op.result for op in acknowledged
-                          if (op.completed or 0) < batches[value].invoked or any(
-                              (op.completed or 0) < scan.invoked and _reaches(scan, op)
-                              for scan in sights)), default=0)
-        high[value] = min([math.inf, *(scan.argument for scan in sights if scan.argument),
-                           *(op.result - 1 for op in acknowledged if op.invoked > since[value])])
-    later = {value: {other for other in shown if since[value] < batches[other].invoked}
-             for value in shown}
+    order = _Order(sightings)
     before: object = None
-    while before != (now := (dict(low), dict(high), {v: frozenset(o) for v, o in later.items()})):
+    while before != (now := order.facts()):
         before = now
-        for value in shown:
+        for seen in sightings:
+            value = seen.batch.argument
             for scan in scans:
-                if scan.invoked < since[value]:
-                    continue
-                limit = scan.argument or math.inf
-                seen = scan.result[0][1] if scan.result else None
-                if seen == value:
-                    continue
-                # It had happened: either it is below what the scan shows, or above its limit.
-                is_above = seen is None
-                if seen in shown:
-                    is_above = value in later[seen]
-                    if high[value] <= limit:
-                        later[value].add(seen)
-                elif seen in batches and batches[seen].kind is Kind.OK:
-                    is_above = low[value] >= batches[seen].result
-                    if high[value] <= limit:
-                        high[value] = min(high[value], batches[seen].result - 1)
-                if is_above:
-                    low[value] = max(low[value], limit)
-            for other in shown:
-                if other != value and high[value] <= low[other]:
-                    later[value].add(other)
-            for other in tuple(later[value]):
-                later[value] |= later[other]
-                low[other] = max(low[other], low[value] + 1)
-                high[value] = min(high[value], high[other] - 1)
-            if value in later[value] or low[value] >= high[value]:
-                return [f"no timestamp explains what was shown of {batches[value].describe()}"]
+                shown = scan.result[0][1] if scan.result else None
+                if scan.invoked >= seen.since and shown != value:
+                    order.learn(value, scan, batches.get(shown))
+            order.follow(value)
+            if not order.is_possible(value):
+                return [f"no timestamp explains what was shown of {seen.batch.describe()}"]
     return []
