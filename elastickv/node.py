@@ -41,7 +41,7 @@ from elastickv.keys.applier import Applier
 from elastickv.keys.guards import failures, require_safe
 from elastickv.keys.sidecar import RELATIVE_PATH
 from elastickv.keys.usage import Limits
-from elastickv.kv.conditions import ConditionReader
+from elastickv.kv.conditions import SHARES, ConditionReader
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
@@ -155,7 +155,7 @@ class Node:
         self._prefetcher = ThreadRunner("prefetch", threads=PREFETCH_THREADS)
         stops.push("prefetch threads", self._prefetcher.close)
         # Of their own: everything that is applied waits for them, and must not for scans.
-        self._condition_threads = ThreadRunner("conditions", threads=PREFETCH_THREADS)
+        self._condition_threads = ThreadRunner("conditions", threads=SHARES)
         stops.push("condition threads", self._condition_threads.close)
         store = Store.open(LmdbBackend(data / "store", cleanup=self._clean_up))
         stops.push("store", store.close)

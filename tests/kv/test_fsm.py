@@ -33,6 +33,7 @@ from elastickv.kv.fsm import (
     read_payload,
 )
 from elastickv.raft.engine import Entry
+from elastickv.store.flusher import Runner
 from elastickv.store.mvcc_store import decode_number
 from elastickv.store.scan import ScanRange
 from elastickv.store.values import plain_record, seal_record, tombstone_record
@@ -120,6 +121,12 @@ class Threads:
             await asyncio.sleep(0)
 
 
+def that_reads_first(machine: Machine, prefetcher: Runner) -> KvStateMachine:
+    return KvStateMachine(machine.store, machine.applier, machine.hlc,
+                          on_keys_changed=machine.changed.append,
+                          condition_reader=ConditionReader(machine.store, prefetcher))
+
+
 async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memory(
         machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     threads, read, waits = Threads(), list[bytes](), True
@@ -129,9 +136,7 @@ async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memor
         return lambda: read.append(wanted.start) or waits
 
     monkeypatch.setattr(machine.store, "prefetch", prefetch)
-    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
-                             on_keys_changed=machine.changed.append,
-                             condition_reader=ConditionReader(machine.store, threads))
+    subject = that_reads_first(machine, threads)
     keys = [b"%02d" % number for number in range(20)]
 
     def conditional(index: int) -> Entry:
@@ -168,9 +173,7 @@ async def test_an_entry_waits_until_what_its_conditions_compare_with_is_in_memor
 async def test_the_loop_does_not_wait_for_thousands_of_keys_after_some_that_were_in_memory(
         machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads()
-    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
-                             on_keys_changed=machine.changed.append,
-                             condition_reader=ConditionReader(machine.store, threads))
+    subject = that_reads_first(machine, threads)
     hot = Entry(1, 1, encode_writes([plain(b"k", ts(1), b"v", [(b"k", 0)])]))
     assert subject.apply([hot]) == []
     await asyncio.sleep(0)
@@ -193,9 +196,7 @@ async def test_conditions_are_judged_though_threads_read_no_more(machine: Machin
     def closed(work: Callable[[], object]) -> asyncio.Future[None]:
         raise RuntimeError("cannot schedule new futures after shutdown")
 
-    subject = KvStateMachine(machine.store, machine.applier, machine.hlc,
-                             on_keys_changed=machine.changed.append,
-                             condition_reader=ConditionReader(machine.store, closed))
+    subject = that_reads_first(machine, closed)
     entry = Entry(1, 1, encode_writes([plain(b"k", ts(1), b"v", [(b"k", 0)])]))
     assert subject.apply([entry]) == []
     await asyncio.sleep(0)
