@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     again.add_argument("--workload", required=True, choices=tuple(WORKLOADS))
     again.add_argument("history", type=Path, help="a file like history-<workload>.jsonl")
     for command in (run, every):
-        command.add_argument("--out", type=Path, help="run directory")
+        command.add_argument("--out", type=Path, help="run directory, made anew")
         command.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
         command.add_argument("--launcher", help="starts a node, instead of python -m elastickv")
         command.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE",
@@ -143,20 +143,21 @@ def make_new_directory(path: Path) -> None:
 
 def execute(settings: RunSettings) -> Outcome:
     """Run once and print what came of it; the line with the verdict comes last."""
-    print(f"seed {settings.seed}, {settings.node_count} nodes, "
-          f"workload {','.join(settings.workloads)}, "
-          f"faults {','.join(settings.faults) or 'none'}, "
-          f"{settings.duration_s:g} s, in {settings.directory}", flush=True)
-
     def say(text: str) -> None:
         with contextlib.suppress(OSError):  # who reads has gone; the run directory has it all
             print(text, flush=True)
+
+    say(f"seed {settings.seed}, {settings.node_count} nodes, "
+        f"workload {','.join(settings.workloads)}, faults {','.join(settings.faults) or 'none'}, "
+        f"{settings.duration_s:g} s, in {settings.directory}")
 
     async def run() -> Outcome:
         task = asyncio.current_task()
         if task is not None:
             # Ended from outside, everything is taken down; a second signal does not hinder that.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN \
+                else []  # nohup's is not to end
+            for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await Run(settings, say).execute()
 

@@ -494,7 +494,8 @@ def main() -> int:
     published = json.loads(page.read_text()) if arguments.part else {}
     # Ended from outside, it takes its servers and gigabytes of data with it, as after Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's is not to end
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
     try:
