@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import random
+import shlex
 import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jepsen.call_errors import check_errors
@@ -74,6 +77,16 @@ def pair_of(text: str) -> str:
     return text
 
 
+def launcher(text: str) -> tuple[str, ...]:
+    """What follows the interpreter to start a node, of the command line: a script, or `-m` and a
+    module, and arguments. Files are named as they are in any directory."""
+    words = [text] if Path(text).is_file() else shlex.split(text)
+    if not words or not (words[0].startswith("-") or Path(words[0]).is_file()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} begins with neither a Python file nor -m MODULE")
+    return tuple(str(Path(word).absolute()) if Path(word).is_file() else word for word in words)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
     parser = argparse.ArgumentParser(
@@ -100,23 +113,19 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, every):
         command.add_argument("--out", type=Path, help="run directory, made anew")
         command.add_argument("--network", choices=("auto", "namespaces", "proxy"), default="auto")
-        command.add_argument("--launcher", help="starts a node, instead of python -m elastickv")
+        command.add_argument("--launcher", type=launcher, metavar="FILE|-m MODULE",
+                             help="starts a node, instead of -m elastickv")
         command.add_argument("--environment", action="append", default=[], metavar="NAME=VALUE",
                              type=pair_of,
                              help="set for the nodes only")
     return parser
 
 
-def from_anywhere(word: str) -> str:
-    """A word of a command line that names a file, as it is named in any directory."""
-    return str(Path(word).absolute()) if Path(word).is_file() else word
-
-
 def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
     """The run that the arguments of `run` describe. Raises `ValueError`."""
     extra = {}
-    if arguments.launcher:
-        extra["launcher"] = (sys.executable, *map(from_anywhere, arguments.launcher.split()))
+    if arguments.launcher is not None:
+        extra["launcher"] = (sys.executable, *arguments.launcher)
     faults = parse_names(arguments.faults, tuple(FAULTS), "fault", may_be_none=True)
     return RunSettings(
         workloads=parse_names(arguments.workload, tuple(WORKLOADS), "workload"), faults=faults,
@@ -126,19 +135,28 @@ def settings_of(arguments: argparse.Namespace, directory: Path) -> RunSettings:
         environment=dict(each.split("=", 1) for each in arguments.environment), **extra)
 
 
-def run_directory(name: str, root: Path = Path("runs")) -> Path:
-    """A new directory under `runs/`, named by time."""
-    return root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+def make_run_directory(out: Path | None, name: str, root: Path = Path("runs")) -> Path:
+    """Make `out`, or else a directory under `root` that is named by time; of runs of the same
+    second, all but the first have a number as well. Raises `ValueError`."""
+    stamped = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    path = out or stamped
+    numbers = itertools.count(2)
+    while not make_directory(path):
+        if out is not None:
+            raise ValueError(f"{out} exists already")
+        path = stamped.with_name(f"{stamped.name}-{next(numbers)}")
+    return path
 
 
-def make_new_directory(path: Path) -> None:
-    """Make a directory that is not there yet. Raises `ValueError`."""
+def make_directory(path: Path) -> bool:
+    """Make a directory; False when something is there already. Raises `ValueError`."""
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        raise ValueError(f"{path} exists already") from None
+        return False
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
+    return True
 
 
 def execute(settings: RunSettings) -> Outcome:
@@ -263,13 +281,13 @@ def dispatch(argv: Sequence[str]) -> int:
     if arguments.seed is None:
         arguments.seed = random.SystemRandom().randrange(SEED_LIMIT)
     if arguments.command == ALL:
-        arguments.out = arguments.out or run_directory(ALL)
         with usage_errors(parser):
-            make_new_directory(arguments.out)
+            arguments.out = make_run_directory(arguments.out, ALL)
         return run_all(arguments)
     with usage_errors(parser):
-        name = arguments.workload.replace(",", "+")
-        settings = settings_of(arguments, arguments.out or run_directory(name))
-        make_new_directory(settings.directory)
+        # Nothing is made for arguments that are refused.
+        settings = settings_of(arguments, Path())
+        settings = replace(settings, directory=make_run_directory(
+            arguments.out, arguments.workload.replace(",", "+")))
     outcome = execute(settings)
     return 0 if outcome.summary.validity is Validity.VALID else 1

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -55,6 +55,8 @@ from jepsen.network.ports import free_ports  # noqa: E402
 INCOMPLETE = ROOT / "runs" / "bench-incomplete"
 ENCRYPTION_TARGET = 0.97
 IN_MEMORY = ("tmpfs", "ramfs")
+PROGRAMS = ("etcd", "h2load", "nghttpd")
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AIO_TARGETS = {"put-16x8": 0.6}
 """Over grpc.aio, by load; the targets in `points` are for the faster front."""
 LIMITS = {
@@ -315,6 +317,23 @@ def require_disk(directory: Path) -> None:
                          "directory on a disk, or name one with --directory")
 
 
+def require_programs(parts: Collection[str]) -> None:
+    """Raise `ValueError` where a program that these parts of a run need is not installed."""
+    wanted = (*PROGRAMS, *(["haproxy"] if "tls" in parts else []))
+    missing = [name for name in wanted if shutil.which(name) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not in PATH: `make bench` installs what a run "
+                         "needs, by itself tests/bench/install.sh does")
+
+
+def end_once(number: int, _: object) -> NoReturn:
+    """Of the signals that end a run only the first one does, so that a second one does not hinder
+    that servers and gigabytes of data are taken away."""
+    for each in ENDING_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def environment(work: Path) -> dict[str, str | int]:
     """What the figures depend on; servers keep their data under `work`."""
     def words(command: list[str]) -> list[str]:
@@ -484,23 +503,24 @@ def main() -> int:
     output = output_of(quick=arguments.quick, front=arguments.front)
     ElasticKVCluster.front = arguments.front
     plan = QUICK if arguments.quick else FULL
+    parts = [arguments.part] if arguments.part else plan.parts
     page = output / "benchmarks.json"
     if arguments.part and not page.exists():
         parser.error(f"there is no {page} to put the part into; run the whole benchmark first")
     try:
+        require_programs(parts)
         require_disk(arguments.directory or Path(tempfile.gettempdir()))
     except ValueError as error:
         parser.error(str(error))
     published = json.loads(page.read_text()) if arguments.part else {}
-    # Ended from outside, it takes its servers and gigabytes of data with it, as after Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's is not to end
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+            signal.signal(number, end_once)
     work = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir=arguments.directory))
     memory = Path(tempfile.mkdtemp(prefix="elastickv-bench-", dir="/dev/shm"))
     try:
         bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
-        document = perform(bench, [arguments.part] if arguments.part else plan.parts)
+        document = perform(bench, parts)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,36 @@ def test_a_run_in_memory_is_refused_in_a_line(
     assert ended.value.code == 2
     assert "/dev/shm is on tmpfs" in capsys.readouterr().err
     assert not made
+
+
+@pytest.mark.parametrize(("parts", "is_enough"), [
+    (["main", "encryption"], True), (["main", "tls"], False), (["tls"], False)])
+def test_the_programs_that_a_run_needs_are_asked_for_first(
+        parts: list[str], is_enough: bool, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("etcd", "h2load", "nghttpd"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if is_enough:
+        run.require_programs(parts)
+        (tmp_path / "etcd").unlink()
+    with pytest.raises(ValueError, match=f"{'etcd' if is_enough else 'haproxy'} not in PATH"):
+        run.require_programs(parts)
+
+
+@pytest.mark.parametrize("first", run.ENDING_SIGNALS)
+def test_a_second_signal_does_not_hinder_that_everything_is_taken_away(
+        first: signal.Signals) -> None:
+    before = {number: signal.signal(number, run.end_once) for number in run.ENDING_SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(first)
+        for number in run.ENDING_SIGNALS:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 128 + first
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [

@@ -90,6 +90,7 @@ def test_names_that_are_refused(text: str, message: str, may_be_none: bool) -> N
     ["run", "--out", "/proc/no/run"], ["all", "--out", "/proc/no/run"], ["all", "--budget", "0"],
     ["all", "--environment", "NAME"], ["check", "--workload", "bank", "{history}"],
     ["run", "--out", "{history}"], ["all", "--out", "{history}"],
+    ["run", "--launcher", "nosuch.py"], ["all", "--launcher", ""], ["run", "--launcher", "'"],
     ["check", "--workload", "scans", "{history}"],
     ["check", "--workload", "bank", "/nowhere"]],
     ids=" ".join)
@@ -101,6 +102,26 @@ def test_what_cannot_be_run_is_refused_in_a_line(
         cli.main([argument.format(history=tmp_path / "history") for argument in arguments])
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("-m elastickv", ("-m", "elastickv")), ("a node.py", ("{here}/a node.py",)),
+    ("'a node.py' --flag \"x y\"", ("{here}/a node.py", "--flag", "x y"))])
+def test_a_launcher_is_a_file_or_a_module(text: str, words: tuple[str, ...], tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a node.py").touch()
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of(build_parser().parse_args(["run", "--launcher", text]), Path("x"))
+    assert settings.launcher[1:] == tuple(word.format(here=tmp_path) for word in words)
+
+
+def test_runs_of_one_second_have_directories_of_their_own(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.time, "strftime", lambda form: "now")
+    names = [cli.make_run_directory(None, "bank", tmp_path).name for _ in range(3)]
+    assert names == ["now-bank", "now-bank-2", "now-bank-3"]
+    with pytest.raises(ValueError, match="now-bank exists already"):
+        cli.make_run_directory(tmp_path / "now-bank", "bank")
 
 
 def test_all_faults_may_be_mixed_and_named_ones_must_happen() -> None:
