@@ -80,13 +80,13 @@ def may_have_refused(sidecar: Sidecar, recorded: Recorded) -> bool:
 
 def rewrapped(kek: Kek | None, one: Sidecar | None, other: Sidecar | None) -> set[int]:
     """DEKs that are the same key in different wrappings: a rotation to a DEK that is known already
-    may bring another one."""
+    may bring another one, whatever its purpose was."""
     if kek is None or one is None or other is None:
         return set()
     found = set()
     for dek_id in one.keys.keys() & other.keys.keys():
         key, twin = one.keys[dek_id], other.keys[dek_id]
-        if key.wrapped != twin.wrapped and key.purpose is twin.purpose:
+        if key.wrapped != twin.wrapped:
             with contextlib.suppress(KekError):
                 if kek.unwrap_handle(key.wrapped, dek_id, key.purpose).same_key(
                         kek.unwrap_handle(twin.wrapped, dek_id, twin.purpose)):
@@ -108,9 +108,12 @@ def _strange_keys(sidecar: Sidecar, stored: Sidecar | None,
 
 
 def _not_contained(earlier: Sidecar, later: Sidecar, rewrapped: Collection[int]) -> set[int]:
-    """DEK ids of `earlier` that are missing or stand for another key in `later`."""
+    """DEK ids of `earlier` that are missing or stand for another key in `later`. A rotation in
+    between may have given one of them another purpose."""
+    as_far = earlier.raft_applied_index == later.raft_applied_index
     return {dek_id for dek_id, key in earlier.keys.items()
-            if (held := later.keys.get(dek_id)) is None or held.purpose != key.purpose
+            if (held := later.keys.get(dek_id)) is None
+            or (as_far and held.purpose != key.purpose)
             or (held.wrapped != key.wrapped and dek_id not in rewrapped)}
 
 

@@ -18,6 +18,7 @@ KEYS = MappingProxyType({1: SidecarKey(Purpose.STORAGE, bytes(60), "", 3),
 OTHER_KEYS = MappingProxyType({dek_id: replace(key, wrapped=b"\x01" * 60)
                                for dek_id, key in KEYS.items()})
 MORE_KEYS = MappingProxyType({**KEYS, 3: KEYS[1]})
+OTHER_PURPOSE = MappingProxyType({**KEYS, 1: replace(KEYS[1], purpose=Purpose.RAFT)})
 
 
 def after(index: int, *, storage: int = 0, raft: int = 0,
@@ -91,6 +92,9 @@ CASES: dict[str, Case] = {
     "ahead, other keys": Case(after(10, keys=OTHER_KEYS), 9, after(8), DEK),
     "behind, fewer keys": Case(after(6), 9, after(8, keys=MORE_KEYS)),
     "behind, more keys": Case(after(6, keys=MORE_KEYS), 9, after(8), DEK),
+    "as far, a key of another purpose": Case(after(8, keys=OTHER_PURPOSE), 9, after(8), DEK),
+    "ahead, a key of another purpose": Case(after(10, keys=OTHER_PURPOSE), 9, after(8)),
+    "behind, a key of another purpose": Case(after(6, keys=OTHER_PURPOSE), 9, after(8)),
     "other wrappings of the same keys": Case(after(10, keys=OTHER_KEYS), 9, after(8),
                                              rewrapped=(1, 2)),
     "another wrapping of one key": Case(after(10, keys=OTHER_KEYS), 9, after(8), DEK,
@@ -142,4 +146,7 @@ def test_other_wrappings_of_a_key_are_told_from_another_key() -> None:
         {dek_id: SidecarKey(Purpose.STORAGE, wrapped, "") for dek_id, wrapped in of.items()}))
         for of in (plain, again))
     assert rewrapped(kek, one, other) == {2}
+    for_the_log = replace(other, keys=MappingProxyType(
+        {dek_id: replace(key, purpose=Purpose.RAFT) for dek_id, key in other.keys.items()}))
+    assert rewrapped(kek, one, for_the_log) == {2}
     assert rewrapped(None, one, other) == rewrapped(kek, one, None) == set()

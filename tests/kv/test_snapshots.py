@@ -122,6 +122,9 @@ STORAGE_CUTOVER, RAFT_CUTOVER = (
         (RotationTag.ENABLE_RAFT_ENVELOPE, RAFT_DEK, Purpose.RAFT)))
 ROTATION = Rotation(RotationTag.ROTATE_DEK, 33, Purpose.STORAGE, KEK.generate_wrapped_dek(),
                     RegistryRow(33, NODE, 1))
+FIRST_DEK_FOR_THE_LOG = Rotation(
+    RotationTag.ROTATE_DEK, STORAGE_DEK, Purpose.RAFT,
+    KEK.wrap(KEK.unwrap(BOOTSTRAP.wrapped_storage)), RegistryRow(STORAGE_DEK, NODE, 1))
 CEILING = HlcCeiling(5)
 
 # What the log held that the sidecar comes from, and what the log holds that the snapshot is of.
@@ -132,6 +135,10 @@ LOGS: dict[str, tuple[Sequence[Entry], Sequence[Entry], bool]] = {
         (CEILING, STORAGE_CUTOVER), (CEILING, STORAGE_CUTOVER, CEILING), True),
     "the sidecar is ahead of the snapshot": (
         (CEILING, STORAGE_CUTOVER, CEILING, ROTATION), (CEILING, STORAGE_CUTOVER), True),
+    "the snapshot gives a DEK another purpose": (
+        (), (ROTATION, FIRST_DEK_FOR_THE_LOG), True),
+    "the sidecar, ahead, gives a DEK another purpose": (
+        (ROTATION, FIRST_DEK_FOR_THE_LOG), (ROTATION,), True),
     "no key entry where the sidecar has a rotation": (
         (CEILING, ROTATION), (CEILING, CEILING, CEILING), False),
     "no key entry where the sidecar has a cutover": (
