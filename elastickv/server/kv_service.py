@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
-from elastickv.kv.txn import check_batch_count
+from elastickv.kv.txn import MAX_BATCH_OPS, check_batch_count
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.methods import AS_FRONT, Methods, unary
 
 MAX_SCAN_LIMIT = 100_000
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+"""Wire types of protobuf."""
+_LEAST_FIELD_BYTES = 2
 
 
 def check_scan_limit(limit: int) -> int:
@@ -42,6 +47,53 @@ def op_of(message: pb.RawBatchOp) -> Op:
     return Op(kind, message.key, message.value, message.ttl_ms)
 
 
+def field_count(content: bytes, most: int) -> int:
+    """How many fields a message has, counted up to `most`; where the bytes are no message, those
+    before that place. The fields of a group count as well."""
+    position = count = 0
+    try:
+        while position < len(content) and count < most:
+            tag, position = _varint(content, position)
+            count += 1
+            kind = tag & 7
+            if kind == _LENGTH:
+                size, position = _varint(content, position)
+                position += size
+            elif kind == _VARINT:
+                _, position = _varint(content, position)
+            elif kind in (_FIXED64, _FIXED32):
+                position += 8 if kind == _FIXED64 else 4
+    except IndexError:
+        pass  # it ends too early
+    return count
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    """The number at `position`, and where it ends. Raises `IndexError`."""
+    value = content[position]
+    position += 1
+    if value < 0x80:
+        return value, position
+    value &= 0x7F
+    for shift in range(7, 70, 7):
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise IndexError
+
+
+def parse_batch(content: bytes) -> pb.RawBatchRequest:
+    """A batch whose operations were counted before it was parsed: two bytes on the wire become a
+    message that is many times as large. Raises `InvalidArgument`, `DecodeError`."""
+    if len(content) > _LEAST_FIELD_BYTES * MAX_BATCH_OPS \
+            and field_count(content, MAX_BATCH_OPS + 1) > MAX_BATCH_OPS:
+        raise InvalidArgument(f"a batch has more operations and conditions than {MAX_BATCH_OPS},"
+                              " the limit", remedy="split the batch")
+    return pb.RawBatchRequest.FromString(content)
+
+
 class RawKv:
     """The RawKV service. A scan's response holds at most `max_result_bytes`."""
 
@@ -59,8 +111,8 @@ class RawKv:
             "RawLatestCommitTS": unary(self.latest_commit_ts, pb.RawLatestCommitTSRequest,
                                        pb.RawLatestCommitTSResponse),
             "RawScanAt": unary(self.scan_at, pb.RawScanAtRequest, pb.RawScanAtResponse),
-            "RawBatch": unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
-                              max_message_bytes=AS_FRONT),
+            "RawBatch": replace(unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
+                                      max_message_bytes=AS_FRONT), parse=parse_batch),
         }
 
     async def put(self, request: pb.RawPutRequest, timeout_s: float) -> pb.RawPutResponse:
@@ -96,7 +148,7 @@ class RawKv:
         return response
 
     async def batch(self, request: pb.RawBatchRequest, timeout_s: float) -> pb.RawBatchResponse:
-        # A message takes two bytes on the wire for an operation that is many times as large here.
+        # Before anything is made of them: `parse_batch` lets small messages pass.
         check_batch_count(len(request.ops) + len(request.conditions))
         result = await self._kv.batch(
             [op_of(op) for op in request.ops],

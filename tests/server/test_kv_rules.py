@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_node import Faults, MemoryKv
 
 from elastickv.errors import InvalidArgument
@@ -14,7 +18,9 @@ from elastickv.server.kv_service import (
     MAX_SCAN_LIMIT,
     RawKv,
     check_scan_limit,
+    field_count,
     op_of,
+    parse_batch,
 )
 
 
@@ -80,3 +86,45 @@ async def test_a_batch_is_counted_before_anything_is_made_of_it(
     with pytest.raises(InvalidArgument, match=f"{ops + conditions} operations.*{MAX_BATCH_OPS}"):
         await service.batch(request, 1.0)
     assert made == []
+
+
+FIELDS: dict[str, tuple[bytes, int]] = {
+    "none": (b"", 0),
+    "an empty operation": (b"\x0a\x00", 1),
+    "an operation and a condition": (b"\x0a\x03\x12\x01k\x12\x00", 2),
+    "a number": (b"\x18\xff\x01\x0a\x00", 2),
+    "fixed numbers": (b"\x19" + bytes(8) + b"\x1d" + bytes(4) + b"\x0a\x00", 3),
+    "a group": (b"\x1b\x0a\x00\x1c\x0a\x00", 4),
+    "a tag and a length that are longer than they need be": (
+        b"\x8a\x80\x00\x81\x80\x00k\x0a\x00", 2),
+    "what ends too early": (b"\x0a\x00\x0a\x05k", 2),
+    "a number without an end": (b"\x0a\x00" + b"\xff" * 11, 1),
+}
+
+
+@pytest.mark.parametrize(("content", "count"), FIELDS.values(), ids=FIELDS)
+def test_the_fields_of_a_message_are_counted(content: bytes, count: int) -> None:
+    assert field_count(content, 9) == count
+    assert field_count(content, 1) == min(count, 1)
+
+
+@given(st.lists(st.binary(max_size=300)), st.lists(st.binary(max_size=300)))
+def test_every_operation_and_condition_of_a_batch_is_counted(ops: list[bytes],
+                                                             conditions: list[bytes]) -> None:
+    request = pb.RawBatchRequest(ops=[pb.RawBatchOp(key=key) for key in ops],
+                                 conditions=[pb.RawBatchCondition(key=key) for key in conditions])
+    assert field_count(request.SerializeToString(), 1 << 20) == len(ops) + len(conditions)
+
+
+def test_a_batch_of_too_many_operations_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take 40 times its size of memory, and an election timeout of the loop."""
+    most = b"\x0a\x00" * MAX_BATCH_OPS
+    assert len(parse_batch(most).ops) == MAX_BATCH_OPS
+    with pytest.raises(InvalidArgument, match=str(MAX_BATCH_OPS)):
+        parse_batch(most + b"\x12\x00")
+    parsed: list[bytes] = []
+    monkeypatch.setattr(kv_service, "pb", SimpleNamespace(
+        RawBatchRequest=SimpleNamespace(FromString=parsed.append)))
+    with pytest.raises(InvalidArgument):
+        parse_batch(b"\x0a\x00" * (9 << 20))
+    assert parsed == []
