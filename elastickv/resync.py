@@ -43,6 +43,7 @@ from elastickv.keys.guards import (
     RESYNC_COMMAND,
     WRONG_KEK_REMEDY,
     DataDirectoryUnusable,
+    EpochExhausted,
     GuardFailed,
     KekDoesNotUnwrap,
     failures,
@@ -193,7 +194,7 @@ async def repair(settings: NodeSettings, disk: Disk, store: Store,
     reason = await attempt.from_leader()
     if reason:
         facts = gathered.facts
-        attempt.from_store(facts.recorded.sidecar if facts.sidecar is None else None, reason)
+        attempt.from_store(facts.recorded.sidecar, reason, is_readable=facts.sidecar is not None)
     return True
 
 
@@ -240,11 +241,19 @@ class _Repair:
                     to_index=done.after.raft_applied_index)
         return ""
 
-    def from_store(self, stored: Sidecar | None, reason: str) -> None:
-        """Take the store's copy, if there is one; `reason`: why the leader's cannot be had."""
+    def from_store(self, stored: Sidecar | None, reason: str, *, is_readable: bool) -> None:
+        """Take the store's copy, if there is one, in place of a sidecar that is not `is_readable`:
+        of two that are, the store may be the wrong one. `reason`: why the leader's cannot be had.
+        """
         settings = self._settings
         if stored is None:
             raise self._refusal(reason)
+        if is_readable:
+            # With the copy this node's epochs would be used up all the same.
+            raise self._refusal(reason, "" if isinstance(self._failure, EpochExhausted) else
+                                "; if there can be none without this node, move"
+                                f" {settings.raft_data_dir / RELATIVE_PATH} away and start the"
+                                " node, which takes its store's copy")
         try:
             new = take_stored(stored, settings.raft_id, self._kek, self._disk,
                               settings.raft_data_dir / RELATIVE_PATH, self._store.rows())
@@ -258,8 +267,9 @@ class _Repair:
         log.warning("sidecar restored from the store", guard=self._failure.guard, leader=reason,
                     to_index=new.raft_applied_index)
 
-    def _refusal(self, reason: str) -> GuardFailed:
+    def _refusal(self, reason: str, without_leader: str = "") -> GuardFailed:
         failure = self._failure
         return type(failure)(f"{failure.problem}; the leader could not be asked: {reason}",
-                             remedy="start the node when a leader is up, or run, as the node's"
-                                    " user: " + command_line(self._settings, self._endpoints))
+                             remedy=f"start the node when a leader is up{without_leader}, or run,"
+                                    " as the node's user: "
+                                    + command_line(self._settings, self._endpoints))

@@ -55,6 +55,7 @@ class Case:
     kek: Kek = KEK
     disk: OsDisk = field(default_factory=OsDisk)
     sidecar: Sidecar | None = None
+    stored: Sidecar | None = None
 
     @property
     def path(self) -> Path:
@@ -65,7 +66,8 @@ class Case:
         if self.sidecar is not None:
             sidecar_file.store(OsDisk(), self.path, self.sidecar)
         facts = Facts(full_node_id=full_node_id("n1"), encryption_enabled=True,
-                      kek_configured=True, sidecar=self.sidecar, recorded=Recorded(9, 5))
+                      kek_configured=True, sidecar=self.sidecar,
+                      recorded=Recorded(9, 5, 0, self.stored))
         settings = config.resolve({
             "raft_id": "n1", "raft_bootstrap": "true", "insecure": "true",
             "raft_data_dir": str(self.directory), "address": "127.0.0.1:1",
@@ -147,3 +149,31 @@ async def test_a_leader_that_does_not_answer_is_told_with_the_command(
     with pytest.raises(SidecarBehindLog, match="the leader could not be asked") as caught:
         await case.repair()
     assert "resync-sidecar --raftId n1" in caught.value.remedy
+    assert "away" not in caught.value.remedy
+
+
+def state_at(index: int, epoch: int = 1) -> Sidecar:
+    return Sidecar(index, False, 0, 0, 1, 2, {
+        1: SidecarKey(Purpose.STORAGE, WRAPPED[1], "", epoch),
+        2: SidecarKey(Purpose.RAFT, WRAPPED[2], "", 1)})
+
+
+@pytest.mark.parametrize(("epoch", "kind", "words"), [
+    (1, SidecarBehindLog, "keys.json away and start"), (0xFFFF, EpochExhausted, "")])
+async def test_a_node_without_which_there_is_no_leader_is_told_of_its_stores_copy(
+        case: Case, monkeypatch: pytest.MonkeyPatch, epoch: int, kind: type[ElasticKVError],
+        words: str) -> None:
+    """As in a cluster of one, where no leader will ever answer."""
+    monkeypatch.setattr(resync, "LEADER_TIMEOUT_S", 0.2)
+    await case.leader.server.stop(grace_s=0)
+    case.sidecar, case.stored = state_at(4, epoch), state_at(5, epoch)
+    with pytest.raises(kind) as caught:
+        await case.repair()
+    assert words in caught.value.remedy
+    assert ("away" in caught.value.remedy) is bool(words)
+    assert sidecar_file.load(OsDisk(), case.path) == case.sidecar
+    case.path.unlink()
+    case.sidecar = None
+    if words:
+        await case.repair()
+        assert sidecar_file.load(OsDisk(), case.path) == case.stored
