@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from elastickv.crypto.kek import WRAPPED_BYTES
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import MAX_EPOCH, node_id16
 from elastickv.errors import GateOff, InvalidArgument
@@ -57,6 +58,15 @@ def check_dek_id(dek_id: int, field: str) -> None:
                               remedy="name a DEK id of elastickv admin encryption status")
 
 
+def check_wrapped(wrapped: bytes, field: str) -> None:
+    """Raise `InvalidArgument` for a wrapped DEK of another length than the one that there is; b""
+    is for the leader to make."""
+    if wrapped and len(wrapped) != WRAPPED_BYTES:
+        raise InvalidArgument(f"{field} has {len(wrapped)} bytes; it must have {WRAPPED_BYTES}",
+                              remedy="give a DEK that is wrapped under the cluster's KEK, or leave"
+                                     " every field empty and let the leader make it")
+
+
 def all_or_none(fields: Sequence[tuple[str, object]]) -> bool:
     """True when every field is filled in, False when none is; `InvalidArgument` in between."""
     empty = [name for name, value in fields if not value]
@@ -74,6 +84,8 @@ def check_bootstrap(request: pb.BootstrapEncryptionRequest) -> list[WriterRow]:
         ("wrapped_raft_dek", request.wrapped_raft_dek),
         ("storage_dek_id", request.storage_dek_id), ("raft_dek_id", request.raft_dek_id),
         ("writer_batch", writers)])
+    check_wrapped(request.wrapped_storage_dek, "wrapped_storage_dek")
+    check_wrapped(request.wrapped_raft_dek, "wrapped_raft_dek")
     if filled and request.storage_dek_id == request.raft_dek_id:
         raise InvalidArgument(f"storage_dek_id and raft_dek_id are both {request.raft_dek_id}",
                               remedy="use two different ids")
@@ -89,6 +101,7 @@ def check_rotate(request: pb.RotateDEKRequest) -> Purpose:
     filled = all_or_none([("wrapped_new_dek", request.wrapped_new_dek),
                           ("new_dek_id", request.new_dek_id),
                           ("proposer_node_id", request.proposer_node_id)])
+    check_wrapped(request.wrapped_new_dek, "wrapped_new_dek")
     if not filled and request.proposer_local_epoch:
         raise InvalidArgument("half-filled request: only proposer_local_epoch is set",
                               remedy=_LEADER_MAKES)

@@ -91,6 +91,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: check_bootstrap(bootstrap(wrapped_storage_dek=b"")), "wrapped_storage_dek"),
     "bootstrap without the raft DEK": (
         lambda: check_bootstrap(bootstrap(wrapped_raft_dek=b"")), "wrapped_raft_dek"),
+    "bootstrap with a short storage DEK": (
+        lambda: check_bootstrap(bootstrap(wrapped_storage_dek=WRAPPED[:59])), "must have 60"),
+    "bootstrap with a long raft DEK": (
+        lambda: check_bootstrap(bootstrap(wrapped_raft_dek=WRAPPED + b"w")), "must have 60"),
     "bootstrap with storage_dek_id 0": (
         lambda: check_bootstrap(bootstrap(storage_dek_id=0)), "storage_dek_id"),
     "bootstrap with raft_dek_id 0": (
@@ -114,6 +118,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "rotation with new_dek_id 0": (lambda: check_rotate(rotate(new_dek_id=0)), "new_dek_id"),
     "rotation without a wrapped key": (
         lambda: check_rotate(rotate(wrapped_new_dek=b"")), "wrapped_new_dek"),
+    "rotation with a long key": (
+        lambda: check_rotate(rotate(wrapped_new_dek=bytes(1 << 20))), "must have 60"),
     "rotation without a proposer": (
         lambda: check_rotate(rotate(proposer_node_id=0)), "proposer_node_id"),
     "rotation with a wide epoch": (
