@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError
 
 from elastickv.errors import InvalidArgument
+from elastickv.kv.api import MAX_TIMEOUT_S
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 """For a call whose caller set no deadline."""
@@ -96,7 +97,8 @@ def too_large(size: int, max_message_bytes: int) -> str:
 
 def time_for_call(remaining_s: float | None) -> float:
     """Seconds that a call may take, given the caller's deadline: a little less, so that a typed
-    error still reaches the caller before its own clock runs out."""
+    error still reaches the caller before its own clock runs out, and never more than
+    `MAX_TIMEOUT_S`."""
     if remaining_s is None:
         return DEFAULT_TIMEOUT_S
-    return remaining_s - min(_MAX_MARGIN_S, remaining_s * _MARGIN_SHARE)
+    return min(remaining_s - min(_MAX_MARGIN_S, remaining_s * _MARGIN_SHARE), MAX_TIMEOUT_S)
