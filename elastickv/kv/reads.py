@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from elastickv.clock import MAX_TIMESTAMP, HybridLogicalClock, timestamp_ms
-from elastickv.errors import DeadlineExceeded, InvalidArgument
+from elastickv.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from elastickv.kv.api import (
     MAX_TIMEOUT_S,
     PAIR_OVERHEAD_BYTES,
@@ -39,6 +39,14 @@ PREFETCH_KEYS = 1_000
 NOTED_S = 0.000_05
 """A read of one key that takes less found everything in memory; one from a disk takes longer."""
 
+MAX_GATHERED_BYTES = 256 << 20
+"""What all scans under way may hold of their answers. Beyond it, whichever goes on and holds more
+than `SMALL_ANSWER_BYTES` is refused: they all take turns, so none would end before its answer is
+whole, and a client may have a thousand of them on one connection."""
+SMALL_ANSWER_BYTES = 65_536
+PAIR_MEMORY_BYTES = 128
+"""What a pair takes in memory beside its key and value."""
+
 WARM_READS = 16
 """After so many keys in a row that threads found in memory the loop reads keys itself again."""
 
@@ -56,6 +64,7 @@ class Reader:
         self._open_record = opener
         self._prefetcher = prefetcher
         self._scan_turns = asyncio.Lock()
+        self._gathered_bytes = 0
         self._waited_s = 0.0
         """How long reads of single keys have waited for the disk in this round of the loop."""
         self._is_cold = False
@@ -127,8 +136,17 @@ class Reader:
         complete_at = loop.time() - self._engine.state_age_s() if stale else 0.0
         at_ts, now_ms = self._moment(ts)
         whole = ScanRange(start, end, limit, at_ts, now_ms, reverse, keys_only)
-        rest = whole
         page = _Page(max_bytes, keys_only=keys_only)
+        try:
+            await self._fill(page, whole, ts, deadline)
+        finally:
+            self._gathered_bytes -= page.counted_bytes
+        return ScanResult(page.pairs, age_ms(loop.time() - complete_at) if stale else 0)
+
+    async def _fill(self, page: _Page, whole: ScanRange, ts: int, deadline: float) -> None:
+        """Put all that is in `whole` onto the page. `ts` is what was asked for."""
+        loop = asyncio.get_running_loop()
+        rest = whole
         while True:
             await self._scan_turns.acquire()
             # In the next round of the loop: all scans together have one turn between two of its
@@ -138,12 +156,12 @@ class Reader:
                 # Compaction has overtaken it; nothing was answered yet, so any later moment that
                 # was asked for is as good.
                 rest = whole._replace(now_ms=self._moment(ts)[1])
-                page = _Page(max_bytes, keys_only=keys_only)
+                page.clear()
             left, took_its_time = self._scan_turn(rest, page)
             if left is None:
-                return ScanResult(page.pairs,
-                                  age_ms(loop.time() - complete_at) if stale else 0)
+                return
             rest = left
+            self._count(page)
             if loop.time() >= deadline:
                 raise DeadlineExceeded(
                     "the scan did not get through its range within the deadline",
@@ -182,6 +200,17 @@ class Reader:
             page.add((key, open_record(store_key, record)) for key, store_key, record in found)
         return rest, took_its_time
 
+    def _count(self, page: _Page) -> None:
+        """Count what an unfinished page holds. Raises `Overloaded` where all of them hold too much.
+        """
+        held_bytes = page.held_bytes
+        self._gathered_bytes += held_bytes - page.counted_bytes
+        page.counted_bytes = held_bytes
+        if self._gathered_bytes > MAX_GATHERED_BYTES \
+                and SMALL_ANSWER_BYTES < held_bytes < self._gathered_bytes:
+            raise Overloaded(f"the scans under way hold {self._gathered_bytes} bytes",
+                             remedy="scan less at a time, or in smaller pages")
+
     async def _barrier(self, stale: bool, deadline: float) -> int:
         """The index that the state is at least of. Raises what `RaftEngine.read_index` raises."""
         if stale:
@@ -216,6 +245,18 @@ class _Page:
         self._max_bytes = max_bytes
         self._room = max_bytes
         self._keys_only = keys_only
+        self.counted_bytes = 0
+        """What of it `Reader` has counted."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory, about."""
+        return self._max_bytes - self._room + len(self.pairs) * PAIR_MEMORY_BYTES
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.pairs.clear()
+        self._room = self._max_bytes
 
     def add(self, pairs: Iterable[Pair]) -> None:
         """Raises `ResultTooLarge` at the first that is too much."""

@@ -474,6 +474,49 @@ async def test_a_scan_holds_no_more_than_its_answer_may(
     assert len(fitting.pairs) == 50
 
 
+@pytest.mark.parametrize("keys_only", [False, True])
+async def test_all_scans_together_hold_no_more_than_so_much(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch, keys_only: bool) -> None:
+    """One connection may have a thousand of them, and none ends before its answer is whole."""
+    await put_records(node, 100, bytes(1_000))
+    turn = 10 * (reads.PAIR_MEMORY_BYTES + PAIR_OVERHEAD_BYTES + 4 + (0 if keys_only else 1_000))
+    monkeypatch.setattr(mvcc_store, "TURN_COST", 10 * (1_000 + ENTRY_COST))
+    monkeypatch.setattr(reads, "MAX_GATHERED_BYTES", 25 * turn)
+    monkeypatch.setattr(reads, "SMALL_ANSWER_BYTES", 2 * turn)
+
+    async def scan(limit: int) -> int:
+        return len((await node.kv.scan(b"", b"", limit=limit, max_bytes=SCAN_BYTES,
+                                       keys_only=keys_only, timeout_s=TIMEOUT_S)).pairs)
+
+    most = 0
+    take_turn = node.store.scan_turn
+
+    def counted(wanted: ScanRange, is_over: object) -> object:
+        nonlocal most
+        most = max(most, node.kv.reads._gathered_bytes)
+        return take_turn(wanted)
+
+    monkeypatch.setattr(node.store, "scan_turn", counted)
+    large = [asyncio.create_task(scan(100)) for _ in range(10)]
+    small = [asyncio.create_task(scan(20)) for _ in range(10)]
+    assert await asyncio.gather(*small) == [20] * 10
+    answers = await asyncio.gather(*large, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert 1 <= len(refused) <= 8
+    assert [answer for answer in answers if answer not in refused] == [100] * (10 - len(refused))
+    # Small ones are not kept from going on.
+    assert 25 * turn <= most <= (26 + 2 * 10) * turn
+    assert node.kv.reads._gathered_bytes == 0
+    monkeypatch.setattr(reads, "MAX_GATHERED_BYTES", turn)
+    assert await scan(100) == 100
+    given_up = asyncio.create_task(scan(100))
+    while not node.kv.reads._gathered_bytes:
+        await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    assert node.kv.reads._gathered_bytes == 0
+
+
 async def test_a_scan_over_what_is_deleted_lets_others_go_on(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mvcc_store, "TURN_COST", 10 * ENTRY_COST)
