@@ -35,7 +35,7 @@ from elastickv.kv.api import MAX_TIMEOUT_S, Condition, Op, OpKind, WriteResult
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
 from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
-from elastickv.kv.txn import Sealer, build_request, check_ops, log_bytes
+from elastickv.kv.txn import PART_MEMORY_BYTES, Sealer, build_request, check_ops, log_bytes
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.wire import HlcCeiling, Writes, encode_entry, encode_writes
 
@@ -54,15 +54,16 @@ REFUSED_RETRY_S = 0.02
 
 class _Pending:
     """A write on its way: what was asked, who waits, and until when (loop time); `waits` while it
-    is to be taken from the queue."""
+    is to be taken from the queue. `size` is what it takes in the log, `held_bytes` in memory."""
 
-    __slots__ = ("conditions", "deadline", "future", "ops", "size", "waits")
+    __slots__ = ("conditions", "deadline", "future", "held_bytes", "ops", "size", "waits")
 
     def __init__(self, ops: Sequence[Op], conditions: Sequence[Condition], size: int,
                  deadline: float, future: asyncio.Future[WriteResult]) -> None:
         self.ops = ops
         self.conditions = conditions
         self.size = size
+        self.held_bytes = size + PART_MEMORY_BYTES * (len(ops) + len(conditions))
         self.deadline = deadline
         self.future = future
         self.waits = False
@@ -87,7 +88,7 @@ class Coordinator:
         self._max_value_bytes = max_value_bytes
         self._max_request_bytes = max_request_bytes
         self._queue: deque[_Pending] = deque()
-        self._queue_bytes = 0  # of those that wait
+        self._queue_bytes = 0  # that those that wait hold
         self._withdrawn = 0  # how many in the queue do not
         self._groups_in_flight = 0
         self._forwards_in_flight = 0
@@ -118,13 +119,13 @@ class Coordinator:
         size = log_bytes(ops, conditions, check_ops(
             ops, conditions, max_value_bytes=self._max_value_bytes,
             max_request_bytes=self._max_request_bytes))
-        if self._queue_bytes + size > MAX_QUEUE_BYTES:
-            raise Overloaded(f"{self._queue_bytes} bytes of writes are waiting",
-                             remedy="retry with fewer concurrent writes")
         loop = asyncio.get_running_loop()
         timeout_s = min(timeout_s, MAX_TIMEOUT_S)
         future: asyncio.Future[WriteResult] = loop.create_future()
         pending = _Pending(ops, conditions, size, loop.time() + timeout_s, future)
+        if self._queue_bytes + pending.held_bytes > MAX_QUEUE_BYTES:
+            raise Overloaded(f"{self._queue_bytes} bytes of writes are waiting",
+                             remedy="retry with fewer concurrent writes")
         self._enqueue(pending)
         timer = loop.call_later(timeout_s, self._expire, pending)
         try:
@@ -141,7 +142,7 @@ class Coordinator:
             return False
         pending.waits = False
         pending.ops = pending.conditions = ()  # not counted any more, so not held either
-        self._queue_bytes -= pending.size
+        self._queue_bytes -= pending.held_bytes
         self._withdrawn += 1
         # Its place is passed over, or goes with many others: a search for each would take as long
         # as the queue is.
@@ -181,7 +182,7 @@ class Coordinator:
         else:
             self._queue.append(pending)
         pending.waits = True
-        self._queue_bytes += pending.size
+        self._queue_bytes += pending.held_bytes
 
     def wake(self) -> None:
         """Let the pump look again: a write came, a slot freed, a role or a writer changed."""
@@ -217,7 +218,7 @@ class Coordinator:
                 break
             queue.popleft()
             pending.waits = False
-            self._queue_bytes -= pending.size
+            self._queue_bytes -= pending.held_bytes
             if pending.future.done():  # cancelled by its caller
                 continue
             size += pending.size

@@ -19,6 +19,8 @@ OP_LOG_BYTES = 50
 envelope (34)."""
 CONDITION_LOG_BYTES = 10
 """What the log adds to a condition's key: its length, and the timestamp that is expected."""
+PART_MEMORY_BYTES = 128
+"""What an operation or a condition takes in memory, about, beside what it takes in the log."""
 
 Sealer = Callable[[bytes, int, bytes, int], bytes]
 """`(user_key, commit_ts, plaintext, expiry_ms) -> record`: plain or under the storage DEK."""

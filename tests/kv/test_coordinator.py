@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteReply
 from elastickv.kv.fsm import META_HLC_CEILING, KvStateMachine
 from elastickv.kv.key_value import KeyValue
+from elastickv.kv.txn import PART_MEMORY_BYTES
 from elastickv.raft.engine import Member
 from elastickv.raft.pysyncobj_engine import PySyncObjEngine
 from elastickv.raft.settings import EngineSettings
@@ -378,6 +380,34 @@ async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
     node.kv.writes.wake()
     assert await kept == WriteResult(7, 8)
     assert (len(node.kv.writes._queue), node.kv.writes._queue_bytes) == (0, 0)
+
+
+async def test_what_waits_is_counted_as_memory_holds_it(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A condition takes eleven bytes in the log, and more than ten times as much here."""
+    follow_a_leader_that_answers(node, monkeypatch, reply(1))
+    followed = node.engine.status()
+    leaderless = dataclasses.replace(followed, leader_id="")
+    monkeypatch.setattr(node.engine, "status", lambda: leaderless)
+    monkeypatch.setattr(coordinator, "MAX_QUEUE_BYTES", 1_500 * PART_MEMORY_BYTES)
+
+    async def write() -> WriteResult:
+        return await node.kv.batch(
+            [Op(OpKind.DELETE, b"k")], timeout_s=TIMEOUT_S,
+            conditions=[Condition(b"%d" % (number % 10), number) for number in range(999)])
+
+    tracemalloc.start()
+    waits = asyncio.create_task(write())
+    await asyncio.sleep(0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held / 2 < node.kv.writes._queue_bytes < 2 * held
+    with pytest.raises(Overloaded):
+        await write()
+    monkeypatch.setattr(node.engine, "status", lambda: followed)
+    node.kv.writes.wake()
+    assert await waits == WriteResult(7, 8)
+    assert node.kv.writes._queue_bytes == 0
 
 
 async def test_giving_writes_up_costs_no_search_and_keeps_the_others_in_order(
