@@ -119,9 +119,12 @@ def test_every_operation_and_condition_of_a_batch_is_counted(ops: list[bytes],
 def test_a_batch_of_too_many_operations_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would take 40 times its size of memory, and an election timeout of the loop."""
     most = b"\x0a\x00" * MAX_BATCH_OPS
+    padding = b"\x12\x80\x80\x20" + bytes(1 << 19)  # one condition, which is not well-formed
+    assert len(padding) > kv_service.COUNTED_BYTES
     assert len(parse_batch(most).ops) == MAX_BATCH_OPS
+    assert field_count(padding, 9) == 1
     with pytest.raises(InvalidArgument, match=str(MAX_BATCH_OPS)):
-        parse_batch(most + b"\x12\x00")
+        parse_batch(most + padding)
     parsed: list[bytes] = []
     monkeypatch.setattr(kv_service, "pb", SimpleNamespace(
         RawBatchRequest=SimpleNamespace(FromString=parsed.append)))
