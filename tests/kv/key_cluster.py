@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore, Purpose
 from elastickv.crypto.nonce import full_node_id
 from elastickv.durable import OsDisk
+from elastickv.errors import MembershipConflict
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import Sidecar
@@ -158,6 +160,16 @@ class KeyCluster:
     async def leader(self) -> Node:
         await until(lambda: any(node.engine.is_leader() for node in self.nodes.values()))
         return next(node for node in self.nodes.values() if node.engine.is_leader())
+
+    async def hand_over(self, node_id: str) -> None:
+        """Have a member lead, as soon as the leader has an answer from it: right after a start, or
+        where the machine is slow, it may have none."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while (leader := await self.leader()).node_id != node_id:
+                with contextlib.suppress(MembershipConflict):
+                    await leader.engine.transfer_leadership(node_id, timeout_s=TIMEOUT_S)
+                    return
+                await asyncio.sleep(0.01)
 
     async def restart(self, node_id: str) -> Node:
         await self.nodes[node_id].stop()

@@ -149,7 +149,7 @@ async def test_a_left_over_sidecar_stops_the_member_that_would_lead_and_no_other
     others = [node for node in cluster.nodes.values() if node is not victim]
     await leader.put(b"k", b"w")
     await victim.engine.wait_applied(leader.store.applied_index, timeout_s=TIMEOUT_S)
-    await leader.engine.transfer_leadership(victim.node_id, timeout_s=TIMEOUT_S)
+    await cluster.hand_over(victim.node_id)
     await until(lambda: bool(victim.fatal))
     assert isinstance(victim.fatal[0], SidecarForeign)
     await victim.stop()

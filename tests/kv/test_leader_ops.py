@@ -196,7 +196,7 @@ async def test_a_member_with_another_kek_keeps_the_bootstrap_out_of_the_log(
     cluster = await make_cluster(3, by_node={"n3": {"kek": OTHER_KEK}})
     leader = await cluster.leader()
     if leader.node_id == "n3":
-        await leader.engine.transfer_leadership("n1", timeout_s=TIMEOUT_S)
+        await cluster.hand_over("n1")
         await until(lambda: cluster.nodes["n1"].engine.is_leader())
     with pytest.raises(NotCapable, match="KEK of n3 does not unwrap"):
         await cluster.nodes["n1"].bootstrap()
@@ -209,7 +209,7 @@ async def test_a_cutover_names_every_member_that_stands_in_the_way(
     cluster = await make_cluster(5, by_node={"n2": {"gate": False}})
     leader = await cluster.leader()
     if leader.node_id in ("n2", "n3"):
-        await leader.engine.transfer_leadership("n1", timeout_s=TIMEOUT_S)
+        await cluster.hand_over("n1")
         await until(lambda: cluster.nodes["n1"].engine.is_leader())
         leader = cluster.nodes["n1"]
     await cluster.nodes["n3"].stop()
@@ -403,9 +403,7 @@ async def test_a_report_reads_the_usage_rows_once_however_many_deks_there_are(
 
 
 async def move_leadership(cluster: KeyCluster, node_id: str) -> None:
-    leader = await cluster.leader()
-    if leader.node_id != node_id:
-        await leader.engine.transfer_leadership(node_id, timeout_s=TIMEOUT_S)
+    await cluster.hand_over(node_id)
     await until(cluster.nodes[node_id].engine.is_leader)
 
 

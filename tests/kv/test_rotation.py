@@ -246,7 +246,7 @@ async def test_one_member_of_three_rotates_on_startup(make_cluster: MakeCluster)
     leader = await cluster.leader()
     await leader.put(b"k")
     other = next(name for name, node in cluster.nodes.items() if node is not leader)
-    await leader.engine.transfer_leadership(other, timeout_s=20)
+    await cluster.hand_over(other)
     await until(lambda: cluster.nodes[other].engine.is_leader())
     await cluster.nodes[other].put(b"k")
     assert len(cluster.nodes[other].sidecar.keys) == len(before) + 2
