@@ -605,6 +605,11 @@ async def test_many_scans_take_their_turns_one_after_the_other(
     assert turns == 1 or limits[:41] == [100, 90, *[100] * 19, 80, *[90] * 19]
 
 
+def let_reads_take_no_time(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the machine did nothing else."""
+    monkeypatch.setattr(node.kv.reads._hlc, "clock", FakeClock())
+
+
 def let_each_look_at_the_clock_take_a_second(node: OneNode,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """As if keys came from a slow disk."""
@@ -700,6 +705,7 @@ async def test_of_reads_that_wait_for_their_disk_one_does_so_in_the_loop(
         node: OneNode, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
     """For the others threads read; a thousand in a row would hold up heartbeats."""
     await put_records(node, 20, b"v")
+    let_reads_take_no_time(node, monkeypatch)
     read_ahead = keys_read_ahead(node, monkeypatch)
     keys = await stored_keys(node)
 
@@ -721,6 +727,7 @@ async def test_threads_read_for_the_loop_until_they_find_everything_in_memory(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """While they have to wait for the disk the loop would wait behind them."""
     await put_records(node, 2, b"v")
+    let_reads_take_no_time(node, monkeypatch)
     first, second = await stored_keys(node)
     read_ahead: list[bytes] = []
     waits = True
