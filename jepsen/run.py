@@ -20,6 +20,7 @@ from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptio
 from jepsen.disk_audit import audit_nonces, audit_replicas
 from jepsen.faults import FAULTS, Requirements
 from jepsen.history import HistoryError, Operation, Recorder, open_history, pair
+from jepsen.interrupts import to_the_end
 from jepsen.leaks import LeakWatch, audit_plaintext
 from jepsen.load import check_load
 from jepsen.nemesis import Nemesis, check_processes
@@ -166,19 +167,9 @@ class Run:
         return self._report(verdicts)
 
     async def _close(self) -> None:
-        """Take everything down, to the end: who interrupts a run twice wants it ended, and would
-        be left with mounts and networks."""
+        """Take everything down, to the end."""
         self._watch.stop()
-        closing = asyncio.ensure_future(self._cluster.close())
-        interrupted: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError as error:
-                interrupted = error
-        closing.result()
-        if interrupted is not None:
-            raise interrupted
+        await to_the_end(self._cluster.close())
 
     # --- load ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import random
 import sys
 from collections.abc import Iterable, Sequence
 
+from jepsen.interrupts import to_the_end
 from jepsen.network.api import Link, LinkShape, Unsupported
 
 CLIENT_PORT = 7050
@@ -259,5 +260,5 @@ async def namespaces_work() -> str:
     except Unsupported as error:
         return str(error)
     finally:
-        await network.stop()
+        await to_the_end(network.stop())
     return ""

@@ -16,6 +16,7 @@ from jepsen.faults.network import both_ways, halves, ring_cuts
 from jepsen.network import Link, LinkShape, Unsupported, links_between, namespaces
 from jepsen.network.namespaces import (
     NamespaceNetwork,
+    namespaces_work,
     refused_packets,
     require_connection,
     run_command,
@@ -385,6 +386,25 @@ def test_a_start_that_is_interrupted_leaves_nothing_behind(
         with contextlib.suppress(asyncio.CancelledError):
             await start
         await network.stop()
+
+    asyncio.run(main())
+    assert machine.there == set()
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 2))
+def test_a_trial_that_is_interrupted_leaves_nothing_behind(
+        monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    machine = Machine(monkeypatch)
+    machine.refused = "tc qdisc add"
+
+    async def main() -> None:
+        trial = asyncio.ensure_future(namespaces_work())
+        for number in range(2 * steps):
+            if number in (steps, steps + 5):
+                trial.cancel()
+            await asyncio.sleep(0)
+        with contextlib.suppress(asyncio.CancelledError):
+            assert await trial == "not permitted"
 
     asyncio.run(main())
     assert machine.there == set()
