@@ -34,13 +34,14 @@ FUNCTIONS = ("transfer", "read")
 
 
 def check_bank(history: Sequence[Record], *, accounts: Sequence[str], opening: int,
-               max_tries: int = bank_search.DEFAULT_MAX_TRIES) -> Verdict:
+               max_tries: int | None = None) -> Verdict:
     """Every read holds exactly `accounts`, which began with `opening` each, with the same money
     between them and none below zero. The reads are linearizable: some order of the transfers, those
     that were acknowledged and perhaps some of unknown outcome, explains every count and balance.
 
     Unknown without a successful transfer, when no read began after the last one, or when
-    `max_tries` of the search did not suffice. Raises `HistoryError`.
+    `max_tries` of the search (None: as many as the length calls for) did not suffice. Raises
+    `HistoryError`.
     """
     operations = pair(history)
     require_functions(operations, FUNCTIONS)
@@ -158,7 +159,7 @@ def _order_problems(reads: Sequence[Operation]) -> list[str]:
 
 
 def _explain(operations: Sequence[Operation], reads: Sequence[Operation], opening: int,
-             max_tries: int) -> tuple[Validity, str]:
+             max_tries: int | None) -> tuple[Validity, str]:
     """Whether transfers explain the reads, and the line that says where they do not."""
     numbers = {account: number for number, (account, _) in enumerate(reads[0].result)}
     moves = []
@@ -172,6 +173,8 @@ def _explain(operations: Sequence[Operation], reads: Sequence[Operation], openin
         alike[_counts(read)].append(read)
     moments = [Moment(_balances(part[0]), counts, min(read.completed or 0 for read in part),
                       max(read.invoked for read in part)) for counts, part in alike.items()]
+    if max_tries is None:
+        max_tries = bank_search.max_tries_of(moments)
     validity, furthest = bank_search.explain(moves, moments, opening, max_tries)
     shown = [part[0].describe() for part in alike.values()]
     before = shown[furthest - 1] if furthest else "the opening balances"

@@ -25,7 +25,9 @@ from typing import NamedTuple
 
 from jepsen.verdict import Validity
 
-DEFAULT_MAX_TRIES = 300_000
+LEAST_MAX_TRIES = 300_000
+TRIES_PER_MOMENT = 100
+"""A step takes 5 to 20 tries, the more the more transfers are of unknown outcome."""
 
 Alike = tuple[int, int, int]
 """(source, target, amount); accounts are numbers here."""
@@ -69,8 +71,13 @@ class Answer(NamedTuple):
     moment: int
 
 
+def max_tries_of(moments: Sequence[Moment]) -> int:
+    """How many tries suffice unless the search keeps going back, however long the history is."""
+    return LEAST_MAX_TRIES + TRIES_PER_MOMENT * len(moments)
+
+
 def explain(moves: Sequence[Move], moments: Sequence[Moment], opening: int,
-            max_tries: int = DEFAULT_MAX_TRIES) -> Answer:
+            max_tries: int) -> Answer:
     """Whether `moves` explain `moments`, which are in the order of their counts; unknown when
     `max_tries` do not suffice to tell."""
     return _Search(_steps(moves, moments, opening), max_tries).run()
@@ -135,9 +142,16 @@ class _Search:
             return
         alike: dict[Alike, list[Move]] = defaultdict(list)
         taken: Counter[Alike] = Counter()
+        # These cannot be in this step. A step holds on to what it knows until the search ends, so
+        # that of them must be little.
+        others: list[Move] = []
         for move in sorted([*left, *step.released]):
-            alike[move.alike].append(move)
-            taken[move.alike] += move.completed < step.due
+            source, target, _ = move.alike
+            if move.completed < step.due or (step.counts[source] and step.counts[target]):
+                alike[move.alike].append(move)
+                taken[move.alike] += move.completed < step.due
+            else:
+                others.append(move)
         counts, money = list(step.counts), list(step.money)
         for (source, target, amount), number_due in taken.items():
             counts[source] -= number_due
@@ -146,7 +160,7 @@ class _Search:
             money[target] -= number_due * amount
         free = {each: len(moves) - taken[each] for each, moves in alike.items()}
         for chosen in self._choices(tuple(counts), tuple(money), free):
-            yield from self._without(alike, taken + Counter(chosen), step.due)
+            yield from self._without(alike, taken + Counter(chosen), step.due, others)
 
     def _choices(self, counts: tuple[int, ...], money: tuple[int, ...],
                  free: dict[Alike, int]) -> Iterator[tuple[Alike, ...]]:
@@ -182,12 +196,13 @@ class _Search:
                 del usable[each]
             stack += reversed(children)
 
-    def _without(self, alike: dict[Alike, list[Move]], taken: Counter[Alike],
-                 due: int) -> Iterator[list[Move]]:
-        """What is left of the moves after so many of each kind, for each way to take them that may
-        matter."""
+    def _without(self, alike: dict[Alike, list[Move]], taken: Counter[Alike], due: int,
+                 others: Sequence[Move]) -> Iterator[list[Move]]:
+        """What is left of the moves, `others` among it, after so many of each kind, for each way to
+        take them that may matter."""
         first = [move for each, moves in alike.items() for move in moves[:taken[each]]]
         left = [move for each, moves in alike.items() for move in moves[taken[each]:]]
+        left += others
         if _is_cut(first, left):
             yield left
             return
@@ -197,6 +212,7 @@ class _Search:
                 return
             chosen = set(itertools.chain.from_iterable(parts))
             left = [move for moves in alike.values() for move in moves if move not in chosen]
+            left += others
             if all(move.completed >= due for move in left) and _is_cut(chosen, left):
                 yield left
 

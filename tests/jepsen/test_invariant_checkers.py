@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from jepsen import bank_search
 from jepsen.append import check_append
 from jepsen.bank import check_bank
 from jepsen.history import HistoryError, Kind, Record
@@ -484,6 +485,21 @@ def test_a_search_that_was_cut_short_tells_nothing() -> None:
         verdict = check_bank(history, accounts=LEDGER, opening=10, max_tries=1)
         assert verdict.validity is Validity.UNKNOWN
         assert "1 tries did not tell" in verdict.problems[0]
+
+
+def test_a_search_takes_as_many_tries_as_the_length_calls_for(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_search, "LEAST_MAX_TRIES", 1000)
+    moves = 1000
+    # At any time some transfers are open that may be the one that was made.
+    calls = [moved("a", "b", amount, "info") for amount in range(2, 12)]
+    for number in range(1, moves + 1):
+        calls += [moved("a", "b", 1) if number % 2 else moved("b", "a", 1),
+                  ledger(a=[10 - number % 2, number], b=[10 + number % 2, number])]
+    history = sequential(*calls)
+    assert ledgers(history).is_valid
+    assert check_bank(history, accounts=LEDGER, opening=10,
+                      max_tries=1000).validity is Validity.UNKNOWN
 
 
 @pytest.mark.parametrize("seed", range(20))
