@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from typing import NamedTuple
@@ -177,12 +177,8 @@ def _unrepeatable(scans: Iterable[Operation]) -> list[str]:
 
 def _wrong_version(scans: Iterable[Operation], batches: dict[Value, Operation]) -> list[str]:
     problems = []
-    acknowledged = [op for op in batches.values() if op.kind is Kind.OK]
-    for scan in scans:
+    for scan, due in _with_due(scans, batches):
         limit = scan.argument
-        due = max((op for op in acknowledged
-                   if (op.completed or 0) < scan.invoked and (limit == 0 or op.result <= limit)),
-                  key=lambda op: op.result, default=None)
         if not scan.result:
             if due is not None:
                 problems.append(f"not visible: {due.describe()} in {scan.describe()}")
@@ -202,6 +198,25 @@ def _wrong_version(scans: Iterable[Operation], batches: dict[Value, Operation]) 
                 problems.append(f"stale: {due.describe()} is later than what {scan.describe()} "
                                 "shows")
     return problems
+
+
+def _with_due(scans: Iterable[Operation], batches: Mapping[Value, Operation],
+              ) -> Iterator[tuple[Operation, Operation | None]]:
+    """Each scan with what it has to show or something later: of the acknowledged batches that were
+    over when it began and that it reaches, the one with the highest timestamp."""
+    ends = deque(sorted((op for op in batches.values() if op.kind is Kind.OK),
+                        key=lambda op: op.completed or 0))
+    over: list[Operation] = []  # by timestamp
+    for scan in sorted(scans, key=lambda scan: scan.invoked):
+        while ends and (ends[0].completed or 0) < scan.invoked:
+            bisect.insort(over, ends.popleft(), key=_timestamp)
+        reached = (bisect.bisect_right(over, scan.argument, key=_timestamp) if scan.argument
+                   else len(over))
+        yield scan, over[reached - 1] if reached else None
+
+
+def _timestamp(batch: Operation) -> int:
+    return int(batch.result)
 
 
 class _Sighting(NamedTuple):

@@ -520,6 +520,19 @@ def test_a_real_list_is_valid_until_an_element_is_taken_out(seed: int) -> None:
     assert check_append(sequential(*calls)).validity is Validity.INVALID
 
 
+@pytest.mark.timeout(25)
+def test_a_long_history_of_scans_is_judged_in_proportion() -> None:
+    # Each scan with each batch would take half a minute and more.
+    calls: list[Call] = []
+    for number in range(20_000):
+        shown = str(number // 2)
+        calls += [batch(str(number), number + 1), scan(number // 2 + 1, x=shown, y=shown)]
+    calls.append(scan(0, x="19999", y="19999"))
+    assert scans(sequential(*calls)).is_valid
+    calls[-1] = scan(0, x="19998", y="19998")
+    assert scans(sequential(*calls)).validity is Validity.INVALID
+
+
 def test_verdicts_combine_to_the_worst() -> None:
     valid = judge("a", [], {})
     unknown = judge("b", [], {}, ["ran out of time"])
