@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 
 from elastickv.client import Put, WriteResult
+from elastickv.clock import pack_timestamp
+from elastickv.store.gc import DEFAULT_RETENTION_MS
 from jepsen.history import Record, Value
 from jepsen.scans import check_scans
 from jepsen.verdict import Verdict
@@ -15,7 +19,11 @@ from jepsen.workloads.api import Session, Workload, by_key
 GROUPS = 4
 GROUP_SIZE = 5
 RECENT = 40
-"""Scans go to one of so many latest timestamps of the group."""
+"""Most scans in the past go to one of so many latest timestamps of the group, the others to any
+that nodes keep."""
+KEPT = pack_timestamp(DEFAULT_RETENTION_MS // 2)
+"""How far behind the newest timestamp scans go: reads further back are refused, as after a clock
+that stepped by a day."""
 
 
 class ScansWorkload(Workload):
@@ -30,9 +38,18 @@ class ScansWorkload(Workload):
         if not session.only_reads and session.random.random() < 0.6:
             await self._write(session, group)
         else:
-            known = self._timestamps[group][-RECENT:]
-            latest = not known or session.random.random() < 0.3
-            await self._scan(session, group, 0 if latest else session.random.choice(known))
+            await self._scan(session, group, self._choose_timestamp(session.random, group))
+
+    def _choose_timestamp(self, source: random.Random, group: str) -> int:
+        known = self._kept(group)
+        choice = source.random()
+        if not known or choice < 0.3:
+            return 0
+        return source.choice(known if choice < 0.5 else known[-RECENT:])
+
+    def _kept(self, group: str) -> Sequence[int]:
+        known = self._timestamps[group]
+        return known[bisect.bisect(known, known[-1] - KEPT):] if known else known
 
     async def _write(self, session: Session, group: str) -> None:
         number = next(self._numbers)
@@ -44,7 +61,7 @@ class ScansWorkload(Workload):
         written = await session.write("batch", group, number, lambda: session.client.batch(
             [Put(f"{group}/{member}".encode(), value) for member in range(GROUP_SIZE)]), timestamp)
         if written is not None:
-            self._timestamps[group].append(written.commit_ts)
+            bisect.insort(self._timestamps[group], written.commit_ts)
 
     async def _scan(self, session: Session, group: str, at_ts: int) -> None:
         await session.read("scan", group, at_ts, lambda: session.client.scan(
@@ -54,7 +71,9 @@ class ScansWorkload(Workload):
     async def finish(self, sessions: Sequence[Session]) -> None:
         for number, session in enumerate(sessions):
             group = f"group-{number % GROUPS}"
-            for at_ts in (*self._timestamps[group][-RECENT:], 0):
+            known = self._kept(group)
+            any_of_them = session.random.sample(known, min(len(known), RECENT))
+            for at_ts in (*any_of_them, *known[-RECENT:], 0):
                 await self._scan(session, group, at_ts)
 
     def check(self, history: Sequence[Record]) -> Verdict:

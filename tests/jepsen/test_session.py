@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from elastickv.client import Client, Pair, ReadResult
+from elastickv.client import Client, Pair, ReadResult, WriteResult
+from elastickv.clock import pack_timestamp
 from elastickv.errors import (
     ConditionFailed,
     DeadlineExceeded,
@@ -25,6 +26,7 @@ from jepsen.verdict import Validity
 from jepsen.workloads.api import Processes, Session, Workload, by_key
 from jepsen.workloads.append import AppendWorkload
 from jepsen.workloads.bank import BankWorkload
+from jepsen.workloads.scans import GROUPS, RECENT, ScansWorkload
 
 
 async def session() -> tuple[Session, Recorder]:
@@ -143,6 +145,49 @@ async def test_what_nobody_wrote_like_that_is_corruption(workload: Workload,
         await workload.step(one)
     assert pair(recorder.records)[-1].error == "CorruptionError"
     assert check_errors(pair(recorder.records), []).validity is Validity.INVALID
+
+
+class Versions(Client):
+    """A client of a store whose clock steps by a day after the first half of `STEPS` writes; it
+    tells at which timestamps it was scanned."""
+
+    STEPS = 400
+
+    def __init__(self) -> None:
+        super().__init__(["127.0.0.1:1"])
+        self.commits: list[int] = []
+        self.scanned: list[int] = []
+
+    async def batch(self, *arguments: object, **options: object) -> WriteResult:
+        day = DAY_MS * (len(self.commits) > self.STEPS // 2)
+        self.commits.append(pack_timestamp(1_000 * len(self.commits) + day))
+        return WriteResult(len(self.commits), self.commits[-1])
+
+    async def scan(self, *arguments: object, ts: int = 0, **options: object) -> list[Pair]:
+        self.scanned.append(ts)
+        return []
+
+
+DAY_MS = 86_400_000
+
+
+async def test_scans_go_back_as_far_as_versions_are_kept() -> None:
+    client, workload = Versions(), ScansWorkload()
+    one = Session(client, Recorder(itertools.count().__next__), Processes(), CODEC,
+                  random.Random(1))
+    while len(client.commits) <= client.STEPS // 2:
+        await workload.step(one)
+    past = [ts for ts in client.scanned if ts]
+    assert min(past) < client.commits[10]
+    late = pack_timestamp(DAY_MS)
+    while len(client.commits) < client.STEPS:
+        await workload.step(one)
+    scanned = len(client.scanned)
+    await workload.finish([one] * GROUPS)
+    finished = client.scanned[scanned:]
+    assert finished.count(0) == GROUPS
+    assert min(filter(None, finished)) > late
+    assert len(set(finished)) > RECENT * GROUPS
 
 
 def pairs(*names: str) -> list[Pair]:
