@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import pytest
 
-from elastickv.client import Client, Pair, ReadResult, WriteResult
+from elastickv.client import Client, Delete, Pair, Put, ReadResult, WriteResult
 from elastickv.clock import pack_timestamp
 from elastickv.errors import (
     ConditionFailed,
@@ -26,6 +26,7 @@ from jepsen.verdict import Validity
 from jepsen.workloads.api import Processes, Session, Workload, by_key
 from jepsen.workloads.append import AppendWorkload
 from jepsen.workloads.bank import BankWorkload
+from jepsen.workloads.register import RegisterWorkload
 from jepsen.workloads.scans import GROUPS, RECENT, ScansWorkload
 
 
@@ -188,6 +189,42 @@ async def test_scans_go_back_as_far_as_versions_are_kept() -> None:
     assert finished.count(0) == GROUPS
     assert min(filter(None, finished)) > late
     assert len(set(finished)) > RECENT * GROUPS
+
+
+class Registers(Client):
+    """A client of a store with nobody else."""
+
+    def __init__(self) -> None:
+        super().__init__(["127.0.0.1:1"])
+        self.values: dict[bytes, bytes | None] = {}
+
+    async def get(self, key: bytes, **options: object) -> ReadResult:
+        value = self.values.get(key)
+        return ReadResult(b"", False, 0, 1) if value is None else ReadResult(value, True, 1, 1)
+
+    async def put(self, key: bytes, value: bytes, **options: object) -> WriteResult:
+        self.values[key] = value
+        return WriteResult(1, 1)
+
+    async def delete(self, key: bytes, **options: object) -> WriteResult:
+        self.values[key] = None
+        return WriteResult(1, 1)
+
+    async def batch(self, ops: Iterable[Put | Delete], **options: object) -> WriteResult:
+        for op in ops:
+            assert isinstance(op, Put)
+            await self.put(op.key, op.value)
+        return WriteResult(1, 1)
+
+
+async def test_some_registers_are_left_deleted() -> None:
+    client, workload = Registers(), RegisterWorkload()
+    one = Session(client, Recorder(itertools.count().__next__), Processes(), CODEC,
+                  random.Random(1))
+    for _ in range(9000):  # a minute
+        await workload.step(one)
+    assert len(client.values) > 80
+    assert list(client.values.values()).count(None) >= 5
 
 
 def pairs(*names: str) -> list[Pair]:
