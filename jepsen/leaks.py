@@ -32,6 +32,9 @@ KNOWN_FILES = ("*.mdb", "*.mdb-lock", "*.log", "*.spare")
 
 _COMPRESSED = re.compile(rb"\x78[\x01\x5e\x9c\xda]|\x1f\x8b\x08")
 _COMPRESSED_BYTES = 4096
+"""What is read of a stream at a time."""
+_CLEAR_BYTES = 1 << 20
+"""What is made of it at a time, at most."""
 _ANY_HEADER = 47
 """`wbits` of zlib for either header."""
 
@@ -83,14 +86,26 @@ def _find_plain(data: bytes | mmap.mmap, needles: Needles) -> str:
 
 
 def _find_compressed(data: bytes | mmap.mmap, needles: Needles) -> str:
+    longest = max((len(needle) for _, needle in needles), default=0)
     for match in _COMPRESSED.finditer(data):
-        at = match.start()
-        with contextlib.suppress(zlib.error):
-            clear = zlib.decompressobj(_ANY_HEADER).decompress(
-                data[at:at + _COMPRESSED_BYTES], _COMPRESSED_BYTES)
-            if found := _find_plain(clear, needles):
-                return f"{found} of what is compressed at byte {at}"
+        at, before = match.start(), b""
+        for clear in _decompressed(data, at):
+            if found := _find_plain(before + clear, needles):
+                return f"{found} of a piece of what is compressed at byte {at}"
+            before = (before + clear)[-longest:]
     return ""
+
+
+def _decompressed(data: bytes | mmap.mmap, at: int) -> Iterator[bytes]:
+    """What is compressed from byte `at` on, piece by piece, as far as it can be read. What only
+    looks like a header is soon no stream."""
+    stream = zlib.decompressobj(_ANY_HEADER)
+    with contextlib.suppress(zlib.error):
+        while not stream.eof and (piece := stream.unconsumed_tail
+                                  or data[at:at + _COMPRESSED_BYTES]):
+            if not stream.unconsumed_tail:
+                at += len(piece)
+            yield stream.decompress(piece, _CLEAR_BYTES)
 
 
 def files_below(roots: Iterable[Path]) -> Iterator[Path]:

@@ -37,6 +37,10 @@ DISGUISES: dict[str, Callable[[bytes], bytes]] = {
     "utf-16": lambda value: value.decode().encode("utf-16-le"),
     "zlib": zlib.compress,
     "gzip": gzip.compress,
+    "gzip, late": lambda value: gzip.compress(os.urandom(100_000) + value),
+    "gzip, behind much": lambda value: gzip.compress(bytes(5_000_000) + value),
+    "gzip, cut short": lambda value: gzip.compress(
+        os.urandom(20_000) + value + os.urandom(20_000))[:-9_000],
 }
 
 
