@@ -522,6 +522,8 @@ def main() -> int:
         bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
         document = perform(bench, parts)
     finally:
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
     write(with_part(published, document, arguments.part) if arguments.part else document, output)

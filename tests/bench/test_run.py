@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,33 @@ def test_a_second_signal_does_not_hinder_that_everything_is_taken_away(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert ended.value.code == 128 + first
+
+
+@needs_memory
+def test_a_signal_at_the_end_does_not_hinder_that_everything_is_taken_away(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LoadFailed("calls failed")
+
+    def remove(directory: Path, **options: bool) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        rmtree(directory, **options)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(run, "require_programs", lambda parts: None)
+    monkeypatch.setattr(run, "require_disk", lambda directory: None)
+    monkeypatch.setattr(run, "environment", lambda work: ENVIRONMENT)
+    monkeypatch.setattr(run, "perform", fail)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    monkeypatch.setattr("sys.argv", ["run.py", "--quick", "--directory", str(tmp_path)])
+    before = {number: signal.getsignal(number) for number in run.ENDING_SIGNALS}
+    try:
+        with pytest.raises(LoadFailed):
+            main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
