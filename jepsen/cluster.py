@@ -212,6 +212,9 @@ class Cluster:
         Idempotent."""
         # In reverse: what is entered last is done first.
         async with contextlib.AsyncExitStack() as steps:
+            if preload.Preload.FAKETIME in self.options.preloads:
+                steps.callback(preload.remove_shared, [
+                    pid for process in self.processes.values() for pid in process.pids])
             while self._mounts:
                 steps.callback(preload.keep_and_unmount, self._mounts.pop())
             steps.push_async_callback(self.network.stop)

@@ -29,6 +29,9 @@ CLOCK_DELAY_S = 2.0
 """Nodes look at their offset when the second since they last did is over: a look at every reading
 of a clock takes most of a processor."""
 CONTROL_TIMEOUT_S = 10.0
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+"""Where Linux keeps what shm_overview(7) and sem_overview(7) name."""
+
 _INSTALL = "run jepsen/install.sh"
 _LIBRARY_ROOTS = (Path("/usr/lib"), Path("/usr/local/lib"))
 
@@ -121,6 +124,14 @@ def is_loaded(pid: int, library: Preload) -> bool | None:
     if not maps:
         return None
     return all(str(path.resolve()) in maps or str(path) in maps for path in find_libraries(library))
+
+
+def remove_shared(pids: Iterable[int], directory: Path = SHARED_MEMORY) -> None:
+    """Remove what libfaketime shares between a process and its children: one that is killed leaves
+    it behind, and a later one of the same number would go without."""
+    for pid in pids:
+        for name in ("faketime_shm", "sem.faketime_sem"):
+            (directory / f"{name}_{pid}").unlink(missing_ok=True)
 
 
 def free_bytes(directory: Path) -> int:

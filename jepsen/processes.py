@@ -50,6 +50,8 @@ class NodeProcess:
         self.log_path = log_path
         self.directory = directory
         self.exits: list[Exit] = []
+        self.pids: list[int] = []
+        """Of all its starts that came about."""
         self.starts = 0
         self.is_frozen = False
         self.expected_codes: frozenset[int] = frozenset()
@@ -87,6 +89,7 @@ class NodeProcess:
                 self._process = await asyncio.create_subprocess_exec(
                     *self.command, env=self.environment, cwd=self.directory,
                     stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log)
+            self.pids.append(self._process.pid)
             self._watcher = asyncio.create_task(self._watch(self._process))
         finally:
             self._has_begun.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from jepsen import preload
+from jepsen.cluster import Cluster, ClusterOptions
 from jepsen.network import Unsupported
+from jepsen.network.proxy import ProxyNetwork
 from jepsen.preload import Preload, PreloadFiles
+from jepsen.processes import NodeProcess
 
 PATIENCE_S = 30.0
 
@@ -70,6 +74,7 @@ def children() -> Iterator[list[Child]]:
     for child in started:
         child.process.kill()
         child.process.communicate()
+    preload.remove_shared([child.process.pid for child in started])
 
 
 @pytest.mark.skipif(not installed(Preload.FAKETIME), reason="libfaketime is not installed")
@@ -130,6 +135,33 @@ def test_a_library_is_looked_for_in_the_process(files: PreloadFiles,
         child.process.kill()
         child.process.wait()
         assert preload.is_loaded(child.process.pid, Preload.FAKETIME) is None
+
+
+def shared(pid: int) -> list[Path]:
+    return list(preload.SHARED_MEMORY.glob(f"*faketime_*_{pid}"))
+
+
+@pytest.mark.skipif(not installed(Preload.FAKETIME), reason="libfaketime is not installed")
+async def test_nodes_that_were_killed_leave_nothing_in_shared_memory(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, ProxyNetwork(), ClusterOptions(
+        node_count=1, preloads=frozenset({Preload.FAKETIME})), time.monotonic_ns)
+    (tmp_path / "cluster").mkdir()
+    files = cluster.preload_files("n1")
+    files.prepare()
+    node = NodeProcess("n1", ["sleep", "60"],
+                       {**os.environ, **preload.environment([Preload.FAKETIME], files)},
+                       tmp_path / "n1.log", time.monotonic_ns)
+    cluster.processes["n1"] = node
+    for _ in range(2):
+        await node.start()
+        deadline = time.monotonic() + PATIENCE_S
+        while not shared(node.pid):
+            assert time.monotonic() < deadline, "libfaketime shares nothing"
+            await asyncio.sleep(0.01)
+        await node.kill()
+    assert all(map(shared, node.pids))
+    await cluster.close()
+    assert not any(map(shared, node.pids))
 
 
 @pytest.mark.skipif(not installed(Preload.FIU), reason="libfiu is not installed")
