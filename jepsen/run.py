@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import os
 import random
 import time
 import traceback
@@ -37,6 +39,13 @@ CALL_TIMEOUT_S = 3.0
 FINAL_CALL_TIMEOUT_S = 15.0
 RECOVERY_TIMEOUT_S = 60.0
 SMALL_DISK_MIB = 256
+"""At least. Such a disk lies in memory, ballast and all."""
+
+OPERATION_BYTES = 3 << 10
+"""What an operation leaves on a disk, and as much for the state that a member may be sent: a disk
+that the load itself fills is never well again."""
+SHARE_OF_MEMORY = 8
+"""One disk takes at most one part in so many."""
 FINAL_SESSIONS = 12
 
 
@@ -105,6 +114,13 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
     return missing
 
 
+def small_disk_mib(operations: float) -> int:
+    """A size at which so many operations do not fill a disk, where there is the memory for it."""
+    memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    wanted_mib = math.ceil(operations * OPERATION_BYTES / (1 << 20))
+    return max(SMALL_DISK_MIB, min(wanted_mib, memory_mib // SHARE_OF_MEMORY))
+
+
 def cluster_options(settings: RunSettings, faults: Sequence[str]) -> ClusterOptions:
     """What the fault packages need of the cluster."""
     needs = [requirements_of(name) for name in faults]
@@ -112,7 +128,8 @@ def cluster_options(settings: RunSettings, faults: Sequence[str]) -> ClusterOpti
         node_count=settings.node_count, launcher=settings.launcher,
         environment=settings.environment, node_flags=settings.node_flags,
         preloads=frozenset().union(*(need.preloads for need in needs)),
-        small_disk_mib=SMALL_DISK_MIB if any(need.small_disk for need in needs) else 0,
+        small_disk_mib=(small_disk_mib(settings.rate * settings.duration_s)
+                        if any(need.small_disk for need in needs) else 0),
         encrypted=not any(need.starts_in_clear for need in needs))
 
 

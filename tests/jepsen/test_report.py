@@ -157,6 +157,20 @@ def test_where_nothing_can_be_mounted_a_full_disk_is_made_by_libfiu(
     assert options.preloads == (set() if can_mount else {preload.Preload.FIU})
 
 
+def test_a_disk_has_room_for_a_long_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preload, "can_mount", lambda: True)
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2 << 20, "SC_PAGE_SIZE": 4096}.__getitem__)
+
+    def size_mib(*arguments: str) -> int:
+        settings = settings_of(build_parser().parse_args(["run", "--seed", "1", *arguments]),
+                               Path("x"))
+        return cluster_options(settings, ["disk-full"]).small_disk_mib
+
+    assert size_mib() == size_mib("--time", "20", "--rate", "1000") == 256
+    assert size_mib("--time", "600", "--rate", "500") == 879
+    assert size_mib("--time", "600", "--rate", "5000") == 1024
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_libraries(library: preload.Preload) -> list[Path]:
         raise Unsupported(f"{library} is not installed")
