@@ -47,6 +47,10 @@ that the load itself fills is never well again."""
 SHARE_OF_MEMORY = 8
 """One disk takes at most one part in so many."""
 FINAL_SESSIONS = 12
+TICK_S = 0.1
+TOGETHER_SHARE = 0.5
+"""So many operations begin at a tick, those of all clients at once: what comes together shares an
+entry of the log, where one must see what the one before it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,11 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
         except Unsupported as error:
             missing[name] = str(error)
     return missing
+
+
+def until_tick_s(now_s: float, pause_s: float) -> float:
+    """A pause of about `pause_s` that ends at a tick, which is the same for all."""
+    return max(0.0, round((now_s + pause_s) / TICK_S) * TICK_S - now_s)
 
 
 def small_disk_mib(operations: float) -> int:
@@ -258,7 +267,8 @@ class Run:
             self._stopping.set()
 
     async def _client(self, name: str, number: int, *, only_reads: bool) -> None:
-        """Operations one after the other, at random intervals, until the load ends."""
+        """Operations one after the other, at random intervals, half of them with those of other
+        clients, until the load ends."""
         settings = self._settings
         session = self._session(name, self._processes[name], number, CALL_TIMEOUT_S,
                                 only_reads=only_reads)
@@ -266,9 +276,11 @@ class Run:
         interval_s = sessions * len(self._workloads) / settings.rate
         try:
             while not self._stopping.is_set():
+                pause_s = session.random.expovariate(1 / interval_s)
+                if session.random.random() < TOGETHER_SHARE:
+                    pause_s = until_tick_s(asyncio.get_running_loop().time(), pause_s)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(),
-                                           session.random.expovariate(1 / interval_s))
+                    await asyncio.wait_for(self._stopping.wait(), pause_s)
                     return
                 await self._workloads[name].step(session)
         finally:

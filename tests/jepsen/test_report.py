@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from jepsen.history import Kind, Record, pair, write_history
 from jepsen.nemesis import Window
 from jepsen.network import Unsupported
 from jepsen.report import Summary, longest_unavailability_s, plot, summarise, write_results
-from jepsen.run import Outcome, RunSettings, cluster_options, missing_packages
+from jepsen.run import (
+    TICK_S,
+    Outcome,
+    RunSettings,
+    cluster_options,
+    missing_packages,
+    until_tick_s,
+)
 from jepsen.verdict import Validity, judge
 from jepsen.workloads import WORKLOADS
 
@@ -155,6 +163,18 @@ def test_where_nothing_can_be_mounted_a_full_disk_is_made_by_libfiu(
     options = cluster_options(settings, ["disk-full"])
     assert (options.small_disk_mib > 0) == can_mount
     assert options.preloads == (set() if can_mount else {preload.Preload.FIU})
+
+
+def test_pauses_that_end_together_are_as_long_as_others() -> None:
+    source = random.Random(1)
+    wanted = [source.expovariate(1 / 0.2) for _ in range(2000)]
+    begun = [source.uniform(1000, 2000) for _ in wanted]
+    pauses = [until_tick_s(*each) for each in zip(begun, wanted, strict=True)]
+    ends = {round((now_s + pause_s) / TICK_S, 3)
+            for now_s, pause_s in zip(begun, pauses, strict=True) if pause_s}
+    assert all(end.is_integer() for end in ends)
+    assert all(pause_s >= 0 for pause_s in pauses)
+    assert sum(pauses) == pytest.approx(sum(wanted), rel=0.1)
 
 
 def test_a_disk_has_room_for_a_long_load(monkeypatch: pytest.MonkeyPatch) -> None:
