@@ -26,7 +26,7 @@ from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
 from elastickv.store.tables import Table
-from jepsen.nonces import NonceLedger, PayloadReader, record_envelopes
+from jepsen.nonces import MAX_PROBLEMS, NonceLedger, PayloadReader, record_envelopes
 from jepsen.verdict import Verdict, judge
 
 MAX_COMMAND_BYTES = 128 << 20
@@ -135,7 +135,8 @@ def build_keystore(sidecars: Iterable[Sidecar], kek: Kek) -> Keystore:
 
 def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
                  tap_error: str = "") -> Verdict:
-    """Enter every envelope of every store, journal and spool into one ledger.
+    """Enter every envelope of every store, journal and spool into one ledger, and look for log
+    entries that had to be sealed and were not.
 
     Unknown when a payload could not be opened, a store or a part of a log could not be read, a node
     that ran has no log entry, there was no envelope, or the tap that wrote the spools ended early:
@@ -158,7 +159,8 @@ def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
         for record in file:
             entries[owner] += 1
             if record.command[:1] == REGULAR_KIND:
-                for envelope in reader.envelopes(record.index, record.command[1:]):
+                for envelope in reader.envelopes(record.index, record.term,
+                                                 record.command[1:]):
                     ledger.add(envelope, f"{owner} {path.name} entry {record.index} of term "
                                          f"{record.term}")
         if doubt := file.doubt(may_be_torn=may_be_torn):
@@ -171,10 +173,13 @@ def audit_nonces(disks: Sequence[NodeDisk], spools: Sequence[Path], kek: Kek,
         unknown.append(f"{reader.unopened} log payloads could not be opened")
     if not ledger.envelopes:
         unknown.append("there was no envelope")
+    problems = [*ledger.problems, *(
+        f"entry {index} of term {term} is in the clear, behind the raft cutover"
+        for index, term in reader.left_clear[:MAX_PROBLEMS])]
     facts = {"envelopes": ledger.envelopes, "distinct_nonces": ledger.distinct,
              "reused_nonces": ledger.reused, "log_entries": entries.total(),
              "disks": len(disks), "spools": len(spools)}
-    return judge("nonces", ledger.problems, facts, unknown)
+    return judge("nonces", problems, facts, unknown)
 
 
 def _journal_files(disks: Sequence[NodeDisk],

@@ -18,7 +18,7 @@ from elastickv.crypto.keystore import Keystore
 from elastickv.errors import CorruptionError
 from elastickv.store.header import HEADER_BYTES as VALUE_HEADER_BYTES
 from elastickv.store.header import EncryptionState, parse_header
-from elastickv.wire import Opcode, Writes, decode_entry
+from elastickv.wire import Opcode, Rotation, RotationTag, Writes, decode_entry
 
 _DIGEST_BYTES = 16
 MAX_PROBLEMS = 20
@@ -61,16 +61,26 @@ class PayloadReader:
     sealed values in it.
 
     `cutover_index` 0 means that no payload is sealed. `unopened` counts payloads that were neither
-    opened nor understood; while it is not zero, nothing is proven of what they hold.
+    opened nor understood; while it is not zero, nothing is proven of what they hold. `cutover_term`
+    is the last term of the cutover's entry; 0 while none was read.
     """
 
     def __init__(self, keystore: Keystore, cutover_index: int) -> None:
         self._keystore = keystore
         self._cutover_index = cutover_index
         self.unopened = 0
+        self.cutover_term = 0
+        self._clear: set[tuple[int, int]] = set()
 
-    def envelopes(self, index: int, payload: bytes) -> Iterator[bytes]:
-        """Every envelope in the payload of log entry `index`, the outer one first."""
+    @property
+    def left_clear(self) -> list[tuple[int, int]]:
+        """(index, term) of the payloads that had to be sealed and were not: whoever led in the
+        cutover's term or a later one had its entry in the log."""
+        return sorted((index, term) for index, term in self._clear
+                      if 0 < self.cutover_term <= term)
+
+    def envelopes(self, index: int, term: int, payload: bytes) -> Iterator[bytes]:
+        """Every envelope in the payload of a log entry, the outer one first."""
         if not payload:
             return
         clear = payload
@@ -79,13 +89,18 @@ class PayloadReader:
                 clear = open_raft(self._keystore, payload)
                 yield payload
             except CorruptionError:
-                # Proposed in the clear by a leader that was deposed before the cutover committed.
+                # Perhaps of a leader that was deposed before the cutover committed.
                 clear = payload
         try:
             entry = decode_entry(clear)
         except CorruptionError:
             self.unopened += 1
             return
+        if index == self._cutover_index and isinstance(entry, Rotation) \
+                and entry.tag is RotationTag.ENABLE_RAFT_ENVELOPE:
+            self.cutover_term = max(self.cutover_term, term)
+        if clear is payload and self._is_sealed(index, payload):
+            self._clear.add((index, term))
         if isinstance(entry, Writes):
             for request in entry.requests:
                 for op in request.ops:

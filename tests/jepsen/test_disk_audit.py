@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -22,7 +23,16 @@ from elastickv.raft.segment import SegmentHeader, segment_name
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import seal_record, tombstone_record
-from elastickv.wire import OP_PUT, WriteOp, WriteRequest, Writes, encode_entry
+from elastickv.wire import (
+    OP_PUT,
+    RegistryRow,
+    Rotation,
+    RotationTag,
+    WriteOp,
+    WriteRequest,
+    Writes,
+    encode_entry,
+)
 from jepsen.disk_audit import (
     NodeDisk,
     RecordFile,
@@ -64,10 +74,12 @@ class Fixture:
         """The same inside a raft envelope with the same nonce, which is another key's."""
         return seal_raft(self.raft, nonce(number), self.entry(number, **options))
 
-    def write_journal(self, payloads: dict[int, bytes], name: int = 1) -> Path:
+    def write_journal(self, payloads: dict[int, bytes], name: int = 1,
+                      terms: Mapping[int, int] = MappingProxyType({})) -> Path:
+        """The terms are 1 but for those of `terms`, by index."""
         path = self.disk.directory / "raft" / segment_name(name)
         path.write_bytes(SegmentHeader(name, 0, SALT).encode() + b"".join(
-            records.encode(index, 1, b"\0" + payload, 0, SALT)
+            records.encode(index, terms.get(index, 1), b"\0" + payload, 0, SALT)
             for index, payload in payloads.items()))
         return path
 
@@ -135,6 +147,22 @@ def test_finds_a_storage_nonce_used_twice_inside_raft_envelopes(node: Fixture, k
     verdict = audit_nonces([node.disk], [], kek)
     assert verdict.validity is Validity.INVALID
     assert f"under key {STORAGE_ID}" in verdict.problems[0]
+
+
+@pytest.mark.parametrize(("term", "validity"), [
+    (3, Validity.VALID), (4, Validity.INVALID), (5, Validity.INVALID)])
+def test_who_knows_of_the_cutover_seals_what_follows(node: Fixture, kek: Kek, term: int,
+                                                     validity: Validity) -> None:
+    """A leader of an earlier term, deposed before the cutover committed, did not know of it."""
+    cutover = encode_entry(Rotation(RotationTag.ENABLE_RAFT_ENVELOPE, RAFT_ID, 2, b"",
+                                    RegistryRow(RAFT_ID, 1, 1)))
+    node.write_journal({CUTOVER: cutover, CUTOVER + 1: node.sealed_entry(31)},
+                       terms={CUTOVER: 4, CUTOVER + 1: 5})
+    node.write_journal({CUTOVER + 1: node.entry(30)}, name=CUTOVER + 1, terms={CUTOVER + 1: term})
+    verdict = audit_nonces([node.disk], [], kek)
+    assert verdict.validity is validity
+    assert [f"entry {CUTOVER + 1} of term {term} is in the clear" in problem
+            for problem in verdict.problems] == [True] * (validity is Validity.INVALID)
 
 
 def test_finds_a_raft_nonce_used_twice_on_two_disks(node: Fixture, tmp_path: Path, kek: Kek,

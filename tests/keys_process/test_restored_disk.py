@@ -49,7 +49,8 @@ def epochs_on_disk(disks: list[NodeDisk], kek_path: Path) -> set[int]:
     return {int.from_bytes(envelope.nonce[2:4], "big")
             for disk in disks for path in (disk.directory / "raft").rglob("*.log")
             for record in RecordFile(path) if record.command[:1] == b"\0"
-            for envelope in map(parse_envelope, reader.envelopes(record.index, record.command[1:]))
+            for envelope in map(parse_envelope, reader.envelopes(
+                record.index, record.term, record.command[1:]))
             if envelope.nonce[:2] == own}
 
 
