@@ -18,7 +18,7 @@ from elastickv.crypto.keystore import Keystore
 from elastickv.errors import CorruptionError
 from elastickv.store.header import HEADER_BYTES as VALUE_HEADER_BYTES
 from elastickv.store.header import EncryptionState, parse_header
-from elastickv.wire import Opcode, Rotation, RotationTag, Writes, decode_entry
+from elastickv.wire import CLEAR_OPCODES, Rotation, RotationTag, Writes, decode_entry
 
 _DIGEST_BYTES = 16
 MAX_PROBLEMS = 20
@@ -107,7 +107,7 @@ class PayloadReader:
                     yield from record_envelopes(op.record)
 
     def _is_sealed(self, index: int, payload: bytes) -> bool:
-        return (0 < self._cutover_index < index) and payload[0] != Opcode.REGISTRATION
+        return (0 < self._cutover_index < index) and payload[0] not in CLEAR_OPCODES
 
 
 def record_envelopes(record: bytes) -> Iterator[bytes]:

@@ -25,7 +25,9 @@ from elastickv.store.mvcc_store import Store
 from elastickv.store.values import seal_record, tombstone_record
 from elastickv.wire import (
     OP_PUT,
+    Registration,
     RegistryRow,
+    Reservation,
     Rotation,
     RotationTag,
     WriteOp,
@@ -156,8 +158,10 @@ def test_who_knows_of_the_cutover_seals_what_follows(node: Fixture, kek: Kek, te
     """A leader of an earlier term, deposed before the cutover committed, did not know of it."""
     cutover = encode_entry(Rotation(RotationTag.ENABLE_RAFT_ENVELOPE, RAFT_ID, 2, b"",
                                     RegistryRow(RAFT_ID, 1, 1)))
-    node.write_journal({CUTOVER: cutover, CUTOVER + 1: node.sealed_entry(31)},
-                       terms={CUTOVER: 4, CUTOVER + 1: 5})
+    numbers = {CUTOVER + 2: encode_entry(Reservation(RAFT_ID, 1, 1, 9)),
+               CUTOVER + 3: encode_entry(Registration(RegistryRow(RAFT_ID, 1, 2)))}
+    node.write_journal({CUTOVER: cutover, CUTOVER + 1: node.sealed_entry(31), **numbers},
+                       terms={CUTOVER: 4, CUTOVER + 1: 5, CUTOVER + 2: 5, CUTOVER + 3: 5})
     node.write_journal({CUTOVER + 1: node.entry(30)}, name=CUTOVER + 1, terms={CUTOVER + 1: term})
     verdict = audit_nonces([node.disk], [], kek)
     assert verdict.validity is validity
