@@ -23,11 +23,13 @@ from typing import NamedTuple
 from google_crc32c import extend, value
 
 from elastickv.errors import InvalidArgument, WireError
+from elastickv.raft.part_checksums import PartChecksums
 
 _LENGTH = struct.Struct(">I")
 _CHECKSUM = struct.Struct(">I")
 _POSITION = struct.Struct(">QQQ")
 _HEADER = struct.Struct(">IIQQQ")
+_START = struct.Struct(">II")
 
 HEADER_BYTES = _HEADER.size
 _INDEX_OFFSET = _LENGTH.size + _CHECKSUM.size
@@ -97,22 +99,38 @@ def decode_all(data: bytes, max_bytes: int) -> list[Record]:
     return records
 
 
+def _is_whole(data: bytes, offset: int, max_bytes: int, salt: int, parts: PartChecksums) -> bool:
+    """Whether `decode_at` finds a record at `offset` of `data`, of which `parts` are."""
+    start = offset + HEADER_BYTES
+    if start > len(data):
+        return False
+    length, checksum = _START.unpack_from(data, offset)
+    end = start + length
+    if not 0 < length <= max_bytes or end > len(data):
+        return False
+    prefix = data[offset:offset + 4] + data[offset + 8:start]
+    return bool(parts.extend(int(extend(salt, prefix)), start, end) == checksum)
+
+
 def find_next(data: bytes, offset: int, expected_index: int, max_bytes: int,
-              salt: int = 0) -> tuple[Record, int] | None:
+              salt: int = 0, parts: PartChecksums | None = None) -> tuple[Record, int] | None:
     """The nearest valid record behind the damaged one at `offset`, whose index was to be
     `expected_index`, and the offset after it; None when nothing valid follows.
 
     The damaged length cannot be trusted, so this looks for eight bytes that are one of the indexes
-    that may follow in `data`, where a header would hold them.
+    that may follow in `data`, where a header would hold them. A client may have chosen bytes that
+    look like that everywhere, with any length before them: `parts`, those of `data`, bound what
+    each costs.
     """
+    parts = parts or PartChecksums(data)
     start = offset + 1 + _INDEX_OFFSET
     last_index = expected_index + (len(data) - offset) // _SMALLEST_BYTES
     pattern = re.compile(_between(expected_index.to_bytes(8, "big"), last_index.to_bytes(8, "big")),
                          re.DOTALL)
     while (match := pattern.search(data, start)) is not None:
-        found = decode_at(data, match.start() - _INDEX_OFFSET, max_bytes, salt)
-        if found is not None:
-            return found
+        position = match.start() - _INDEX_OFFSET
+        if _is_whole(data, position, max_bytes, salt, parts):
+            return decode_at(data, position, max_bytes, salt)
         start = match.start() + 1
     return None
 
@@ -147,10 +165,11 @@ def synced_behind(data: bytes, expected_index: int, max_bytes: int, salt: int = 
     had been durable.
     """
     synced = 0
-    found = find_next(data, 0, expected_index, max_bytes, salt)
+    parts = PartChecksums(data)
+    found = find_next(data, 0, expected_index, max_bytes, salt, parts)
     while found is not None:
         record, offset = found
         synced = max(synced, record.synced)
         found = decode_at(data, offset, max_bytes, salt) \
-            or find_next(data, offset, record.index + 1, max_bytes, salt)
+            or find_next(data, offset, record.index + 1, max_bytes, salt, parts)
     return synced

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastickv.errors import InvalidArgument, WireError
-from elastickv.raft import records
+from elastickv.raft import part_checksums, records
+from elastickv.raft.part_checksums import PartChecksums
 from elastickv.raft.records import Record
 
 LIMIT = 1 << 16
@@ -99,3 +100,35 @@ def test_the_pattern_of_a_range(low, count, other):
         if number >= 0:
             assert bool(pattern.fullmatch(number.to_bytes(8, "big"))) \
                 is (low <= number <= low + count)
+
+
+@given(st.binary(max_size=5000), st.integers(0, 2**32 - 1), st.data())
+def test_a_checksum_is_continued_over_any_part(content, checksum, data):
+    start = data.draw(st.integers(0, len(content)))
+    end = data.draw(st.integers(start, len(content)))
+    assert PartChecksums(content).extend(checksum, start, end) \
+        == google_crc32c.extend(checksum, content[start:end])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000, 1024, 65_537, 3_000_001])
+def test_what_zeros_make_of_a_difference(count):
+    one, other = (google_crc32c.extend(checksum, bytes(count)) for checksum in (7, 0xDEADBEEF))
+    assert part_checksums.behind_zeros(7 ^ 0xDEADBEEF, count) == one ^ other
+
+
+def test_bytes_that_look_like_records_everywhere_keep_nobody_waiting(monkeypatch):
+    """As a client can have left them in a segment that is written over: each position has the index
+    that is looked for, and a length that takes most of the rest."""
+    checked = 0
+
+    def counting(checksum: int, data: bytes) -> int:
+        nonlocal checked
+        checked += len(data)
+        return google_crc32c.extend(checksum, data)
+
+    monkeypatch.setattr(records, "extend", counting)
+    monkeypatch.setattr(part_checksums, "extend", counting)
+    count = 10_000
+    data = struct.pack(">IIQ", 8 * count, 0, 12) * count
+    assert records.synced_behind(data, 10, LIMIT << 4, salt=5) == 0
+    assert checked < 4096 * count
