@@ -16,6 +16,7 @@ from elastickv.raft.engine import Suffrage
 from elastickv.raft.membership import Configuration
 from elastickv.raft.storage import RaftStorage
 from elastickv.raft.transfer import Transfer
+from elastickv.raft.trust import Trust
 
 CONFIGURATION_METHOD = "raft.configuration"
 
@@ -23,13 +24,14 @@ CONFIGURATION_METHOD = "raft.configuration"
 class Members:
     """Applies the configuration in force to the core and the links."""
 
-    def __init__(self, context: Context, storage: RaftStorage, calls: PeerCalls,
+    def __init__(self, context: Context, storage: RaftStorage, trust: Trust, calls: PeerCalls,
                  transfer: Transfer, set_peers: Callable[[Mapping[str, str]], None],
                  note_full_disk: Callable[[DiskFull], None],
                  halt: Callable[[BaseException], None]) -> None:
         """`set_peers` says whom to link with; `halt` stops this node."""
         self._context = context
         self._storage = storage
+        self._trust = trust
         self._calls = calls
         self._transfer = transfer
         self._set_peers = set_peers
@@ -52,10 +54,22 @@ class Members:
         for member in configuration.members:
             if member.node_id in context.connected:
                 context.core.connected(member.node_id)
+                self._admit(member.node_id)
         members = configuration.members if self.is_member() \
             else (*context.settings.members, *configuration.members)
         self._set_peers({**self._guests, **{m.node_id: m.address for m in members
                                             if m.node_id != context.node_id}})
+
+    def _admit(self, peer_id: str) -> None:
+        try:
+            self._trust.admit(peer_id)
+        except DiskFull as error:
+            # It has to greet again, on another link.
+            self._note_full_disk(error)
+            self._context.drop(peer_id)
+        except OSError as error:
+            # A failed fsync is never retried.
+            self._halt(error)
 
     def introduce(self, addresses: Mapping[str, str]) -> None:
         """See `RaftEngine.introduce`."""

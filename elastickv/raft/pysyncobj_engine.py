@@ -172,8 +172,9 @@ class PySyncObjEngine:
                                 self._trust.current_floor, self._connected)
         self._elections = Elections(self._context)
         self._transfer = Transfer(self._context)
-        self._members = Members(self._context, storage, self._calls, self._transfer,
-                                self._links.set_peers, self._note_full_disk, self._fail)
+        self._members = Members(self._context, storage, self._trust, self._calls,
+                                self._transfer, self._links.set_peers, self._note_full_disk,
+                                self._fail)
         self._follower = Follower(self._context, self._elections, self._members.changed,
                                   self._trust.caught_up, storage)
         self._sender = SnapshotSender(self._context, self._snapshots, self._snapshot_installed,
@@ -516,6 +517,7 @@ class PySyncObjEngine:
         if not self._running:
             return
         self._core.disconnected(peer_id)
+        self._trust.lost_link(peer_id)
         self._calls.lost(peer_id)
         self._reads.lost_link(peer_id)
         self._follower.lost_link(peer_id)

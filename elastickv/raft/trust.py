@@ -26,6 +26,8 @@ class Trust:
         self._storage = storage
         self._core = core
         self._greeted = {settings.node_id}
+        # What those said who have links and are no members.
+        self._strangers: dict[str, Hello] = {}
         self._grace_ends: float | None = None
         self._waiting = True
 
@@ -56,7 +58,7 @@ class Trust:
                      self._storage.memory.of(peer_id))
 
     def greeted(self, peer_id: str, hello: Hello) -> None:
-        """A peer greeted: learn what it remembers of us, remember it.
+        """A peer greeted: learn what it remembers of us, remember it if it is a member.
 
         Raises `DiskFull` when that cannot be made durable; then it has not greeted.
         """
@@ -69,6 +71,27 @@ class Trust:
             if peer_id in self._core.voters():
                 # What only a learner has cannot be committed, and no election could reach it.
                 self._raise_floor(hello.remembered)
+        if self._storage.membership.current.find(peer_id) is None:
+            self._strangers[peer_id] = hello
+        else:
+            self._remember(peer_id, hello)
+        self._greeted.add(peer_id)
+
+    def admit(self, peer_id: str) -> None:
+        """It is a member, and may have greeted before it was one. Raises `DiskFull` when that
+        cannot be made durable; then it has not greeted."""
+        hello = self._strangers.get(peer_id)
+        if hello is not None:
+            self._remember(peer_id, hello)
+            del self._strangers[peer_id]
+
+    def lost_link(self, peer_id: str) -> None:
+        """The link with `peer_id` broke. What it said as no member is nothing to its next process:
+        a removed one greets until it has stopped, and with an empty disk another joins under its
+        name, which has lost nothing."""
+        self._strangers.pop(peer_id, None)
+
+    def _remember(self, peer_id: str, hello: Hello) -> None:
         memory = self._storage.memory
         known = memory.of(peer_id)
         if known is None or hello.boot_epoch > known.boot_epoch:
@@ -77,7 +100,6 @@ class Trust:
         elif hello.boot_id != known.boot_id:
             log.error("peer came back with an older disk", peer=peer_id,
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
-        self._greeted.add(peer_id)
 
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
         log.error("this node has lost data: it neither votes nor counts until it has caught up "

@@ -86,6 +86,50 @@ def test_a_member_that_was_down_when_it_was_removed_is_forgotten():
     run(scenario())
 
 
+@pytest.mark.parametrize("restarts", [False, True], ids=["", "after a restart"])
+@pytest.mark.parametrize("comes_back", [False, True], ids=["runs", "comes back later"])
+def test_nothing_that_a_removed_member_says_is_held_against_who_joins_under_its_name(
+        comes_back, restarts):
+    """It greets until it has stopped; who joins with an empty disk has lost nothing, and may be
+    needed for an election before it has caught up."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, former = lab.nodes.values()
+        await lead(lab, leader)
+        if comes_back:
+            former.kill()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, former.node_id), timeout_s=5)
+        await leader.engine.propose(b"x", timeout_s=5)
+        await asyncio.sleep(1.5)
+        if restarts:
+            await other.restart()
+        if comes_back:
+            await former.start()
+        await lab.until(lambda: bool(former.fatal))
+        await asyncio.sleep(1)
+        former.kill()
+        anew = LabNode(lab, Member(former.node_id, former.member.address), joining=True)
+        lab.nodes[former.node_id] = anew
+        await anew.start()
+        await asyncio.sleep(1)
+        assert not anew.engine._trust.suspect
+        lab.hub.rule = lambda source, target, message: int(
+            target != anew.node_id or not isinstance(message, frames.AppendEntries))
+        await leader.engine.change_members(MembershipChange(
+            ChangeKind.ADD_VOTER, anew.node_id, anew.member.address), timeout_s=5)
+        await lab.settle(leader, other)
+        await asyncio.sleep(1)
+        remembered = other.engine._storage.memory.of(anew.node_id)
+        assert (remembered.boot_epoch, remembered.boot_id) == (1, anew.engine._storage.boot_id)
+        leader.kill()
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.leader([other])
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
