@@ -51,18 +51,25 @@ class Position(NamedTuple):
         return entry > end and not self.replaced.explains(end, entry)
 
 
-def what_was_lost(remembered: PeerRecord, own: Position) -> str:
-    """Why a node at `own` must have lost data that a peer remembers; "" when all is well."""
-    if remembered.boot_epoch > own.boot_epoch or (
-            remembered.boot_epoch == own.boot_epoch and remembered.boot_id != own.boot_id):
+def what_was_lost(remembered: PeerRecord, own: Position, *, boots: bool = True,
+                  entries: bool = True) -> str:
+    """Why a node at `own` must have lost data that a peer remembers; "" when all is well. Without
+    `boots` or `entries` what the peer remembers of these tells nothing."""
+    if boots and is_past_boot(remembered, own):
         return f"a peer saw boot {remembered.boot_epoch} of this node, which now boots as " \
                f"{own.boot_epoch}"
     if remembered.term > own.term:
         return f"a peer heard from this node in term {remembered.term}, its own term is {own.term}"
-    if own.lacks(remembered.acked_term, remembered.acked_index):
+    if entries and own.lacks(remembered.acked_term, remembered.acked_index):
         return f"a peer has this node's acknowledgement of entry {remembered.acked_index}, its " \
                f"log ends at {own.last_index}"
     return ""
+
+
+def is_past_boot(remembered: PeerRecord, own: Position) -> bool:
+    """Whether a peer saw a later boot of a node than that at `own`, or another of its number."""
+    return remembered.boot_epoch > own.boot_epoch or (
+        remembered.boot_epoch == own.boot_epoch and remembered.boot_id != own.boot_id)
 
 
 def missing_floor(remembered: PeerRecord, own: Position) -> tuple[int, int] | None:

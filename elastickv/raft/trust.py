@@ -11,7 +11,7 @@ from __future__ import annotations
 from elastickv.logs import get_logger
 from elastickv.raft.core import Core
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, PeerRecord
-from elastickv.raft.peer_memory import missing_floor, what_was_lost
+from elastickv.raft.peer_memory import is_past_boot, missing_floor, what_was_lost
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.storage import RaftStorage
 
@@ -28,6 +28,7 @@ class Trust:
         self._greeted = {settings.node_id}
         # What those said who have links and are no members.
         self._strangers: dict[str, Hello] = {}
+        self._has_caught_up = False
         self._grace_ends: float | None = None
         self._waiting = True
 
@@ -62,28 +63,52 @@ class Trust:
 
         Raises `DiskFull` when that cannot be made durable; then it has not greeted.
         """
-        if hello.remembered is not None:
-            # Be it a member or not: the configuration of a disk from the past is from then, too.
-            reason = what_was_lost(hello.remembered, self._storage.position())
-            if reason:
-                self._become_suspect(peer_id, reason, hello.remembered.boot_epoch,
-                                     hello.remembered.term)
-            if peer_id in self._core.voters():
-                # What only a learner has cannot be committed, and no election could reach it.
-                self._raise_floor(hello.remembered)
-        if self._storage.membership.current.find(peer_id) is None:
-            self._strangers[peer_id] = hello
+        if self._storage.membership.current.find(peer_id) is not None:
+            self._believe(peer_id, hello)
         else:
-            self._remember(peer_id, hello)
+            self._strangers[peer_id] = hello
+            # The configuration of a disk from the past is from then, too. Who has yet to join is
+            # told it first.
+            if hello.remembered is not None and not self._has_yet_to_join():
+                self._heed(peer_id, hello.remembered, boots=False)
         self._greeted.add(peer_id)
 
     def admit(self, peer_id: str) -> None:
-        """It is a member, and may have greeted before it was one. Raises `DiskFull` when that
-        cannot be made durable; then it has not greeted."""
+        """It is a member, and may have greeted before it was one. Raises `DiskFull` when what it
+        said cannot be made durable; then it has not greeted."""
         hello = self._strangers.get(peer_id)
         if hello is not None:
-            self._remember(peer_id, hello)
+            self._believe(peer_id, hello)
             del self._strangers[peer_id]
+
+    def _has_yet_to_join(self) -> bool:
+        return self._settings.joining and not self._storage.has_joined(self._core.applied_index())
+
+    def _believe(self, peer_id: str, hello: Hello) -> None:
+        if hello.remembered is not None:
+            self._heed(peer_id, hello.remembered)
+            if peer_id in self._core.voters():
+                # What only a learner has cannot be committed, and no election could reach it.
+                self._raise_floor(hello.remembered)
+        self._remember(peer_id, hello)
+
+    def _heed(self, peer_id: str, remembered: PeerRecord, *, boots: bool = True) -> None:
+        """Find out what was lost. Without `boots`: a member that was removed knows of the boots of
+        members whose disks have been replaced since, and it knows that of all of them at once."""
+        own, is_complete = self._storage.position(), self._is_complete()
+        reason = what_was_lost(remembered, own, boots=boots and not is_complete,
+                               entries=not is_complete)
+        if reason:
+            self._become_suspect(peer_id, reason, remembered.boot_epoch, remembered.term)
+        elif boots and is_past_boot(remembered, own):
+            self._storage.hard_state.raise_boot(remembered.boot_epoch + 1)
+
+    def _is_complete(self) -> bool:
+        """Whether this process has held everything that was committed: whatever was lost before
+        that, a suspect would be trusted again."""
+        core = self._core
+        return self._has_caught_up or (
+            core.is_leading() and core.commit_index() >= core.noop_index())
 
     def lost_link(self, peer_id: str) -> None:
         """The link with `peer_id` broke. What it said as no member is nothing to its next process:
@@ -134,6 +159,7 @@ class Trust:
 
     def caught_up(self) -> None:
         """The durable log holds everything that any leader had committed."""
+        self._has_caught_up = True
         if self.suspect:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)

@@ -688,7 +688,7 @@ async def entry_of_an_unknown_kind_is_not_skipped():
 
 def _believe_every_disk(patch: Patch) -> None:
     from elastickv.raft import trust
-    patch.setattr(trust, "what_was_lost", lambda remembered, own: "")
+    patch.setattr(trust, "what_was_lost", lambda remembered, own, **_: "")
 
 
 def restore(node: LabNode, backup: dict[Path, bytearray], applied: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,88 @@ def test_nothing_that_a_removed_member_says_is_held_against_who_joins_under_its_
     run(scenario())
 
 
+async def started_often(lab: Lab, nodes: Sequence[LabNode]) -> None:
+    """Their peers remember that durably."""
+    for _ in range(5):
+        for node in nodes:
+            await node.restart()
+        await lab.leader()
+        await lab.settle()
+    await asyncio.sleep(1.5)
+
+
+async def replace_disk(lab: Lab, leader: LabNode, node: LabNode) -> LabNode:
+    """Remove a member, and let it join again with an empty disk."""
+    await leader.engine.change_members(
+        MembershipChange(ChangeKind.REMOVE, node.node_id), timeout_s=5)
+    await lab.until(lambda: bool(node.fatal))
+    node.kill()
+    await asyncio.sleep(1)
+    anew = LabNode(lab, node.member, joining=True)
+    anew.boots = node.boots  # another process draws another number
+    lab.nodes[node.node_id] = anew
+    await anew.start()
+    await asyncio.sleep(1)
+    await leader.engine.change_members(MembershipChange(
+        ChangeKind.ADD_VOTER, node.node_id, node.member.address), timeout_s=5)
+    await lab.until(lambda: anew.state.applied_index == leader.state.applied_index)
+    return anew
+
+
+@pytest.mark.parametrize("all_start", [False, True], ids=["alone", "with all others"])
+def test_a_removed_member_that_comes_back_makes_nobody_a_suspect(all_start):
+    """It remembers members from before their disks were replaced. Suspects need a leader to catch
+    up with, and nobody leads if enough of them are made suspects at once."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, removed = lab.nodes.values()
+        await started_often(lab, [other])
+        await lead(lab, leader)
+        removed.kill()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, removed.node_id), timeout_s=5)
+        anew = await replace_disk(lab, leader, other)
+        await leader.engine.transfer_leadership(anew.node_id, timeout_s=5)
+        await lab.until(anew.engine.is_leader)
+        await asyncio.sleep(1.5)
+        if all_start:
+            for node in (anew, leader):
+                node.kill()
+            await removed.start()
+            await anew.start()
+            await leader.start()
+        else:
+            await removed.start()
+        await lab.until(lambda: bool(removed.fatal))
+        assert not anew.engine._trust.suspect
+        new = await lab.leader([anew, leader])
+        assert await new.engine.propose(b"x", timeout_s=5) == b"x"
+
+    run(scenario())
+
+
+def test_a_member_that_was_away_while_disks_were_replaced_makes_nobody_a_suspect():
+    """Those who have caught up since their start hold whatever they can have lost before."""
+    async def scenario() -> None:
+        lab = Lab(5)
+        await lab.start()
+        leader, away, *others = lab.nodes.values()
+        await started_often(lab, others)
+        await lead(lab, leader)
+        away.kill()
+        anew = [await replace_disk(lab, leader, node) for node in others]
+        await leader.engine.transfer_leadership(anew[0].node_id, timeout_s=5)
+        await lab.until(anew[0].engine.is_leader)
+        await away.start()
+        await lab.settle()
+        assert not any(node.engine._trust.suspect for node in lab.nodes.values())
+        assert anew[0].engine.is_leader()
+        assert await anew[0].engine.propose(b"x", timeout_s=5) == b"x"
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
@@ -145,6 +228,7 @@ def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
         term = voter.core.term() + 1
         lab.hub.inject(leader.node_id, voter.node_id, frames.RequestVote(term, 99, term, True))
         assert voter.engine._elections._held_votes
+        voter.engine._trust._has_caught_up = False  # as after a start
         greeting = {name: getattr(other.engine.make_hello(voter.node_id), name)
                     for name in frames.Hello.__struct_fields__}
         greeting["remembered"] = frames.PeerRecord(50, 1, term, 0, 0, 0, 0)

@@ -221,7 +221,7 @@ def configuration_outlives_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def peer_memory_ignored(patch: pytest.MonkeyPatch) -> None:
     """Nobody tells a node that its disk is an old copy."""
-    patch.setattr(trust, "what_was_lost", lambda remembered, own: "")
+    patch.setattr(trust, "what_was_lost", lambda remembered, own, **_: "")
     patch.setattr(trust, "missing_floor", lambda remembered, own: None)
 
 
