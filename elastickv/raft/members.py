@@ -83,13 +83,19 @@ class Members:
         for peer_id in list(context.connected):
             if configuration.find(peer_id) is None:
                 context.send(peer_id, frames.Removed(index))
-        for peer_id in self._storage.memory.peers():
-            # Also one that is down. One that was added again since is remembered.
-            if configuration.find(peer_id) is None and context.configuration.find(peer_id) is None:
-                self._storage.memory.forget(peer_id)
+        self.forget_others(index)
         if index == context.configuration.index and self._storage.was_member(index) \
                 and not self.is_member():
             self._leave(index)
+
+    def forget_others(self, index: int) -> None:
+        """Entry `index` is committed: who is no member by then is forgotten, also one that is down.
+        One that was added again since is remembered."""
+        memory, current = self._storage.memory, self._context.configuration
+        configuration = self._storage.membership.at(index)
+        for peer_id in memory.peers():
+            if configuration.find(peer_id) is None and current.find(peer_id) is None:
+                memory.forget(peer_id)
 
     def _leave(self, index: int) -> None:
         """This node is no member any more. A leader passes the leadership on first."""

@@ -136,6 +136,7 @@ class PySyncObjEngine:
             self._storage.close(sync=False)
             raise
         self._members.changed()
+        self._members.forget_others(self._core.applied_index())
         self._trust.started(self._loop.time())
         self._housekeeping_at = self._loop.time() + self._settings.housekeeping_s
         self._on_timer()
@@ -467,6 +468,7 @@ class PySyncObjEngine:
         self._storage.install(marker)
         self._core.install(marker.index)
         self._members.changed()
+        self._members.forget_others(marker.index)
         self._waiters.advance(marker.index)
 
     # --- peers --------------------------------------------------------------------------------

@@ -131,6 +131,34 @@ def test_nothing_that_a_removed_member_says_is_held_against_who_joins_under_its_
     run(scenario())
 
 
+@pytest.mark.parametrize("crashes", [False, True], ids=["", "crash before it is noted"])
+def test_who_was_removed_is_forgotten_where_a_snapshot_tells_of_it(crashes):
+    async def scenario() -> None:
+        lab = Lab(4, segment_bytes=200, compact_entries=10, keep_entries=2)
+        await lab.start()
+        leader, other, behind, removed = lab.nodes.values()
+        await lead(lab, leader)
+        lab.hub.isolate(behind.node_id)
+        removed.kill()
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, removed.node_id), timeout_s=5)
+        for number in range(100):
+            await leader.engine.propose(b"%d" % number, timeout_s=5)
+        await lab.until(lambda: leader.journal.anchor_index > behind.journal.last_index)
+        assert behind.engine._storage.memory.of(removed.node_id) is not None
+        peers = behind.disk.read(behind.path / "peers")
+        lab.hub.heal()
+        await lab.settle(leader, other, behind)
+        assert behind.status().snapshots_installed == 1
+        if crashes:
+            behind.kill()
+            behind.disk.files[behind.path / "peers"] = bytearray(peers)
+            await behind.start()
+        assert behind.engine._storage.memory.of(removed.node_id) is None
+
+    run(scenario())
+
+
 async def started_often(lab: Lab, nodes: Sequence[LabNode]) -> None:
     """Their peers remember that durably."""
     for _ in range(5):
