@@ -140,12 +140,16 @@ class Flusher:
         if step is None or self._compactor is None:
             return
         try:
-            await self._runner(step.run)
+            try:
+                await self._runner(step.run)
+            finally:
+                self._compactor.finish(step)
+        except MapFull:
+            # Perhaps no flush comes that would grow the map.
+            self._store.make_room()
         except DiskFull:
             # Compaction can wait; a flush will say that the disk is full.
             return
-        finally:
-            self._compactor.finish(step)
 
     async def _flush(self) -> None:
         job = self._store.begin_flush()

@@ -393,6 +393,11 @@ class Store:
         self._backend.reserve(byte_count)
         self._refresh_view()
 
+    def make_room(self) -> None:
+        """Let the backend grow as it has to since a job ended in `MapFull`. While none is under
+        way."""
+        self._reserve(0)
+
     def require_space(self) -> None:
         """Raise the `DiskFull` in which the last flush ended, if it did."""
         if self.disk_full is not None:

@@ -32,8 +32,14 @@ class Backend(MemoryBackend):
         self.errors: list[BaseException] = []
         self.damage: StoreCorrupt | None = None
         self.audits = 0
+        self.needs_room = False
+
+    def reserve(self, byte_count: int) -> None:
+        self.needs_room = False
 
     def write(self, batch: WriteBatch) -> None:
+        if self.needs_room:
+            raise MapFull("full")
         if self.errors:
             raise self.errors.pop(0)
         super().write(batch)
@@ -210,6 +216,22 @@ async def test_compaction_runs_between_flushes_under_load(
     found = store.get(b"hot", (1 << 64) - 1, 0)
     assert found is not None
     assert found.record == plain_record(b"%d" % number)
+
+
+async def test_compaction_that_fills_the_map_goes_on_without_a_flush(
+        harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "PASS_DELAY_S", 0.0)
+    for index in range(1, 21):
+        harness.store.apply_group(index, [(b"k", pack_timestamp(index), plain_record(b"v"))])
+    harness.store.flush_now()
+    harness.backend.needs_room = True
+    compactor = Compactor(harness.store, lambda: 1 << 40, retention_ms=0)
+    harness.start(compactor=compactor)
+    async with asyncio.timeout(10):
+        while compactor.removed == 0:
+            await asyncio.sleep(0.001)
+    assert not harness.fatal.done()
+    assert harness.flushed.empty()
 
 
 async def test_compaction_on_a_full_disk_waits(harness: Harness,
