@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from jepsen.processes import Exit, NodeProcess, die_with_parent
 from jepsen.tap import JournalTap
 
 READY_TIMEOUT_S = 40.0
+OPERATOR_TIMEOUT_S = 60.0
 POLL_S = 0.1
 DEFAULT_LAUNCHER = (sys.executable, "-m", "elastickv")
 CLIENT_NAME = "jepsen"
@@ -254,7 +256,7 @@ class Cluster:
 
     def snapshots_installed(self) -> dict[str, int]:
         """How often each node took the state from another one, by the logs."""
-        return {node: process.log_path.read_text(encoding="utf-8").count(f'"{SNAPSHOT_LINE}"')
+        return {node: process.log_path.read_bytes().count(b'"%b"' % SNAPSHOT_LINE.encode())
                 for node, process in self.processes.items()}
 
     # --- questions ----------------------------------------------------------------------------
@@ -368,7 +370,13 @@ class Cluster:
             "--endpoints", endpoints, "--tls-cert", str(tls.cert), "--tls-key", str(tls.key),
             "--tls-ca", str(tls.ca), stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
-        output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(OPERATOR_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return -signal.SIGKILL, f"it had not ended after {OPERATOR_TIMEOUT_S:g} s"
         return process.returncode or 0, output.decode(errors="replace").strip()
 
     def exits(self) -> list[Exit]:

@@ -391,14 +391,14 @@ class TlsLinks:
                 self._dialling[peer_id] = self._loop.create_task(self._dial(peer_id, address))
 
     async def _dial(self, peer_id: str, address: str) -> None:
-        host, port = split_address(address)
         connection = _Connection(self, peer_id)
         try:
+            host, port = split_address(address)
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await self._connect(connection, host, port)
                 self._silent_since[peer_id] = self._loop.time()
                 await connection.settled.wait()
-        except OSError as error:  # TimeoutError and ssl.SSLError among them
+        except (OSError, ConfigError) as error:  # TimeoutError and ssl.SSLError among them
             connection.abort()
             self._complain(peer_id, address, error)
         except asyncio.CancelledError:

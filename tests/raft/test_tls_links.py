@@ -195,6 +195,15 @@ def test_a_name_without_address_is_an_os_error():
             name_lookup.look_up(host)
 
 
+async def test_an_address_that_is_none_can_be_corrected(make, until):
+    one, heard_one = await make("n1")
+    two, _ = await make("n2")
+    two.set_peers({"n1": "nowhere"})
+    await until(lambda: "n1" in two._complained)
+    two.set_peers({"n1": address_of(one)})
+    await until(lambda: ("connected", "n2") in heard_one.events)
+
+
 async def test_node_with_the_higher_id_dials_when_the_other_does_not_know_it(make, until):
     one, heard_one = await make("n1")
     two, _ = await make("n2")
