@@ -25,6 +25,7 @@ from elastickv.errors import (
     NotBootstrapped,
     NotLeader,
     OutcomeUnknown,
+    Overloaded,
 )
 from elastickv.keys.applier import Applier
 from elastickv.keys.epochs import FIRST_EPOCH
@@ -65,6 +66,10 @@ from elastickv.wire import (
 
 PREPARE_TIMEOUT_S = 10.0
 
+MAX_UNDER_WAY = 32
+"""Key changes that wait for one another, each to its end, also when its caller has given up: more
+would hold up the registrations of writers, which wait behind them."""
+
 
 class LeaderOperations:
     """Validates and proposes key changes. Every member has one; only the leader's does anything."""
@@ -85,13 +90,27 @@ class LeaderOperations:
         """Held while a key change is decided; a node is added under it too (`kv.membership`)."""
         self._term = 0
         """In which the operation that holds the lock began."""
+        self._under_way = 0
 
     async def run(self, operation: KeyOperation) -> bytes:
         """Run an operation, once this node may; its msgpack result.
 
-        Raises `NotLeader` and other `PeerError`s only where certainly nothing was proposed.
+        Raises `NotLeader`, `Overloaded` and other `PeerError`s only where certainly nothing was
+        proposed.
         """
         self._require_gate()
+        if not operation.proposes:
+            return await self._run(operation)
+        if self._under_way >= MAX_UNDER_WAY:
+            raise Overloaded(f"{self._under_way} key changes are under way",
+                             remedy="retry when they have ended")
+        self._under_way += 1
+        try:
+            return await self._run(operation)
+        finally:
+            self._under_way -= 1
+
+    async def _run(self, operation: KeyOperation) -> bytes:
         while True:
             self._proposer.require_leader()
             if operation.proposes:

@@ -17,11 +17,12 @@ from elastickv.errors import (
     NotBootstrapped,
     NotCapable,
     OutcomeUnknown,
+    Overloaded,
 )
 from elastickv.keys.guards import NodeIdTaken
 from elastickv.keys.registry import decode_row_value, row_key
 from elastickv.keys.usage import USAGE_PREFIX
-from elastickv.kv import admission
+from elastickv.kv import admission, leader_ops
 from elastickv.kv.api import CutoverResult, WriterRow
 from elastickv.kv.forwarding import (
     METHOD_ADMIN,
@@ -29,6 +30,7 @@ from elastickv.kv.forwarding import (
     METHOD_REGISTER_SELF,
     RegisterSelf,
 )
+from elastickv.kv.key_operations import RegisterWriters, RotateDek
 from elastickv.wire import HlcCeiling, encode_entry
 from tests.kv.key_cluster import KEK_BYTES, TIMEOUT_S, KeyCluster, MakeCluster, Node, until
 
@@ -137,6 +139,32 @@ async def test_two_rotations_at_once_are_two_in_a_row(make_cluster: MakeCluster)
         assert set(node.sidecar.keys) == before | set(made)
         assert node.active(Purpose.STORAGE) == leader.active(Purpose.STORAGE)
     assert leader.active(Purpose.STORAGE) in made
+
+
+async def test_few_changes_wait_for_one_another_also_when_their_callers_give_up(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes on to its end, and writers are registered behind them."""
+    monkeypatch.setattr(leader_ops, "MAX_UNDER_WAY", 3)
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    before = len(node.sidecar.keys)
+    change = RotateDek(Purpose.STORAGE, b"", 0, 0, 0)
+    async with node.encryption.operations.lock:
+        given_up = [asyncio.create_task(node.rotate()) for _ in range(3)]
+        await until(lambda: node.encryption.operations._under_way == 3)
+        for each in given_up:
+            each.cancel()
+        with pytest.raises(Overloaded, match="3 key changes are under way"):
+            await node.encryption.operations.run(change)
+        registered = asyncio.create_task(node.encryption.operations.run(
+            RegisterWriters(node.active(Purpose.STORAGE), [])))
+        await asyncio.sleep(0)
+        assert not registered.done()
+    await registered
+    await until(lambda: len(node.sidecar.keys) == before + 3)
+    await node.encryption.operations.run(change)
+    assert len(node.sidecar.keys) == before + 4
 
 
 async def test_an_automatic_rotation_of_a_dek_that_was_just_replaced_does_nothing(
