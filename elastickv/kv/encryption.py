@@ -21,9 +21,11 @@ from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import full_node_id as full_id_of
 from elastickv.crypto.nonce import node_id16
 from elastickv.errors import (
+    DeadlineExceeded,
     DekExhausted,
     GateOff,
     InvalidArgument,
+    OutcomeUnknown,
     PeerError,
 )
 from elastickv.keys.applier import Applier
@@ -311,7 +313,10 @@ class EncryptionController:
         return _result(reply, CutoverResult)
 
     async def resync_sidecar(self, *, caller_full_node_id: int, timeout_s: float) -> SidecarState:
-        reply = await self._on_leader(SidecarStateFor(caller_full_node_id), timeout_s)
+        try:
+            reply = await self._on_leader(SidecarStateFor(caller_full_node_id), timeout_s)
+        except OutcomeUnknown as error:  # of what is only read
+            raise DeadlineExceeded(error.message, remedy="retry") from None
         return forwarding.decode(reply, SidecarState)
 
     async def capability(self) -> Capability:

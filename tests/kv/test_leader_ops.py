@@ -11,6 +11,7 @@ from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Purpose
 from elastickv.crypto.nonce import MAX_EPOCH, full_node_id, node_id16
 from elastickv.errors import (
+    DeadlineExceeded,
     EncryptionConflict,
     GateOff,
     NodeIdCollision,
@@ -165,6 +166,17 @@ async def test_few_changes_wait_for_one_another_also_when_their_callers_give_up(
     await until(lambda: len(node.sidecar.keys) == before + 3)
     await node.encryption.operations.run(change)
     assert len(node.sidecar.keys) == before + 4
+
+
+async def test_a_sidecar_that_did_not_come_in_time_is_no_unknown_outcome(
+        make_cluster: MakeCluster) -> None:
+    """It is only read."""
+    cluster = await make_cluster(1)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    async with node.encryption.operations.lock:
+        with pytest.raises(DeadlineExceeded, match="within the deadline"):
+            await node.encryption.resync_sidecar(caller_full_node_id=node.full_id, timeout_s=0.05)
 
 
 async def test_an_automatic_rotation_of_a_dek_that_was_just_replaced_does_nothing(
