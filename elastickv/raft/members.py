@@ -90,12 +90,22 @@ class Members:
 
     def forget_others(self, index: int) -> None:
         """Entry `index` is committed: who is no member by then is forgotten, also one that is down.
-        One that was added again since is remembered."""
+        One that was added again since is remembered. Durable on return unless the disk is full: a
+        crash could bring back the memory of somebody who has been added again by then."""
         memory, current = self._storage.memory, self._context.configuration
         configuration = self._storage.membership.at(index)
-        for peer_id in memory.peers():
-            if configuration.find(peer_id) is None and current.find(peer_id) is None:
-                memory.forget(peer_id)
+        others = [peer_id for peer_id in memory.peers()
+                  if configuration.find(peer_id) is None and current.find(peer_id) is None]
+        for peer_id in others:
+            memory.forget(peer_id)
+        try:
+            if others:
+                memory.flush()
+        except DiskFull as error:
+            self._note_full_disk(error)
+        except OSError as error:
+            # A failed fsync is never retried.
+            self._halt(error)
 
     def _leave(self, index: int) -> None:
         """This node is no member any more. A leader passes the leadership on first."""

@@ -46,6 +46,7 @@ from elastickv.raft.members import Members
 from elastickv.raft.membership import (
     CONFIGURATION_KIND,
     ChangeContext,
+    ChangeKind,
     MembershipChange,
     encode_members,
     plan_change,
@@ -429,12 +430,27 @@ class PySyncObjEngine:
 
     async def change_members(self, change: MembershipChange, *, timeout_s: float) -> int:
         command = CONFIGURATION_KIND + encode_members(self._plan_change(change))
+        if change.kind is not ChangeKind.REMOVE:
+            self._forget_durably()
         future: asyncio.Future[object] = self._loop.create_future()
         index = self._append(command, future, timeout_s)
         self._storage.membership.appended(index, command)
         self._members.changed()
         await future
         return index
+
+    def _forget_durably(self) -> None:
+        """A crash must not bring back what was remembered of a former member: who is added under
+        its name would be a suspect, and there may be no leader without its vote. Raises `DiskFull`,
+        `OutcomeUnknown`."""
+        try:
+            self._storage.memory.flush()
+        except DiskFull as error:
+            self._note_full_disk(error)
+            raise
+        except OSError as error:
+            self._fail(error)
+            raise OutcomeUnknown("this node halted before the proposal") from error
 
     def _answering(self, members: Sequence[Member]) -> set[str]:
         """Who of these answers: this node, members that did lately, and a newcomer, from whom

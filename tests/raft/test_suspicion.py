@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from raft_lab import Lab, LabNode, MemoryDisk, outcome, run
 
+from elastickv.errors import DiskFull
 from elastickv.raft import frames
 from elastickv.raft.engine import Member
 from elastickv.raft.membership import ChangeKind, MembershipChange
 from elastickv.raft.offload import InlineOffload
-from elastickv.raft.peer_memory import what_was_lost
+from elastickv.raft.peer_memory import FILE_NAME, PeerMemory, what_was_lost
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.storage import RaftStorage
 
@@ -127,6 +128,39 @@ def test_nothing_that_a_removed_member_says_is_held_against_who_joins_under_its_
         leader.kill()
         lab.hub.rule = lambda source, target, message: 1
         await lab.leader([other])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_who_was_removed_is_forgotten_before_anybody_can_be_added_in_its_place(disk_is_full):
+    """A leader that crashes right after that must not find a newcomer, whose vote it may need, to
+    have lost what the former member had."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader = await lab.leader()
+        other, removed = lab.others(leader)
+        await asyncio.sleep(1.5)  # it is remembered durably
+
+        def remembered() -> set[str]:
+            return set(PeerMemory(leader.disk, leader.path / FILE_NAME).peers())
+
+        if disk_is_full:
+            leader.disk.fail["replace"] = DiskFull("full")
+        await leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, removed.node_id), timeout_s=5)
+        left = {other.node_id}
+        assert remembered() == (left | {removed.node_id} if disk_is_full else left)
+        removed.kill()
+        addition = MembershipChange(ChangeKind.ADD_LEARNER, removed.node_id,
+                                    removed.member.address)
+        if disk_is_full:
+            with pytest.raises(DiskFull):
+                await leader.engine.change_members(addition, timeout_s=5)
+            leader.disk.fail.clear()
+        await leader.engine.change_members(addition, timeout_s=5)
+        assert removed.node_id not in remembered()
 
     run(scenario())
 
