@@ -58,12 +58,18 @@ def what_was_lost(remembered: PeerRecord, own: Position, *, boots: bool = True,
     if boots and is_past_boot(remembered, own):
         return f"a peer saw boot {remembered.boot_epoch} of this node, which now boots as " \
                f"{own.boot_epoch}"
-    if remembered.term > own.term:
-        return f"a peer heard from this node in term {remembered.term}, its own term is {own.term}"
+    if (term := known_term(remembered)) > own.term:
+        return f"a peer knows of this node in term {term}, its own term is {own.term}"
     if entries and own.lacks(remembered.acked_term, remembered.acked_index):
         return f"a peer has this node's acknowledgement of entry {remembered.acked_index}, its " \
                f"log ends at {own.last_index}"
     return ""
+
+
+def known_term(remembered: PeerRecord) -> int:
+    """The highest term that a node certainly had on its disk: it spoke in it, or had an entry of
+    it. A leader speaks in none; the term of what it sent was there before it led."""
+    return max(remembered.term, remembered.acked_term, remembered.sent_term)
 
 
 def is_past_boot(remembered: PeerRecord, own: Position) -> bool:

@@ -11,7 +11,12 @@ from __future__ import annotations
 from elastickv.logs import get_logger
 from elastickv.raft.core import Core
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, PeerRecord
-from elastickv.raft.peer_memory import is_past_boot, missing_floor, what_was_lost
+from elastickv.raft.peer_memory import (
+    is_past_boot,
+    known_term,
+    missing_floor,
+    what_was_lost,
+)
 from elastickv.raft.settings import EngineSettings
 from elastickv.raft.storage import RaftStorage
 
@@ -99,7 +104,7 @@ class Trust:
         reason = what_was_lost(remembered, own, boots=boots and not is_complete,
                                entries=not is_complete)
         if reason:
-            self._become_suspect(peer_id, reason, remembered.boot_epoch, remembered.term)
+            self._become_suspect(peer_id, reason, remembered.boot_epoch, known_term(remembered))
         elif boots and is_past_boot(remembered, own):
             self._storage.hard_state.raise_boot(remembered.boot_epoch + 1)
 

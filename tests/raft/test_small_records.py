@@ -168,6 +168,8 @@ LOSSES = [
     ("the same boot number, another boot", PeerRecord(4, 45, 1, 0, 0, 0, 0), True),
     ("spoke in a later term", PeerRecord(3, 33, 8, 0, 0, 0, 0), True),
     ("acknowledged a later entry of the term", PeerRecord(3, 33, 7, 41, 6, 0, 0), True),
+    ("sent an entry of a later term", PeerRecord(3, 33, 7, 0, 0, 2, 8), True),
+    ("sent a later entry of the term", PeerRecord(3, 33, 7, 0, 0, 41, 7), False),
     ("acknowledged an entry of a later term", PeerRecord(3, 33, 7, 2, 7, 0, 0), True),
     ("a later leader replaced what it acknowledged", PeerRecord(3, 33, 7, 90, 5, 0, 0), False),
 ]

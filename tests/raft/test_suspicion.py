@@ -275,6 +275,46 @@ def test_a_member_that_was_away_while_disks_were_replaced_makes_nobody_a_suspect
     run(scenario())
 
 
+@pytest.mark.parametrize("holder_is_first", [False, True], ids=["", "who knows better is first"])
+def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_is_first):
+    """What that one has committed is not all that there is: its follower led in a later term, and
+    is remembered by what it committed then."""
+    async def scenario() -> None:
+        lab = Lab(leader_fallback_s=30)
+        await lab.start()
+        past, former, holder = lab.nodes.values()
+        await lead(lab, past)
+        backup, applied = former.disk.copy(), former.state.applied_index
+        lab.hub.isolate(past.node_id)
+        lab.hub.rule = lambda source, target, message: \
+            0 if source != former.node_id and isinstance(message, frames.PreVote) else 1
+        await lab.until(former.engine.is_leader)
+        await former.engine.propose(b"acknowledged", timeout_s=5)
+        await lab.settle(former, holder)
+        former.kill()
+        former.disk.files = backup
+        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        lab.hub.rule = lambda source, target, message: 1
+        apart = frozenset((past.node_id, holder.node_id))
+        lab.hub.cut_pairs = {apart, frozenset((
+            former.node_id, (past if holder_is_first else holder).node_id))}
+        await former.start()
+        await asyncio.sleep(0.05)
+        lab.hub.cut_pairs = {apart}
+        lab.hub.connect_all()
+        await asyncio.sleep(0.05)
+        if past.engine.is_leader():
+            assert isinstance(await outcome(past.engine.propose(b"other", timeout_s=2)), Exception)
+        assert former.engine._trust.suspect
+        lab.hub.heal()
+        await lab.until(lambda: all(b"acknowledged" in node.state.payloads()
+                                    for node in lab.nodes.values()))
+        await lab.until(lambda: not former.engine._trust.suspect)
+        assert not any(node.fatal for node in lab.nodes.values())
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
