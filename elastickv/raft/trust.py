@@ -30,6 +30,7 @@ class Trust:
         self._settings = settings
         self._storage = storage
         self._core = core
+        # And what they said of this node was heeded.
         self._greeted = {settings.node_id}
         # What those said who have links and are no members.
         self._strangers: dict[str, Hello] = {}
@@ -76,7 +77,6 @@ class Trust:
             # told it first.
             if hello.remembered is not None and not self._has_yet_to_join():
                 self._heed(peer_id, hello.remembered, boots=False)
-        self._greeted.add(peer_id)
 
     def admit(self, peer_id: str) -> None:
         """It is a member, and may have greeted before it was one. Raises `DiskFull` when what it
@@ -96,6 +96,7 @@ class Trust:
                 # What only a learner has cannot be committed, and no election could reach it.
                 self._raise_floor(hello.remembered)
         self._remember(peer_id, hello)
+        self._greeted.add(peer_id)
 
     def _heed(self, peer_id: str, remembered: PeerRecord, *, boots: bool = True) -> None:
         """Find out what was lost. Without `boots`: a member that was removed knows of the boots of

@@ -315,6 +315,47 @@ def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_i
     run(scenario())
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["its link breaks", "the disk is full"])
+def test_who_greeted_before_it_was_known_as_a_member_is_waited_for(full):
+    """A member whose disk was emptied joins anew under its name. What the others said before it was
+    told who they are is heeded once it is, and lost with the link."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, emptied = lab.nodes.values()
+        await lead(lab, leader)
+        emptied.kill()
+        other.engine._storage.memory.forget(emptied.node_id)  # as if it had never met it
+        anew = LabNode(lab, emptied.member, joining=True)
+        lab.nodes[emptied.node_id] = anew
+        lab.hub.rule = lambda source, target, message: int(not isinstance(message, frames.Response))
+        await anew.start()
+        await asyncio.sleep(0.01)
+        trust = anew.engine._trust
+        assert anew.engine._connected == {leader.node_id, other.node_id}
+        lab.hub.cut_pairs.add(frozenset((leader.node_id, anew.node_id)))
+        if full:
+            heed = trust._heed
+
+            def refuse(*arguments, **options):
+                raise DiskFull("no space left")
+
+            trust._heed = refuse
+        else:
+            lab.hub.disconnect(leader.node_id, anew.node_id)
+        lab.hub.rule = lambda source, target, message: 1
+        anew.engine._members.ask()
+        await lab.until(lambda: bool(anew.core.voters()))
+        assert not anew.engine._is_trusted()
+        if full:
+            trust._heed = heed
+        lab.hub.heal()
+        await lab.until(lambda: trust.suspect)
+        await lab.until(lambda: not trust.suspect)
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
