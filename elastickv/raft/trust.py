@@ -34,7 +34,8 @@ class Trust:
         self._greeted = {settings.node_id}
         # What those said who have links and are no members.
         self._strangers: dict[str, Hello] = {}
-        self._has_caught_up = False
+        # The term of the leader with whom this process has caught up, 0 for none.
+        self._caught_up_term = 0
         self._grace_ends: float | None = None
         self._waiting = True
 
@@ -101,7 +102,7 @@ class Trust:
     def _heed(self, peer_id: str, remembered: PeerRecord, *, boots: bool = True) -> None:
         """Find out what was lost. Without `boots`: a member that was removed knows of the boots of
         members whose disks have been replaced since, and it knows that of all of them at once."""
-        own, is_complete = self._storage.position(), self._is_complete()
+        own, is_complete = self._storage.position(), self._is_complete(known_term(remembered))
         reason = what_was_lost(remembered, own, boots=boots and not is_complete,
                                entries=not is_complete)
         if reason:
@@ -109,12 +110,13 @@ class Trust:
         elif boots and is_past_boot(remembered, own):
             self._storage.hard_state.raise_boot(remembered.boot_epoch + 1)
 
-    def _is_complete(self) -> bool:
-        """Whether this process has held everything that was committed: whatever was lost before
-        that, a suspect would be trusted again."""
+    def _is_complete(self, term: int) -> bool:
+        """Whether this process has held everything that was committed up to `term`: whatever was
+        lost of that before, a suspect would be trusted again. A leader that it caught up with may
+        have been one of the past, with another in a later term."""
         core = self._core
-        return self._has_caught_up or (
-            core.is_leading() and core.commit_index() >= core.noop_index())
+        leads = core.is_leading() and core.commit_index() >= core.noop_index()
+        return term <= max(self._caught_up_term, core.term() if leads else 0)
 
     def lost_link(self, peer_id: str) -> None:
         """The link with `peer_id` broke. What it said as no member is nothing to its next process:
@@ -164,8 +166,8 @@ class Trust:
         return floor
 
     def caught_up(self) -> None:
-        """The durable log holds everything that any leader had committed."""
-        self._has_caught_up = True
+        """The durable log holds everything that any leader had committed up to this term."""
+        self._caught_up_term = self._core.term()
         if self.suspect:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)

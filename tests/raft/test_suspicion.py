@@ -275,8 +275,11 @@ def test_a_member_that_was_away_while_disks_were_replaced_makes_nobody_a_suspect
     run(scenario())
 
 
-@pytest.mark.parametrize("holder_is_first", [False, True], ids=["", "who knows better is first"])
-def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_is_first):
+@pytest.mark.parametrize(("holder_is_first", "hears_the_term"), [
+    (False, False), (True, False), (False, True)],
+    ids=["", "who knows better is first", "another tells the term"])
+def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_is_first,
+                                                                        hears_the_term):
     """What that one has committed is not all that there is: its follower led in a later term, and
     is remembered by what it committed then."""
     async def scenario() -> None:
@@ -291,6 +294,7 @@ def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_i
         await lab.until(former.engine.is_leader)
         await former.engine.propose(b"acknowledged", timeout_s=5)
         await lab.settle(former, holder)
+        term = former.core.term()
         former.kill()
         former.disk.files = backup
         former.state.entries = [e for e in former.state.entries if e.index <= applied]
@@ -299,7 +303,9 @@ def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_i
         lab.hub.cut_pairs = {apart, frozenset((
             former.node_id, (past if holder_is_first else holder).node_id))}
         await former.start()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
+        if hears_the_term:
+            lab.hub.inject(past.node_id, former.node_id, frames.StaleTerm(term))
         lab.hub.cut_pairs = {apart}
         lab.hub.connect_all()
         await asyncio.sleep(0.05)
@@ -371,7 +377,7 @@ def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
         term = voter.core.term() + 1
         lab.hub.inject(leader.node_id, voter.node_id, frames.RequestVote(term, 99, term, True))
         assert voter.engine._elections._held_votes
-        voter.engine._trust._has_caught_up = False  # as after a start
+        voter.engine._trust._caught_up_term = 0  # as after a start
         greeting = {name: getattr(other.engine.make_hello(voter.node_id), name)
                     for name in frames.Hello.__struct_fields__}
         greeting["remembered"] = frames.PeerRecord(50, 1, term, 0, 0, 0, 0)
