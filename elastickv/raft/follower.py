@@ -85,9 +85,14 @@ class Follower:
     def _remember_leader(self, leader_id: str, plan: rules.AppendPlan) -> None:
         """The leader certainly has on its disk what it has committed."""
         journal = self._context.journal
-        if plan.commit_index >= journal.anchor_index:
+        if plan.commit_index >= journal.anchor_index and self._may_remember(leader_id):
             self._memory.acknowledged(leader_id, plan.commit_index,
                                       journal.term_at(plan.commit_index))
+
+    def _may_remember(self, leader_id: str) -> bool:
+        """A leader that removed itself leads until it has applied that, and may be forgotten here
+        by then."""
+        return self._context.configuration.find(leader_id) is not None
 
     def restart(self, term: int, leader_id: str) -> None:
         """Another leader, term or link: nothing is verified yet."""
@@ -111,7 +116,7 @@ class Follower:
         completes = 0 < self._required_index <= index
         if not is_news and not completes:
             return
-        if index >= journal.anchor_index:
+        if index >= journal.anchor_index and self._may_remember(self._leader_id):
             # Only what is durable here: a floor that no voter's log reached would keep its node
             # from every election.
             self._memory.sent(self._leader_id, index, journal.term_at(index))

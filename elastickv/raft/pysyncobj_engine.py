@@ -622,7 +622,8 @@ class PySyncObjEngine:
                                       self._core.applied_index())
 
     def _on_vote(self, peer_id: str, message: frames.Vote) -> None:
-        self._storage.memory.spoke(peer_id, message.term)
+        if self._is_member(peer_id):
+            self._storage.memory.spoke(peer_id, message.term)
         self._elections.on_vote(peer_id, message)
 
     # --- the rest of the protocol -------------------------------------------------------------

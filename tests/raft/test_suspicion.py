@@ -165,6 +165,31 @@ def test_who_was_removed_is_forgotten_before_anybody_can_be_added_in_its_place(d
     run(scenario())
 
 
+def test_a_leader_that_removed_itself_is_forgotten_although_it_leads_for_a_while():
+    """Until it has applied its own removal, which the others have by then."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, *others = lab.nodes.values()
+        await lead(lab, leader)
+        leader.state.takes_more = False
+        change = asyncio.ensure_future(leader.engine.change_members(
+            MembershipChange(ChangeKind.REMOVE, leader.node_id), timeout_s=5))
+        await asyncio.sleep(1)
+        assert leader.core.is_leading()
+        assert all(node.state.applied_index > leader.state.applied_index for node in others)
+        leader.state.takes_more = True
+        await lab.until(lambda: bool(leader.fatal))
+        await outcome(change)
+        leader.kill()
+        new = await lab.leader(others)
+        await new.engine.propose(b"x", timeout_s=5)
+        await lab.settle(*others)
+        assert not any(node.engine._storage.memory.of(leader.node_id) for node in others)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("crashes", [False, True], ids=["", "crash before it is noted"])
 def test_who_was_removed_is_forgotten_where_a_snapshot_tells_of_it(crashes):
     async def scenario() -> None:
