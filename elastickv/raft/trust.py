@@ -92,14 +92,22 @@ class Trust:
 
     def _believe(self, peer_id: str, hello: Hello) -> None:
         if hello.remembered is not None:
-            self._heed(peer_id, hello.remembered)
+            self._heed(peer_id, hello.remembered, boots=not self._is_of_the_past(peer_id, hello))
+            if is_past_boot(hello.remembered, self._storage.position()):
+                self._storage.hard_state.raise_boot(hello.remembered.boot_epoch + 1)
             if peer_id in self._core.voters():
                 # What only a learner has cannot be committed, and no election could reach it.
                 self._raise_floor(hello.remembered)
         self._remember(peer_id, hello)
         self._greeted.add(peer_id)
 
-    def _heed(self, peer_id: str, remembered: PeerRecord, *, boots: bool = True) -> None:
+    def _is_of_the_past(self, peer_id: str, hello: Hello) -> bool:
+        """Whether a member's disk was put back from an old copy. Then no other one was, and it may
+        remember members from before their disks were replaced."""
+        known = self._storage.memory.of(peer_id)
+        return hello.suspect or (known is not None and known_term(known) > hello.term)
+
+    def _heed(self, peer_id: str, remembered: PeerRecord, *, boots: bool) -> None:
         """Find out what was lost. Without `boots`: a member that was removed knows of the boots of
         members whose disks have been replaced since, and it knows that of all of them at once."""
         own, is_complete = self._storage.position(), self._is_complete(known_term(remembered))
@@ -107,8 +115,6 @@ class Trust:
                                entries=not is_complete)
         if reason:
             self._become_suspect(peer_id, reason, remembered.boot_epoch, known_term(remembered))
-        elif boots and is_past_boot(remembered, own):
-            self._storage.hard_state.raise_boot(remembered.boot_epoch + 1)
 
     def _is_complete(self, term: int) -> bool:
         """Whether this process has held everything that was committed up to `term`: whatever was

@@ -279,6 +279,34 @@ def test_a_removed_member_that_comes_back_makes_nobody_a_suspect(all_start):
     run(scenario())
 
 
+def test_a_disk_from_before_another_was_replaced_makes_nobody_else_a_suspect():
+    """All start at once, so that nobody is known to be sound. Two suspects of three would wait for
+    a leader for ever."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, old = lab.nodes.values()
+        await started_often(lab, [other])
+        await lead(lab, leader)
+        backup, applied = old.disk.copy(), old.state.applied_index
+        anew = await replace_disk(lab, leader, other)
+        await leader.restart()
+        await lead(lab, anew)
+        for node in lab.nodes.values():
+            node.kill()
+        old.disk.files = backup
+        old.state.entries = [e for e in old.state.entries if e.index <= applied]
+        for node in (old, leader, anew):
+            await node.start()
+        new = await lab.leader([leader, anew])
+        assert await new.engine.propose(b"x", timeout_s=5) == b"x"
+        await lab.settle()
+        assert not any(node.engine._trust.suspect for node in (leader, anew))
+        await lab.until(lambda: not old.engine._trust.suspect)
+
+    run(scenario())
+
+
 def test_a_member_that_was_away_while_disks_were_replaced_makes_nobody_a_suspect():
     """Those who have caught up since their start hold whatever they can have lost before."""
     async def scenario() -> None:
