@@ -18,7 +18,8 @@ class Elections:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._round = PreVoteRound()
-        self._cleared = False
+        # The term in which a majority granted a pre-vote for the next one, until the next tick.
+        self._cleared_term: int | None = None
         self._transfer = False
         self._leader_contact = float("-inf")
         self._held_votes: list[tuple[int, int, str]] = []
@@ -35,7 +36,8 @@ class Elections:
                 self._note_silence()
                 core.postpone_election()
             return
-        if core.is_leading() or core.election_deadline() >= self._context.now() or self._cleared:
+        if core.is_leading() or core.election_deadline() >= self._context.now() \
+                or self._cleared_term == core.term():
             return
         self._note_silence()
         if core.transfer_requested() and self._context.trusted():
@@ -54,7 +56,7 @@ class Elections:
 
     def after_tick(self) -> None:
         """What was cleared has been used."""
-        self._cleared = self._transfer = False
+        self._cleared_term, self._transfer = None, False
 
     def _begin_round(self) -> None:
         core, journal = self._context.core, self._context.journal
@@ -69,7 +71,7 @@ class Elections:
 
     def _clear(self) -> None:
         self._context.core.elect_now()
-        self._cleared = True
+        self._cleared_term = self._context.core.term()
 
     def heard_leader(self) -> None:
         """A message of a current leader arrived."""
@@ -91,7 +93,7 @@ class Elections:
     def cancel(self) -> None:
         """A leader was heard or the term moved: grants on their way count for nothing."""
         self._round.cancel()
-        self._cleared = False
+        self._cleared_term = None
 
     @property
     def leader_contact(self) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from raft_lab import Lab, LabNode, run
 
 from elastickv.raft.engine import Entry
+from elastickv.raft.frames import RequestVote
 
 TICK_S = 1.0
 SLOW_TICKS: dict[str, Any] = {
@@ -124,5 +125,24 @@ def test_a_new_leader_applies_what_it_had_left() -> None:
         await follower.engine.propose(b"last", timeout_s=60)
         assert follower.state.payloads() \
             == [b"first", *(b"%d" % number for number in range(5)), b"last"]
+
+    run(scenario())
+
+
+def test_a_pre_vote_counts_for_the_term_that_it_was_granted_for():
+    """Whoever stands in that term first raises this node's, which has no grants for the next."""
+    async def scenario() -> None:
+        lab = Lab()
+        leader = await lab.start()
+        node, candidate = lab.others(leader)
+        lab.hub.rule = lambda source, target, message: int(node.node_id not in (source, target))
+        await asyncio.sleep(2)  # of a silent leader
+        term = node.core.term()
+        node.engine._elections._clear()
+        lab.hub.inject(candidate.node_id, node.node_id, RequestVote(term + 1, 0, 0, False))
+        await asyncio.sleep(1)
+        assert node.core.term() == term + 1
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.settle()
 
     run(scenario())

@@ -260,7 +260,7 @@ async def stranger_stands(schedule: Schedule, node: SimNode) -> None:
 async def stands_at_once(schedule: Schedule, node: SimNode) -> None:
     as_node(schedule, node)
     node.core.elect_now()
-    node.engine._elections._cleared = True
+    node.engine._elections._cleared_term = node.core.term()
     node.engine._schedule()
     node.engine._pump.run()
 
