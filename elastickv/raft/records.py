@@ -29,7 +29,6 @@ _LENGTH = struct.Struct(">I")
 _CHECKSUM = struct.Struct(">I")
 _POSITION = struct.Struct(">QQQ")
 _HEADER = struct.Struct(">IIQQQ")
-_START = struct.Struct(">II")
 
 HEADER_BYTES = _HEADER.size
 _INDEX_OFFSET = _LENGTH.size + _CHECKSUM.size
@@ -70,8 +69,9 @@ def check_size(command: bytes, max_bytes: int) -> None:
 
 
 def decode_at(data: bytes | memoryview, offset: int, max_bytes: int,
-              salt: int = 0) -> tuple[Record, int] | None:
-    """The record at `offset` and the offset after it; None when there is no whole valid one."""
+              salt: int = 0, parts: PartChecksums | None = None) -> tuple[Record, int] | None:
+    """The record at `offset` and the offset after it; None when there is no whole valid one. With
+    `parts`, those of `data`, that is told in a time that does not grow with the record."""
     start = offset + HEADER_BYTES
     if start > len(data):
         return None
@@ -79,9 +79,12 @@ def decode_at(data: bytes | memoryview, offset: int, max_bytes: int,
     end = start + length
     if not 0 < length <= max_bytes or end > len(data):
         return None
-    command = bytes(data[start:end])
     prefix = bytes(data[offset:offset + 4]) + bytes(data[offset + 8:start])
-    if extend(extend(salt, prefix), command) != checksum:
+    salted = extend(salt, prefix)
+    if parts is not None and parts.extend(salted, start, end) != checksum:
+        return None
+    command = bytes(data[start:end])
+    if parts is None and extend(salted, command) != checksum:
         return None
     return Record(command, index, term, synced), end
 
@@ -97,19 +100,6 @@ def decode_all(data: bytes, max_bytes: int) -> list[Record]:
         record, offset = found
         records.append(record)
     return records
-
-
-def _is_whole(data: bytes, offset: int, max_bytes: int, salt: int, parts: PartChecksums) -> bool:
-    """Whether `decode_at` finds a record at `offset` of `data`, of which `parts` are."""
-    start = offset + HEADER_BYTES
-    if start > len(data):
-        return False
-    length, checksum = _START.unpack_from(data, offset)
-    end = start + length
-    if not 0 < length <= max_bytes or end > len(data):
-        return False
-    prefix = data[offset:offset + 4] + data[offset + 8:start]
-    return bool(parts.extend(int(extend(salt, prefix)), start, end) == checksum)
 
 
 def find_next(data: bytes, offset: int, expected_index: int, max_bytes: int,
@@ -128,9 +118,9 @@ def find_next(data: bytes, offset: int, expected_index: int, max_bytes: int,
     pattern = re.compile(_between(expected_index.to_bytes(8, "big"), last_index.to_bytes(8, "big")),
                          re.DOTALL)
     while (match := pattern.search(data, start)) is not None:
-        position = match.start() - _INDEX_OFFSET
-        if _is_whole(data, position, max_bytes, salt, parts):
-            return decode_at(data, position, max_bytes, salt)
+        found = decode_at(data, match.start() - _INDEX_OFFSET, max_bytes, salt, parts)
+        if found is not None:
+            return found
         start = match.start() + 1
     return None
 
