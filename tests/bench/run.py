@@ -327,11 +327,15 @@ def require_programs(parts: Collection[str]) -> None:
 
 
 def end_once(number: int, _: object) -> NoReturn:
-    """Of the signals that end a run only the first one does, so that a second one does not hinder
-    that servers and gigabytes of data are taken away."""
-    for each in ENDING_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+    """Of the signals that end a run only the first one does."""
+    ignore_signals()
     sys.exit(128 + number)
+
+
+def ignore_signals() -> None:
+    """None hinders from now on that servers and gigabytes of data are taken away."""
+    for number in ENDING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def environment(work: Path) -> dict[str, str | int]:
@@ -522,8 +526,7 @@ def main() -> int:
         bench = Bench(plan, work, memory, lambda line: print(line, file=sys.stderr, flush=True))
         document = perform(bench, parts)
     finally:
-        for number in ENDING_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(memory, ignore_errors=True)
     write(with_part(published, document, arguments.part) if arguments.part else document, output)
