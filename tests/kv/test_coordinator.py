@@ -362,12 +362,23 @@ async def test_a_forwarded_write_whose_answer_does_not_parse_may_have_happened(
     assert await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S) == WriteResult(7, 8)
 
 
-async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
-        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    follow_a_leader_that_answers(node, monkeypatch, reply(1))
+def lose_leader(node: OneNode, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Nobody leads until the result is called; then it is who led before."""
     followed = node.engine.status()
     leaderless = dataclasses.replace(followed, leader_id="")
     monkeypatch.setattr(node.engine, "status", lambda: leaderless)
+
+    def find_leader() -> None:
+        monkeypatch.setattr(node.engine, "status", lambda: followed)
+        node.kv.writes.wake()
+
+    return find_leader
+
+
+async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
+        node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow_a_leader_that_answers(node, monkeypatch, reply(1))
+    find_leader = lose_leader(node, monkeypatch)
     monkeypatch.setattr(coordinator, "MAX_QUEUE_BYTES", 1 << 20)
     kept = asyncio.create_task(node.kv.put(b"kept", b"v", timeout_s=TIMEOUT_S))
     for _ in range(3):
@@ -376,8 +387,7 @@ async def test_a_write_that_is_given_up_before_there_is_a_leader_leaves_nothing(
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
-    monkeypatch.setattr(node.engine, "status", lambda: followed)
-    node.kv.writes.wake()
+    find_leader()
     assert await kept == WriteResult(7, 8)
     assert (len(node.kv.writes._queue), node.kv.writes._queue_bytes) == (0, 0)
 
@@ -386,9 +396,7 @@ async def test_what_waits_is_counted_as_memory_holds_it(
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """A condition takes eleven bytes in the log, and more than ten times as much here."""
     follow_a_leader_that_answers(node, monkeypatch, reply(1))
-    followed = node.engine.status()
-    leaderless = dataclasses.replace(followed, leader_id="")
-    monkeypatch.setattr(node.engine, "status", lambda: leaderless)
+    find_leader = lose_leader(node, monkeypatch)
     monkeypatch.setattr(coordinator, "MAX_QUEUE_BYTES", 1_500 * PART_MEMORY_BYTES)
 
     async def write() -> WriteResult:
@@ -404,8 +412,7 @@ async def test_what_waits_is_counted_as_memory_holds_it(
     assert held / 2 < node.kv.writes._queue_bytes < 2 * held
     with pytest.raises(Overloaded):
         await write()
-    monkeypatch.setattr(node.engine, "status", lambda: followed)
-    node.kv.writes.wake()
+    find_leader()
     assert await waits == WriteResult(7, 8)
     assert node.kv.writes._queue_bytes == 0
 
