@@ -27,6 +27,9 @@ from elastickv.raft.replaced import NOTHING_REPLACED, LogEnd, replaced_tail
 from elastickv.raft.rules import holds_entry
 from elastickv.raft.settings import EngineSettings
 
+BOOTS_PER_ENTRY = 1 << 20
+"""More than a member ever starts."""
+
 
 class RaftStorage:
     """The files of one member."""
@@ -107,6 +110,14 @@ class RaftStorage:
         `DiskFull`."""
         if self.has_joined(applied_index):
             self.hard_state.set_joined()
+
+    def count_boots_as_newcomer(self, commit_index: int) -> None:
+        """Once in its life, a node that joins and has caught up counts its boots on from where
+        those of no former member of its name can have come to: that one was removed in an entry up
+        to `commit_index`. So who remembers the former one misses no boot of this one. Durable on
+        return. Raises `DiskFull`."""
+        if self.hard_state.state.boot_epoch < BOOTS_PER_ENTRY:
+            self.hard_state.raise_boot(commit_index * BOOTS_PER_ENTRY)
 
     def adopt(self, base: Configuration) -> None:
         """Let the history of the membership start at `base`, durably."""

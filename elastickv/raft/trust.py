@@ -178,3 +178,5 @@ class Trust:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)
             self._storage.hard_state.set_suspect(False)
+        if self._settings.joining:
+            self._storage.count_boots_as_newcomer(self._core.commit_index())

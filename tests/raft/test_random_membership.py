@@ -27,6 +27,7 @@ class Membership:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self.all_start = bool(seed % 2)
         self.lab = Lab(3, segment_bytes=self.random.choice([300, 2000]),
                        compact_entries=self.random.choice([5, 40]),
                        keep_entries=self.random.choice([2, 10]), compact_bytes=2000,
@@ -162,6 +163,9 @@ class Membership:
     async def recover(self) -> None:
         """With everybody up, members agree, there is a leader, and nothing acknowledged is lost."""
         self.lab.hub.heal()
+        if self.all_start:
+            for node in self.running():
+                self.stop(node)
         for name in sorted(self.lab.nodes.keys() - self.up):
             await self.start(self.lab.nodes[name])
         await self.lab.until(lambda: self.leader() is not None, timeout_s=60)

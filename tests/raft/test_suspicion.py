@@ -328,6 +328,28 @@ def test_a_member_that_was_away_while_disks_were_replaced_makes_nobody_a_suspect
     run(scenario())
 
 
+def test_a_member_that_was_away_while_most_were_replaced_leaves_a_cluster_that_starts_with_it():
+    """All start at once, so that nobody has caught up with anybody. Nor was anything lost: the
+    boots that it remembers are those of former members of the same names."""
+    async def scenario() -> None:
+        lab = Lab(5)
+        await lab.start()
+        leader, away, *others = lab.nodes.values()
+        await started_often(lab, others)
+        await lead(lab, leader)
+        away.kill()
+        anew = [await replace_disk(lab, leader, node) for node in others]
+        for node in (leader, *anew):
+            node.kill()
+        for node in (away, leader, *anew):
+            await node.start()
+        new = await lab.leader()
+        assert not any(node.engine._trust.suspect for node in lab.nodes.values())
+        assert await new.engine.propose(b"x", timeout_s=5) == b"x"
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(("holder_is_first", "hears_the_term"), [
     (False, False), (True, False), (False, True)],
     ids=["", "who knows better is first", "another tells the term"])
