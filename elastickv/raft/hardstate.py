@@ -62,10 +62,17 @@ class HardStateFile:
         if (term, vote) != (self.state.term, self.state.vote):
             self._save(msgspec.structs.replace(self.state, term=term, vote=vote))
 
-    def set_suspect(self, suspect: bool) -> None:
-        """Durably remember that this node must not be trusted, or that it may be again."""
-        if suspect != self.state.suspect:
-            self._save(msgspec.structs.replace(self.state, suspect=suspect))
+    def lost_data(self, term: int, vote: str, boot_epoch: int) -> None:
+        """Durably remember that this node must not be trusted, that its vote of `term` is spent and
+        that its boots count on from at least `boot_epoch`: all of it, or nothing."""
+        self._save(msgspec.structs.replace(
+            self.state, suspect=True, term=term, vote=vote,
+            boot_epoch=max(boot_epoch, self.state.boot_epoch)))
+
+    def regained_data(self) -> None:
+        """Durably remember that this node may be trusted."""
+        if self.state.suspect:
+            self._save(msgspec.structs.replace(self.state, suspect=False))
 
     def set_floor(self, term: int, index: int) -> None:
         """Durably remember the floor."""

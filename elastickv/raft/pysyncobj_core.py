@@ -295,8 +295,8 @@ class RaftCore(SyncObj):  # type: ignore[misc]
         self._SyncObj__setState(FOLLOWER)
 
     def spend_vote(self, term: int) -> None:
-        self.step_down(term)
         self._SyncObj__setCurrentTerm(term, self._settings.node_id)
+        self.follow_nobody()
 
     def heard_from(self, peer_id: str) -> None:
         node = peer_node(peer_id)

@@ -8,6 +8,9 @@ committed.
 
 from __future__ import annotations
 
+import contextlib
+
+from elastickv.errors import DiskFull
 from elastickv.logs import get_logger
 from elastickv.raft.core import Core
 from elastickv.raft.frames import PROTOCOL_VERSION, Hello, PeerRecord
@@ -143,11 +146,10 @@ class Trust:
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
         log.error("this node has lost data: it neither votes nor counts until it has caught up "
                   "with a leader", node=self._settings.node_id, peer=peer_id, reason=reason)
-        hard_state = self._storage.hard_state
-        hard_state.set_suspect(True)
-        hard_state.raise_boot(boot_epoch + 1)
         # It may have voted in this term and have forgotten: it must never vote in it again.
-        self._core.spend_vote(max(term, self._core.term()))
+        term = max(term, self._core.term())
+        self._storage.hard_state.lost_data(term, self._settings.node_id, boot_epoch + 1)
+        self._core.spend_vote(term)
 
     def _raise_floor(self, remembered: PeerRecord) -> None:
         missing = missing_floor(remembered, self._storage.position())
@@ -177,6 +179,8 @@ class Trust:
         if self.suspect:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)
-            self._storage.hard_state.set_suspect(False)
+            self._storage.hard_state.regained_data()
         if self._settings.joining:
-            self._storage.count_boots_as_newcomer(self._core.commit_index())
+            # Another acknowledgement will do: whoever is full still confirms reads.
+            with contextlib.suppress(DiskFull):
+                self._storage.count_boots_as_newcomer(self._core.commit_index())

@@ -356,7 +356,7 @@ def test_disk_that_refuses_when_a_suspect_has_caught_up(error: Exception, role: 
         suspect.offload.holding = True
         await leader.engine.propose(b"x", timeout_s=5)
         await lab.until(lambda: suspect.journal.last_index == leader.journal.last_index)
-        suspect.engine._storage.hard_state.set_suspect(True)
+        suspect.engine._storage.hard_state.lost_data(suspect.core.term(), "", 0)
         suspect.engine._follower._required_index = leader.core.commit_index()
         suspect.disk.fail["replace"] = error
         suspect.offload.release()

@@ -27,15 +27,17 @@ def test_hard_state_is_remembered(tmp_path):
     state = HardStateFile(DISK, path)
     assert not state.existed
     assert state.begin_boot() == 1
-    state.set_term(7, "n2")
-    state.set_suspect(True)
+    state.set_term(6, "n2")
+    state.lost_data(7, "n1", 1)
     again = HardStateFile(DISK, path)
     assert again.existed
-    assert (again.state.term, again.state.vote, again.state.suspect) == (7, "n2", True)
+    assert (again.state.term, again.state.vote, again.state.suspect) == (7, "n1", True)
     assert again.begin_boot() == 2
     again.raise_boot(9)
     again.raise_boot(3)
-    assert HardStateFile(DISK, path).state.boot_epoch == 9
+    again.regained_data()
+    again = HardStateFile(DISK, path)
+    assert (again.state.boot_epoch, again.state.suspect) == (9, False)
 
 
 @pytest.mark.parametrize(("make", "load"), [

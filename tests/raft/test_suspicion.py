@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -433,6 +434,41 @@ def test_who_greeted_before_it_was_known_as_a_member_is_waited_for(full):
         lab.hub.heal()
         await lab.until(lambda: trust.suspect)
         await lab.until(lambda: not trust.suspect)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("writes", range(2))
+def test_a_suspicion_is_durable_in_one_write(writes):
+    """Were only part of it, a later greeting could find no reason for the rest."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, _, suspect = lab.nodes.values()
+        await lead(lab, leader)
+        hard_state = suspect.engine._storage.hard_state
+        before, after, save = hard_state.state, [], hard_state._save
+
+        def refuse(state):
+            if len(after) == writes:
+                raise DiskFull("no space left")
+            save(state)
+            after.append(state)
+
+        hard_state._save = refuse
+        lost = partial(suspect.engine._trust._become_suspect, "n1", "for a test", 40, 50)
+        if writes == 0:
+            with pytest.raises(DiskFull):
+                lost()
+            assert hard_state.state == before
+            assert suspect.core.term() == before.term
+        else:
+            lost()
+            now = hard_state.state
+            assert (now.suspect, now.term, now.vote, now.boot_epoch) == (
+                True, 50, suspect.node_id, 41)
+            assert suspect.core.term() == 50
+            assert after == [now]
 
     run(scenario())
 
