@@ -55,6 +55,8 @@ class NonceBudgets:
         self._on_change = on_change
         self._pending: dict[int, asyncio.Future[object]] = {}
         self._spent: set[int] = set()
+        self._beyond_limit: set[int] = set()
+        """DEKs of which all that is reserved and not used is for entries of the cluster's own."""
         self.limits = limits
 
     def take(self, dek_id: int, wanted: int, *, beyond_limit: bool = False) -> NonceFactory | None:
@@ -68,6 +70,8 @@ class NonceBudgets:
             return None
         usage = self._own(dek_id, factory.local_epoch)
         left = usage.reserved - factory.count
+        if not beyond_limit and dek_id in self._beyond_limit:
+            left = 0
         if left < wanted or left < self.limits.block // 2:
             self._refill(dek_id, factory, usage, wanted, beyond_limit=beyond_limit,
                          urgent=left < wanted)
@@ -106,11 +110,15 @@ class NonceBudgets:
                 beyond_limit: bool, urgent: bool) -> None:
         if dek_id in self._pending:
             return
+        total = self.total(dek_id)
         target = reservation_target(
-            self.limits, used=factory.count, reserved=usage.reserved, total=self.total(dek_id),
-            wanted=wanted, beyond_limit=beyond_limit)
+            self.limits, used=factory.count, reserved=usage.reserved, total=total, wanted=wanted,
+            beyond_limit=beyond_limit)
         if target is not None and target > usage.reserved:
-            self._spent.discard(dek_id)
+            if beyond_limit and total - usage.reserved + target > self.limits.max_writes:
+                self._beyond_limit.add(dek_id)
+            else:
+                self._spent.discard(dek_id)
             self._reserve(dek_id, factory.local_epoch, target)
         elif urgent and not beyond_limit and dek_id not in self._spent:
             self._spent.add(dek_id)

@@ -122,6 +122,35 @@ async def test_writes_are_refused_at_the_limit_while_no_rotation_succeeds(
     require_covered(cluster)
 
 
+async def test_user_writes_take_nothing_of_what_a_rotation_reserves_beyond_the_limit(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = await make_cluster(1, options=SMALL)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+
+    async def refuse(wrapped: object) -> None:
+        raise NotCapable("a member stands in the way")
+
+    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    await spend(node)
+    node.encryption.rotation.stop()
+    monkeypatch.undo()
+    await node.rotate(Purpose.STORAGE)  # under which there is room for writes again
+    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    made = node.nonces_made(node.active(Purpose.RAFT))
+    for _ in range(3):
+        with pytest.raises(NotCapable):
+            await node.rotate(Purpose.RAFT)
+        with pytest.raises(DekExhausted):
+            await node.put(b"k")
+    assert node.nonces_made(node.active(Purpose.RAFT)) == made
+
+    monkeypatch.undo()
+    await node.rotate(Purpose.RAFT)
+    await node.put(b"k")
+    require_covered(cluster)
+
+
 async def test_the_count_survives_a_restart(make_cluster: MakeCluster) -> None:
     cluster = await make_cluster(1, options={"rotation": RotationSettings(Limits(100_000))})
     node = cluster.nodes["n1"]
