@@ -280,10 +280,8 @@ class MembershipController:
         node_id = change.node_id
         asked = met = False
         while True:
-            sidecar = self._applier.sidecar
-            require_free_node_id(node_id, self._engine.members(), self._rows(),
-                                 sidecar.active_ids if sidecar is not None else ())
-            if sidecar is not None:
+            self._require_free(node_id)
+            if self._applier.sidecar is not None:
                 if not asked:
                     require_admissible(await self._ask(change, deadline, self._questions),
                                        change.address)
@@ -297,8 +295,14 @@ class MembershipController:
             async with self._keys.lock:
                 if self._applier.sidecar is not None and (not asked or self._missing(node_id)):
                     continue
+                self._require_free(node_id)  # an operator may have registered another node
                 return await self._engine.change_members(change,
                                                          timeout_s=_remaining_s(deadline))
+
+    def _require_free(self, node_id: str) -> None:
+        sidecar = self._applier.sidecar
+        require_free_node_id(node_id, self._engine.members(), self._rows(),
+                             sidecar.active_ids if sidecar is not None else ())
 
     def _rows(self) -> dict[bytes, bytes]:
         return dict(self._store.rows(WRITERS_PREFIX))

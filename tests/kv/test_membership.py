@@ -28,6 +28,7 @@ from elastickv.errors import (
 from elastickv.keys.applier import Applier
 from elastickv.keys.registry import decode_row_value, row_key
 from elastickv.kv import forwarding
+from elastickv.kv.api import WriterRow
 from elastickv.kv.encryption import EncryptionController
 from elastickv.kv.fsm import KvStateMachine
 from elastickv.kv.key_value import KeyValue
@@ -318,6 +319,27 @@ def test_a_newcomer_that_starts_while_it_is_being_added_is_waited_for() -> None:
         await world.newcomer()
         await adding
         assert leader.suffrages()["n9"] is Suffrage.LEARNER
+
+    run(scenario())
+
+
+def test_a_node_id_that_is_taken_while_the_newcomer_is_asked_is_refused() -> None:
+    """It could never be registered, and would stop as soon as it is a member."""
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        adding = asyncio.ensure_future(add(leader))
+        await asyncio.sleep(2)
+        sidecar = leader.applier.sidecar
+        assert sidecar is not None
+        await leader.encryption.register_writers(
+            dek_id=sidecar.active_storage, timeout_s=TIMEOUT_S,
+            writers=[WriterRow(full_node_id("n9") ^ 1 << 40, 0)])
+        newcomer = await world.newcomer()
+        with pytest.raises(MembershipConflict, match="has the 16-bit node id"):
+            await adding
+        assert "n9" not in leader.suffrages()
+        assert not newcomer.fatal
 
     run(scenario())
 
