@@ -206,7 +206,7 @@ class EncryptionController:
     async def _register_through_leader(self, dek_id: int, epoch: int) -> RegisterReply:
         message = RegisterSelf(dek_id, self._full_node_id, epoch)
         if self._engine.is_leader():
-            return await self.operations.register_self(message)
+            return await self._register_as_leader(message)
         return _result(
             await self._engine.call(
                 require_leader_id(self._engine), forwarding.METHOD_REGISTER_SELF,
@@ -217,8 +217,10 @@ class EncryptionController:
         if message.full_node_id != full_id_of(peer_id):
             raise InvalidArgument(f"{peer_id} asks to register node {message.full_node_id:#x},"
                                   " which is not its own id")
-        return forwarding.encode(await self._decisions.run(
-            partial(self.operations.register_self, message)))
+        return forwarding.encode(await self._register_as_leader(message))
+
+    async def _register_as_leader(self, message: RegisterSelf) -> RegisterReply:
+        return await self._decisions.run(partial(self.operations.register_self, message))
 
     # --- automatic rotation ---------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from elastickv.crypto.nonce import full_node_id, node_id16
 from elastickv.errors import (
     ConditionFailed,
     ElasticKVError,
+    EncryptionConflict,
     InvalidArgument,
     MembershipConflict,
     NoLeader,
@@ -42,6 +43,7 @@ from elastickv.raft.settings import EngineSettings
 from elastickv.store.memory_backend import MemoryBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import open_record
+from elastickv.wire import Registration, RegistryRow, encode_entry
 from tests.kv.key_cluster import DEFAULT
 from tests.raft.raft_lab import Hub, HubLinks, MemoryDisk, run
 
@@ -614,5 +616,30 @@ def test_a_lost_answer_is_of_unknown_outcome_and_never_repeated() -> None:
         assert type(caught.value).__name__ == "OutcomeUnknown"
         assert leader.engine.status().configuration_index > before
         assert removed not in leader.suffrages()
+
+    run(scenario())
+
+
+def test_a_registration_that_a_stopping_leader_asked_of_itself_is_decided_under_the_lock() -> None:
+    """What is validated without it could not be applied behind it, on no member."""
+    async def scenario() -> None:
+        world = World()
+        leader = await world.start()
+        follower = world.follower()
+        own = encode_entry(Registration(RegistryRow(77, full_node_id(leader.node_id), 1)))
+        world.hub.rule = lambda source, target, message: own not in frames.encode_message(message)
+        await leader.encryption.rotate_dek(
+            purpose=Purpose.STORAGE, wrapped=KEK.generate_wrapped_dek(), new_dek_id=77,
+            proposer_node_id=full_node_id(follower.node_id), proposer_local_epoch=0,
+            timeout_s=TIMEOUT_S)
+        await world.until(lambda: leader.encryption.operations.lock.locked())
+        leader.encryption.stop()
+        registering = asyncio.ensure_future(follower.encryption.register_writers(
+            dek_id=77, writers=[WriterRow(full_node_id(leader.node_id), 0)], timeout_s=TIMEOUT_S))
+        await asyncio.sleep(0.2)
+        world.hub.rule = lambda source, target, message: 1
+        with pytest.raises(EncryptionConflict, match="announced epoch 0"):
+            await registering
+        assert not any(node.fatal for node in world.nodes.values())
 
     run(scenario())
