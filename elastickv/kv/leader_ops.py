@@ -99,7 +99,7 @@ class LeaderOperations:
         proposed.
         """
         self._require_gate()
-        if not operation.proposes:
+        if isinstance(operation, SidecarStateFor):
             return await self._run(operation)
         if self._under_way >= MAX_UNDER_WAY:
             raise Overloaded(f"{self._under_way} key changes are under way",
