@@ -109,7 +109,8 @@ class EncryptionController:
             engine, store, applier, self.proposer, self.writers, self.budgets, self.members,
             full_node_id=full_node_id, require_gate=self.require_kek)
         self.rotation = AutomaticRotation(rotation, self._rotation_view, self.rotate_own,
-                                          self._clock, on_fatal=on_fatal)
+                                          self._clock, on_fatal=on_fatal,
+                                          on_failed=self.proposer.notify)
         engine.handle(forwarding.METHOD_REGISTER_SELF, self._serve_register_self,
                       members_only=True)
         engine.handle(forwarding.METHOD_ADMIN, self._serve_admin, members_only=True)

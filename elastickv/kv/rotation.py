@@ -138,16 +138,19 @@ class AutomaticRotation:
     """The task of one node. `rotate(purpose, dek_id)` replaces that DEK through the
     leader's own operations and raises typed errors. What else ends the task, as damage in what the
     view is read from, is told to `on_fatal`: a node must not go on with DEKs that nobody rotates.
+    `on_failed()` is called when a rotation has failed: nobody is to wait for it any more.
     """
 
     def __init__(self, settings: RotationSettings, view: Callable[[], View],
                  rotate: Callable[[Purpose, int], Awaitable[None]], clock: Clock, *,
-                 on_fatal: Callable[[BaseException], None]) -> None:
+                 on_fatal: Callable[[BaseException], None],
+                 on_failed: Callable[[], None]) -> None:
         self._settings = settings
         self._view = view
         self._rotate = rotate
         self._clock = clock
         self._on_fatal = on_fatal
+        self._on_failed = on_failed
         self._states = dict.fromkeys(Purpose, RotationState.IDLE)
         self._retry_at = dict.fromkeys(Purpose, 0.0)
         self._startup_due = dict.fromkeys(Purpose, settings.on_startup)
@@ -219,6 +222,7 @@ class AutomaticRotation:
             self._retry_at[purpose] = self._clock.monotonic() + RETRY_S
             self._event(purpose, RotationEvent.FAILED if self._view().leads
                         else RotationEvent.DEPOSED)
+            self._on_failed()
         else:
             log.info("dek rotated", purpose=purpose.label, reason=reason.value)
             self._startup_due[purpose] = False

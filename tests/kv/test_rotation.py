@@ -82,8 +82,10 @@ class Harness:
         self.made: list[tuple[Purpose, int]] = []
         self.error: Exception | None = None
         self.fatal: list[BaseException] = []
+        self.failures: list[list[RotationState]] = []
         self.task = AutomaticRotation(settings, self.look, self.rotate, self.clock,
-                                      on_fatal=self.fatal.append)
+                                      on_fatal=self.fatal.append,
+                                      on_failed=lambda: self.failures.append(self.states()))
 
     def look(self) -> View:
         if isinstance(self.view, Exception):
@@ -96,6 +98,9 @@ class Harness:
             self.view = View(False, True, {})
         if self.error is not None:
             raise self.error
+
+    def states(self) -> list[RotationState]:
+        return [self.task.state(purpose) for purpose in Purpose]
 
     async def steps(self) -> None:
         for purpose in Purpose:
@@ -129,7 +134,7 @@ async def test_a_failed_rotation_is_tried_again_after_a_while() -> None:
     harness = Harness()
     harness.view, harness.error = DUE, NotCapable("n3 is down")
     await harness.steps()
-    assert harness.task.state(Purpose.STORAGE) is RotationState.WAITING
+    assert harness.failures == [[RotationState.WAITING, RotationState.IDLE]]
     await harness.steps()
     assert len(harness.made) == 1
     harness.clock.advance(RETRY_S)

@@ -10,6 +10,7 @@ import pytest
 from elastickv.crypto.keystore import Purpose
 from elastickv.errors import DekExhausted, NotCapable
 from elastickv.keys.usage import Limits
+from elastickv.kv import rotation
 from elastickv.kv.api import Op, OpKind
 from elastickv.kv.rotation import RotationSettings, RotationState
 from tests.kv.key_cluster import TIMEOUT_S, KeyCluster, MakeCluster, Node, until
@@ -120,6 +121,34 @@ async def test_writes_are_refused_at_the_limit_while_no_rotation_succeeds(
     await node.rotate(Purpose.RAFT)
     await node.put(b"after")
     require_covered(cluster)
+
+
+async def test_a_write_that_waits_for_a_rotation_is_refused_when_that_fails(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "RETRY_S", 0.1)
+    cluster = await make_cluster(1, options=SMALL)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+    begun, is_decided = asyncio.Event(), asyncio.Event()
+    is_decided.set()
+
+    async def refuse(wrapped: object) -> None:
+        if node.encryption.rotation.state(Purpose.RAFT) is RotationState.ROTATING \
+                and not is_decided.is_set():
+            begun.set()
+            await is_decided.wait()
+        raise NotCapable("a member stands in the way")
+
+    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    assert "raft" in (await spend(node)).remedy
+    is_decided.clear()
+    await asyncio.wait_for(begun.wait(), TIMEOUT_S)
+    write = asyncio.create_task(node.put(b"k"))
+    await asyncio.sleep(0.1)
+    assert not write.done()
+    is_decided.set()
+    with pytest.raises(DekExhausted):
+        await asyncio.wait_for(write, 5)
 
 
 async def test_user_writes_take_nothing_of_what_a_rotation_reserves_beyond_the_limit(
