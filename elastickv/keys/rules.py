@@ -293,9 +293,7 @@ def _plan_cutover(state: KeyState, index: int, entry: Rotation, inputs: Inputs) 
         raise EntryRejected(f"{entry.tag.name} carries {len(entry.wrapped)} bytes of key material")
     _check_proposer(entry)
     sidecar = _require_sidecar(state, entry)
-    active = (sidecar.storage_envelope_active if purpose is Purpose.STORAGE
-              else sidecar.raft_envelope_cutover_index != 0)
-    action = step_cutover(active, entry.dek_id == sidecar.active(purpose))
+    action = step_cutover(sidecar.is_cut_over(purpose), entry.dek_id == sidecar.active(purpose))
     if action is CutoverAction.NOTHING:
         return Plan(KeyState(_checked(sidecar, index), state.keystore), [])
     if purpose is Purpose.STORAGE:

@@ -88,6 +88,11 @@ class Sidecar:
         """The DEK id that new ciphertext of `purpose` uses; 0 before the bootstrap."""
         return self.active_storage if purpose == Purpose.STORAGE else self.active_raft
 
+    def is_cut_over(self, purpose: Purpose) -> bool:
+        """Whether the cutover of `purpose` has been made."""
+        return self.storage_envelope_active if purpose is Purpose.STORAGE \
+            else self.raft_envelope_cutover_index != 0
+
     def holds_active(self, purpose: Purpose, dek_id: int, wrapped: bytes) -> bool:
         """Whether this very DEK, in this wrapping, is the active one of `purpose`."""
         return bool(dek_id) and self.active(purpose) == dek_id \

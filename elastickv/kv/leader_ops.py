@@ -144,11 +144,13 @@ class LeaderOperations:
         self._term = self._engine.status().term
 
     async def _prepare(self, purpose: Purpose | None) -> None:
-        """Wait until the entry can be sealed and, for a cutover, until what follows it can be."""
+        """Wait until the entry can be sealed and, for a cutover that is not made yet, until what
+        follows it can be."""
         await self._proposer.wait_sealable(timeout_s=PREPARE_TIMEOUT_S)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PREPARE_TIMEOUT_S
-        while purpose is not None and (sidecar := self._applier.sidecar) is not None:
+        while purpose is not None and (sidecar := self._applier.sidecar) is not None \
+                and not sidecar.is_cut_over(purpose):
             if self._budgets.take(sidecar.active(purpose), 1) is not None:
                 return
             self._proposer.require_leader()

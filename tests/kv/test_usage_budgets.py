@@ -151,6 +151,29 @@ async def test_a_write_that_waits_for_a_rotation_is_refused_when_that_fails(
         await asyncio.wait_for(write, 5)
 
 
+async def test_a_cutover_may_be_repeated_although_its_dek_is_spent(
+        make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = await make_cluster(1, options=SMALL)
+    node = cluster.nodes["n1"]
+    await node.encrypt()
+
+    async def refuse(wrapped: object) -> None:
+        raise NotCapable("a member stands in the way")
+
+    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    await spend(node)
+    budgets, storage_dek = node.encryption.budgets, node.active(Purpose.STORAGE)
+    while not budgets.is_spent(storage_dek):
+        factory = budgets.take(storage_dek, 1)
+        if factory is not None:
+            factory.next()
+        await asyncio.sleep(0)
+    assert budgets.is_spent(node.active(Purpose.RAFT))
+    for enable in (node.encryption.enable_storage_envelope, node.encryption.enable_raft_envelope):
+        result = await enable(proposer_node_id=0, proposer_local_epoch=0, timeout_s=2)
+        assert result.was_already_active
+
+
 async def test_user_writes_take_nothing_of_what_a_rotation_reserves_beyond_the_limit(
         make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = await make_cluster(1, options=SMALL)
