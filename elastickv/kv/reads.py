@@ -146,15 +146,16 @@ class Reader:
     async def _fill(self, page: _Page, whole: ScanRange, ts: int, deadline: float) -> None:
         """Put all that is in `whole` onto the page. `ts` is what was asked for."""
         loop = asyncio.get_running_loop()
-        rest = whole
+        rest: ScanRange | None = None
         while True:
             await self._scan_turns.acquire()
             # In the next round of the loop: all scans together have one turn between two of its
             # other work.
             loop.call_soon(self._scan_turns.release)
-            if rest.at_ts < self._store.horizon_ts <= whole.at_ts:
-                # Compaction has overtaken it; nothing was answered yet, so any later moment that
-                # was asked for is as good.
+            if rest is None or rest.at_ts < self._store.horizon_ts <= whole.at_ts:
+                # Its first turn may be late, and shows the state as it is by now: what expired
+                # meanwhile is not in it. Or compaction has overtaken it; nothing was answered yet,
+                # so any later moment that was asked for is as good.
                 rest = whole._replace(now_ms=self._moment(ts)[1])
                 page.clear()
             left, took_its_time = self._scan_turn(rest, page)
