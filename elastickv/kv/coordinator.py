@@ -244,7 +244,9 @@ class Coordinator:
             return False
         refusal = self._writable()
         if refusal is not None:
-            _reject(self._take_group(), refusal)
+            # It is raised again and again, and would hold on to the frames, with what they were to
+            # write, of all who were told.
+            _reject(self._take_group(), refusal.with_traceback(None))
             return True
         if not self._proposer.ready or not self._raise_ceiling():
             return False

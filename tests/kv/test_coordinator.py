@@ -255,6 +255,20 @@ async def test_a_full_disk_refuses_writes_and_serves_reads(node: OneNode) -> Non
     await node.kv.put(b"k", b"w", timeout_s=TIMEOUT_S)
 
 
+async def test_what_a_full_disk_refused_is_not_kept(node: OneNode) -> None:
+    """One error is raised for all until the next flush ends, which may take long."""
+    await node.kv.put(b"k", b"v", timeout_s=TIMEOUT_S)
+    node.disk_problem = DiskFull("no space")
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            with pytest.raises(DiskFull):
+                await node.kv.put(b"k", bytes(1 << 20), timeout_s=TIMEOUT_S)
+        assert tracemalloc.get_traced_memory()[0] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("refusal", [Overloaded("busy"), NoLeader("handed over"),
                                      OutcomeUnknown("halted"), DiskFull("no space")],
                          ids=lambda error: type(error).__name__)
