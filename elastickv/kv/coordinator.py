@@ -35,13 +35,24 @@ from elastickv.kv.api import MAX_TIMEOUT_S, Condition, Op, OpKind, WriteResult
 from elastickv.kv.forwarding import WriteGroup, WriteGroupReply, WriteItem, WriteReply
 from elastickv.kv.gathering import Gathering
 from elastickv.kv.proposer import Proposer
-from elastickv.kv.txn import PART_MEMORY_BYTES, Sealer, build_request, check_ops, log_bytes
+from elastickv.kv.txn import (
+    MAX_BATCH_OPS,
+    PART_MEMORY_BYTES,
+    Sealer,
+    build_request,
+    check_ops,
+    log_bytes,
+)
 from elastickv.raft.engine import RaftEngine, Role
 from elastickv.wire import HlcCeiling, Writes, encode_entry, encode_writes
 
 MAX_IN_FLIGHT = 1
 MAX_GROUP_BYTES = 1 << 20
 MAX_GROUP_REQUESTS = 512
+MAX_GROUP_PARTS = MAX_BATCH_OPS
+"""Operations and conditions: as many as one request may have. A condition on a short key takes a
+dozen bytes in the log and as long as others to judge, and every member's loop does nothing else
+while it applies an entry: a megabyte of them would take longer than an election timeout."""
 MAX_QUEUE_BYTES = 256 << 20
 MAX_FORWARDS_IN_FLIGHT = 8
 MAX_FORWARD_BYTES = 16 << 20
@@ -203,10 +214,10 @@ class Coordinator:
                 return
 
     def _take_group(self) -> list[_Pending]:
-        """The next requests, of `MAX_GROUP_BYTES` in the log, or one that is larger: only alone can
-        a request turn out to be too large for an entry."""
+        """The next requests, of `MAX_GROUP_BYTES` in the log and `MAX_GROUP_PARTS`, or one that is
+        larger: only alone can a request turn out to be too large for an entry."""
         group: list[_Pending] = []
-        size = 0
+        size = parts = 0
         queue = self._queue
         while queue and len(group) < MAX_GROUP_REQUESTS:
             pending = queue[0]
@@ -214,7 +225,9 @@ class Coordinator:
                 queue.popleft()
                 self._withdrawn -= 1
                 continue
-            if group and size + pending.size > MAX_GROUP_BYTES:
+            part_count = len(pending.ops) + len(pending.conditions)
+            if group and (size + pending.size > MAX_GROUP_BYTES
+                          or parts + part_count > MAX_GROUP_PARTS):
                 break
             queue.popleft()
             pending.waits = False
@@ -222,6 +235,7 @@ class Coordinator:
             if pending.future.done():  # cancelled by its caller
                 continue
             size += pending.size
+            parts += part_count
             group.append(pending)
         return group
 

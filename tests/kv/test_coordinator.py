@@ -215,6 +215,17 @@ async def test_only_one_of_many_racing_compare_and_sets_wins(node: OneNode) -> N
     assert sum(isinstance(outcome, ConditionFailed) for outcome in outcomes) == 49
 
 
+async def test_an_entry_holds_no_more_conditions_than_a_request_may_have(node: OneNode) -> None:
+    """Each member judges all of an entry's at once, and they are small: a megabyte of them would
+    keep its loop from everything else for longer than an election timeout."""
+    conditions = [Condition(b"%x" % number, 0) for number in range(4_999)]
+    results = await asyncio.gather(*(
+        node.kv.batch([Op(OpKind.PUT, b"k", b"v")], conditions=conditions, timeout_s=TIMEOUT_S)
+        for _ in range(6)))
+    indexes = [result.commit_index for result in results]
+    assert sorted(indexes.count(index) for index in set(indexes)) == [2, 2, 2]
+
+
 async def test_large_requests_fail_nobody_else(node: OneNode) -> None:
     """Conditions take room in the log as well: four such requests do not fit in one entry."""
     conditions = [Condition(b"%0480d" % number, 0) for number in range(9_999)]
