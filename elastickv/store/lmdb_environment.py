@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from elastickv.errors import JOIN_ANEW_REMEDY, DiskFull, Overloaded, StoreCorrup
 from elastickv.store import page_faults, records
 from elastickv.store.audit import TOTALS
 from elastickv.store.gate import Gate
+from elastickv.store.lmdb_format import META_BYTES
 from elastickv.store.records import Totals
 from elastickv.store.tables import Found, Item, MapFull, Table, WriteBatch
 
@@ -159,6 +160,7 @@ class Environment:
 
     def write(self, batch: WriteBatch) -> None:
         totals = {table: total.copy() for table, total in self.totals.items()}
+        metas = self._read_metas()
         try:
             with self.env.begin(write=True) as txn:
                 for table in Table:
@@ -168,8 +170,35 @@ class Environment:
                         txn.put(name, records.protect(Table.META, name, totals[table].encode()),
                                 db=self.totals_database)
         except lmdb.Error as error:
+            self._put_back(metas)
             self._raise_typed(error)
         self.totals = totals
+
+    def _read_metas(self) -> dict[int, bytes]:
+        """Both meta pages, by their places in the file; nothing where it cannot be opened or read:
+        that is a precaution, and no reason to stop."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return {place: os.pread(descriptor, META_BYTES, place)
+                        for place in (0, int(self.env.stat()["psize"]))}
+            finally:
+                os.close(descriptor)
+        return {}
+
+    def _put_back(self, metas: Mapping[int, bytes]) -> None:
+        """After a commit that failed. Where that was in the write of its meta page, LMDB has put
+        back the number of the older transaction there, but not its trees: the audit would take the
+        file, whose newest state is sound, for a damaged one."""
+        with contextlib.suppress(OSError):  # as the commit has; it is that which is told
+            found = self._read_metas()
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                for place, meta in metas.items():
+                    if found.get(place) != meta:
+                        os.pwrite(descriptor, meta, place)
+            finally:
+                os.close(descriptor)
 
     def _apply(self, txn: Any, table: Table, batch: WriteBatch, totals: Totals) -> None:
         database = self.databases[table]

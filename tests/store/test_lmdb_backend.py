@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ import pytest
 from elastickv.durable import OsDisk
 from elastickv.errors import DiskFull, Overloaded, StoreCorrupt
 from elastickv.store import lmdb_environment, records
+from elastickv.store.audit import audit_file
 from elastickv.store.lmdb_backend import LmdbBackend, LmdbImport, decode_current, encode_current
 from elastickv.store.lmdb_environment import LOCK_FILE_BYTES, lock_file_of, prepare_lock_file
 from elastickv.store.mvcc_store import Store
@@ -616,6 +618,32 @@ def test_a_full_disk_under_lmdb(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("full: free space") == 3
     assert done.stdout.endswith("recovered\n")
+
+
+def test_a_store_whose_last_commit_failed_is_as_it_was_before(tmp_path: Path) -> None:
+    """Of a commit that ends in an error of the disk the next start finds nothing, and no damage."""
+    store = Store.open(LmdbBackend(tmp_path))
+    for number in range(1, 7):
+        fill(store, number)
+        store.flush_now()
+    fill(store, 9)
+    path = tmp_path / "gen-00000001.mdb"
+    [for_metas] = [number for number in map(int, os.listdir("/proc/self/fd"))
+                   if os.path.exists(f"/proc/self/fd/{number}")
+                   and os.path.samefile(f"/proc/self/fd/{number}", path)
+                   and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_DSYNC]
+    reading = os.open(path, os.O_RDONLY)
+    os.dup2(reading, for_metas)  # a meta page is written last, and only through this one
+    os.close(reading)
+    with pytest.raises(OSError, match="the store failed"):
+        store.flush_now()
+    store.close()
+    store = Store.open(LmdbBackend(tmp_path))
+    assert (store.applied_index, len(store.scan(b"", b"", 99, LATEST, 0))) == (6, 6)
+    fill(store, 9)
+    store.flush_now()
+    store.close()
+    assert audit_file(path).entries
 
 
 @pytest.fixture
