@@ -42,7 +42,8 @@ def line_of(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+# A pipe that nobody reads refuses the line then: the node would wait for it, and do nothing else.
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

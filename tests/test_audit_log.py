@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import signal
 import stat
@@ -114,6 +115,24 @@ def test_a_line_that_does_not_fit_is_logged_and_the_next_is_whole(
     assert [(event["event"], event["line"]["what"]) for event in logged] == [
         ("the audit log cannot be written", "S/Cut"),
         ("the audit log cannot be written", "S/Refused")]
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_that_nobody_reads_keeps_no_call_waiting(path: Path) -> None:
+    os.mkfifo(path)
+    log = AuditLog(path)
+    with capture_logs() as logged:
+        for _ in range(1_000):
+            record(log, "S/M")
+    assert {event["event"] for event in logged} == {"the audit log cannot be written"}
+    reader = os.open(path, os.O_RDONLY)
+    read = os.read(reader, 1 << 20)
+    record(log, "S/Read")
+    read += os.read(reader, 1 << 20)
+    os.close(reader)
+    log.close()
+    assert [json.loads(line)["what"] for line in read.splitlines()] == [
+        *["S/M"] * (1_000 - len(logged)), "S/Read"]
 
 
 @pytest.fixture
