@@ -11,7 +11,8 @@ without an error. The audit walks every reachable page and refuses the file unle
 * every key lies between the separators above it and after its left neighbour, so that a lookup
   finds it;
 * every stored value passes its checksum, and each table's entries add up to its totals;
-* no page in the free list is in use, and each tree has the depth and counts that it claims.
+* no page in the free list is in use, what the file is too short for is in it, and each tree has the
+  depth and counts that it claims.
 
 A flipped bit in a page that nothing reaches is harmless and not looked for. The file is read and
 never mapped, so that neither damage nor a disk that fails a read can crash the process: that is an
@@ -82,9 +83,8 @@ class _Walk:
         self._image = image
         self._meta = meta
         self._page_bytes = meta.page_bytes
-        if len(image) < (meta.last_page + 1) * meta.page_bytes:
-            _fail("it is shorter than its last page")
-        self._live = bytearray(meta.last_page + 1)
+        # A transaction that gives back a new page does not write it, be it the last one.
+        self._live = bytearray(min(meta.last_page + 1, len(image) // meta.page_bytes))
         self.pages = 0
 
     def _claim(self, number: int, count: int = 1) -> None:
@@ -233,9 +233,11 @@ class _Walk:
         return self._image[begin:begin + size]
 
     def check_free_list(self) -> None:
-        """After all trees: no free page may be in use or be listed twice."""
+        """After all trees: no free page may be in use or be listed twice, and what the file is too
+        short for must be free."""
         lists = [(leaf[0], self.data_of(leaf, "free"))
                  for leaf in self.leaves(self._meta.free, "free")]
+        unwritten: list[int] = []
         for key, data in lists:
             if len(key) != 8 or _number(key) > self._meta.transaction or not data or (
                     len(data) % 8):
@@ -244,7 +246,14 @@ class _Walk:
             if count > len(numbers):
                 _fail("a free-list entry is cut short")
             for number in numbers[:count]:
-                self._claim(number)
+                if len(self._live) <= number <= self._meta.last_page:
+                    unwritten.append(number)
+                else:
+                    self._claim(number)
+        missing = self._meta.last_page + 1 - len(self._live)
+        if not len(unwritten) == len(set(unwritten)) == missing:
+            _fail("it is shorter than its last page")
+        self.pages += missing
 
 
 def _number(key: bytes) -> int:
