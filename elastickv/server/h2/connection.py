@@ -30,7 +30,7 @@ from elastickv.server.errors import CANCELLED, Status, refusal_of, status_of
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
 from elastickv.server.h2.head import Head, HeadReader, Table
-from elastickv.server.h2.messages import BadMessage, Deframer, single_message
+from elastickv.server.h2.messages import IDENTITY, BadMessage, Deframer, single_message
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, FrameReader
 from elastickv.server.h2.sending import Outgoing, SendWindows
 from elastickv.server.h2.wire import Code, ConnectionFailed
@@ -303,6 +303,8 @@ class H2Connection(asyncio.Protocol):
             call.ended = ended
             return  # the answer is on its way, whatever else comes
         try:
+            if call.head.encoding != IDENTITY:
+                self._require_room(call)  # before it is decompressed
             if ended and call.deframer is None:
                 call.ended = True
                 self._start(call, single_message(
@@ -317,6 +319,11 @@ class H2Connection(asyncio.Protocol):
         elif call.window < STREAM_WINDOW // 2:
             self._send(wire.window_update(stream_id, STREAM_WINDOW - call.window))
             call.window = STREAM_WINDOW
+
+    def _require_room(self, call: Call) -> None:
+        """Raise `BadMessage` where too much is kept of other requests."""
+        if self._buffered > self._limits.max_buffered_bytes:
+            raise _too_much_unfinished(call)
 
     def _collect(self, call: Call, payload: bytes) -> None:
         """Keep a part of a request. Raises `BadMessage`."""
@@ -333,8 +340,7 @@ class H2Connection(asyncio.Protocol):
             for message in messages:
                 queue.put_nowait(message)
                 self._count_queued(call, len(message))
-        if self._buffered > self._limits.max_buffered_bytes:
-            raise _too_much_unfinished(call)
+        self._require_room(call)
         if queue is None:
             if messages:
                 self._take_unary(call, messages)
@@ -342,7 +348,7 @@ class H2Connection(asyncio.Protocol):
             raise BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests come too fast")
 
     def _count_queued(self, call: Call, size: int) -> None:
-        """`size` more bytes wait for a stream's method; they are fewer once it took some."""
+        """`size` more bytes wait for the call's method; they are fewer once it took some."""
         if call.stream_id in self._calls:  # or all of them were given up
             call.queued_bytes += size
             self._buffered += size
@@ -368,6 +374,9 @@ class H2Connection(asyncio.Protocol):
     # --- calls ----------------------------------------------------------------------------------
 
     def _start(self, call: Call, content: bytes) -> None:
+        if call.head.encoding != IDENTITY:
+            # A thousand times what came over the wire, and many of them in one pass of the loop.
+            self._count_queued(call, len(content))
         call.task = self._loop.create_task(
             self._serve(call, cast(Unary, call.head.method), content))
 
@@ -377,6 +386,9 @@ class H2Connection(asyncio.Protocol):
             audit.caller.set(_caller_of(self._transport))
         try:
             request = parse_request(method.parse, content)
+            del content
+            if call.queued_bytes:
+                self._count_queued(call, -call.queued_bytes)
             message = method.serialize(
                 await method.call(request, time_for_call(head.timeout_s)))
         except asyncio.CancelledError:

@@ -643,6 +643,49 @@ async def test_what_follows_a_request_that_is_served_tells_nothing_of_its_outcom
     peer.close()
 
 
+async def test_compressed_requests_of_one_pass_of_the_loop_are_bounded(node: MemoryNode) -> None:
+    """A little on the wire can be a lot in memory before the first of them is served."""
+    front = node.server._front
+    request = pb.RawPutRequest(key=b"k", value=bytes(MAX_VALUE_BYTES)).SerializeToString()
+    front._limits = replace(  # type: ignore[union-attr]
+        front._limits, max_buffered_bytes=3 * len(request))  # type: ignore[union-attr]
+    peer = await H2Peer.connect(node.server.port)
+    message = gzip.compress(request)
+    compressed = b"\x01" + len(message).to_bytes(4, "big") + message
+    whole = [(wire.END_STREAM, compressed)]
+    cut = [(0, compressed[:9]), (wire.END_STREAM, compressed[9:])]
+    peer.send(b"".join(
+        wire.frame(wire.HEADERS, wire.END_HEADERS, stream_id,
+                   peer.block(**{"grpc-encoding": "gzip"}))
+        + b"".join(wire.frame(wire.DATA, flags, stream_id, content)
+                   for flags, content in (whole if stream_id % 4 == 1 else cut))
+        for stream_id in range(1, 32, 2)))
+    answers = [await peer.answer(stream_id) for stream_id in range(1, 32, 2)]
+    refused = [answer for answer in answers if answer.grpc_status]
+    assert len(answers) - len(refused) == node.kv.index == 4  # the last one goes over the limit
+    for answer in refused:
+        assert answer.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert answer.fields["elastickv-outcome"] == "not-applied"
+    peer.headers(33, **{"grpc-encoding": "gzip"})
+    peer.data(33, compressed)
+    assert (await peer.answer(33)).grpc_status == 0
+    connection = next(iter(front._connections))  # type: ignore[union-attr]
+    assert connection._buffered == 0
+    peer.close()
+
+
+async def test_a_compressed_request_that_is_reset_at_once_leaves_nothing(node: MemoryNode,
+                                                                         peer: H2Peer) -> None:
+    message = gzip.compress(PUT)
+    peer.headers(1, **{"grpc-encoding": "gzip"})
+    peer.data(1, b"\x01" + len(message).to_bytes(4, "big") + message)
+    peer.send(wire.rst_stream(1, Code.CANCEL))
+    await peer.settle()
+    connection = next(iter(node.server._front._connections))  # type: ignore[union-attr]
+    assert connection._buffered == 0
+    assert node.kv.index == 0
+
+
 def watch_message(size: int) -> bytes:
     """A compressed request of a health watch, with its prefix: `size` bytes of service name."""
     message = gzip.compress(health_pb2.HealthCheckRequest(service="x" * size).SerializeToString())
