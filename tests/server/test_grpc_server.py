@@ -321,6 +321,23 @@ async def test_an_oversized_message_is_refused_and_the_node_goes_on(
     assert (await kv.RawPut(pb.RawPutRequest(key=b"k", value=b"v"))).success
 
 
+@pytest.mark.parametrize("size", [20_000, 50_000])
+async def test_too_much_metadata_ends_the_call_alone(node: MemoryNode, channel: grpc.aio.Channel,
+                                                     size: int) -> None:
+    kv = kv_grpc.RawKVStub(channel)
+    node.faults.hold = asyncio.Event()
+    under_way = kv.RawPut(pb.RawPutRequest(key=b"k", value=b"v"))
+    await eventually(lambda: node.faults.before == ["write"])
+    caught = await failure(kv.RawPut(
+        pb.RawPutRequest(key=b"other", value=b"v"),
+        metadata=[(f"x-{number}", "v" * 1000) for number in range(size // 1000)]))
+    assert caught.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "metadata" in str(caught.details())
+    node.faults.hold.set()
+    assert (await under_way).success
+    assert node.kv.index == 1
+
+
 SMALL_METHODS = ["RawKV/RawGet", "RawKV/RawScanAt", "TransactionalKV/PreWrite",
                  "EncryptionAdmin/RegisterEncryptionWriter", "RaftAdmin/AddVoter",
                  "grpc.health.v1.Health/Check"]

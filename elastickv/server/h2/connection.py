@@ -3,7 +3,8 @@
 Only what a gRPC server needs: no push, no priorities, no upgrade. A peer that breaks the protocol
 gets GOAWAY and the connection ends; everything that a peer can make this side keep is bounded:
 
-    header block 32 KiB, decoded fields 16 KiB      one frame 64 KiB
+    header block 64 KiB, decoded fields 64 KiB, of a call that is served 16 KiB
+    one frame 64 KiB
     calls at a time MAX_CALLS                       request bytes kept, over all calls
     RST_STREAM of either side, PING, SETTINGS,
     empty DATA                                      by a budget that time and responses refill

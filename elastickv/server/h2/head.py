@@ -10,12 +10,18 @@ from typing import Final, cast
 import grpc
 import hpack
 
+from elastickv.errors import TRAILER_ERROR, TRAILER_OUTCOME, InvalidArgument, Outcome
 from elastickv.server.errors import Status
 from elastickv.server.h2.messages import IDENTITY
 from elastickv.server.h2.wire import Code, ConnectionFailed
 from elastickv.server.methods import Services, Stream, Unary
 
 MAX_HEADS_REMEMBERED: Final = 256
+FIELD_OVERHEAD_BYTES: Final = 32
+"""Of a field in the size of a header list (RFC 9113, 6.5.2)."""
+MOST_DECODED: Final = 4
+"""How many times the largest header list is decoded, so that only the call that goes over it is
+refused, and not every call of its connection."""
 
 _TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -97,6 +103,13 @@ def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
     return Head(path, method, timeout_s, encoding=encoding, max_message_bytes=max_message_bytes)
 
 
+def _too_large(path: str, size: int, max_header_list_bytes: int) -> Head:
+    return Head(path, refusal=Status(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"metadata larger than max ({size} vs. {max_header_list_bytes})",
+        ((TRAILER_ERROR, InvalidArgument.__name__), (TRAILER_OUTCOME, Outcome.NOT_APPLIED.value))))
+
+
 class HeadReader:
     """Turns header blocks into `Head`s and keeps the connection's HPACK state.
 
@@ -107,12 +120,14 @@ class HeadReader:
 
     def __init__(self, table: Table, *, max_header_list_bytes: int) -> None:
         self._table = table
-        self._decoder = hpack.Decoder(max_header_list_size=max_header_list_bytes)
+        self._max_header_list_bytes = max_header_list_bytes
+        self._decoder = hpack.Decoder(max_header_list_size=MOST_DECODED * max_header_list_bytes)
         self._heads: dict[bytes, Head] = {}
 
     def read(self, block: bytes) -> Head | None:
-        """The request of a block; None when its fields are malformed. Raises `ConnectionFailed`
-        when it does not decode: the state is lost then."""
+        """The request of a block, refused where it has too many fields; None when they are
+        malformed. Raises `ConnectionFailed` when it does not decode or has far too many: the state
+        is lost then."""
         return self._heads.get(block) or self._decode(block)
 
     def _decode(self, block: bytes) -> Head | None:
@@ -120,12 +135,18 @@ class HeadReader:
         before = (len(entries), entries[0] if entries else None)
         try:
             fields = self._decoder.decode(block, raw=True)
+        except hpack.OversizedHeaderListError:
+            raise ConnectionFailed(Code.ENHANCE_YOUR_CALM, "a header block is too large") from None
         except (hpack.HPACKError, IndexError):
             raise ConnectionFailed(Code.COMPRESSION_ERROR, "a header block does not decode") \
                 from None
         # Any byte may stand in a value (RFC 9110, 5.5); what is compared here is ASCII.
+        pairs = cast("list[tuple[bytes, bytes]]", fields)
         head = head_of(((name.decode("latin-1"), value.decode("latin-1"))
-                        for name, value in cast("list[tuple[bytes, bytes]]", fields)), self._table)
+                        for name, value in pairs), self._table)
+        size = sum(len(name) + len(value) + FIELD_OVERHEAD_BYTES for name, value in pairs)
+        if head is not None and head.method is not None and size > self._max_header_list_bytes:
+            head = _too_large(head.path, size, self._max_header_list_bytes)
         after = (len(entries), entries[0] if entries else None)
         resized = bool(block) and block[0] & 0xE0 == 0x20
         if before[0] != after[0] or before[1] is not after[1] or resized:

@@ -12,7 +12,7 @@ from elastickv.server.h2 import wire
 from elastickv.server.h2.wire import Code, ConnectionFailed
 
 MAX_FRAME_BYTES: Final = 65_536
-MAX_HEADER_BLOCK_BYTES: Final = 32_768
+MAX_HEADER_BLOCK_BYTES: Final = 65_536
 
 FrameHandler = Callable[[int, int, bytes], None]
 """`(flags, stream_id, payload)`."""

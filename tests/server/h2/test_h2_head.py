@@ -170,10 +170,25 @@ def test_a_value_may_hold_any_byte() -> None:
     assert reader().read(block) == head_of(fields(), TABLE)
 
 
-def test_too_many_fields_are_refused() -> None:
-    block = hpack.Encoder().encode([*fields(), ("x", "v" * 17_000)])
-    with pytest.raises(ConnectionFailed):
+def test_too_many_fields_are_refused_and_the_next_request_is_not() -> None:
+    encoder, ours = hpack.Encoder(), reader()
+    size = sum(len(name) + len(value) + 32 for name, value in fields())
+    fits = encoder.encode([*fields(), ("x", "v" * (16_384 - size - 33))])
+    assert ours.read(fits) == head_of(fields(), TABLE)
+    head = ours.read(encoder.encode([*fields(), ("x", "v" * (16_384 - size - 32))]))
+    assert head is not None
+    assert head.refusal is not None
+    assert head.refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert head.refusal.detail == "metadata larger than max (16385 vs. 16384)"
+    assert head.method is None
+    assert ours.read(encoder.encode(fields())) == head_of(fields(), TABLE)
+
+
+def test_far_too_many_fields_end_the_connection() -> None:
+    block = hpack.Encoder().encode([*fields(), ("x", "v" * 66_000)])
+    with pytest.raises(ConnectionFailed) as caught:
         reader().read(block)
+    assert caught.value.code is Code.ENHANCE_YOUR_CALM
 
 
 @given(st.binary(max_size=60))
