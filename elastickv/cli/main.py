@@ -114,6 +114,8 @@ def _discard_stdout() -> None:
 def main() -> None:
     """Entry point of the `elastickv` script."""
     open_missing_standard_files()
+    # gRPC's own lines, one for each attempt, would drown the one that says what is wrong.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Keys and values are printed as UTF-8, whatever the locale is.
         sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)

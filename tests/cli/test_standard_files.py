@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from memory_node import MemoryNode
+from memory_node import MemoryNode, in_thread
 
+from elastickv import certs
+from elastickv.config import TlsFiles
 from elastickv.errors import ExitCode, OutcomeUnknown
 
 CHUNKS = "client batch put a 1 put b 2 put c 3 --chunk 1"
@@ -122,3 +125,21 @@ def test_what_is_printed_is_utf_8_in_every_locale(memory_node: MemoryNode) -> No
 def test_wrong_options_are_wrong_options_without_stderr(memory_node: MemoryNode) -> None:
     for redirection in ("2>/dev/full", "2>&-"):
         assert run(memory_node, f"client get {redirection}").returncode == ExitCode.USAGE
+
+
+def test_a_member_that_is_not_trusted_is_one_line(tmp_path: Path) -> None:
+    for name in ("ours", "theirs"):
+        certs.create_ca(tmp_path / name)
+    server = certs.create_node(tmp_path / "theirs", "n1")
+    client = certs.create_client(tmp_path / "ours", "alice")
+    files = TlsFiles(server.cert, server.key, tmp_path / "theirs" / "ca.crt")
+    with in_thread(MemoryNode(tls=files)) as node:
+        done = subprocess.run(
+            [sys.executable, "-m", "elastickv", "client", "get", "k", "--endpoints", node.address,
+             "--tls-ca", tmp_path / "ours" / "ca.crt", "--tls-cert", client.cert,
+             "--tls-key", client.key, "--timeout", "1"],
+            env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},
+            capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.UNAVAILABLE
+    [line] = done.stderr.splitlines()
+    assert "certificate" in line
