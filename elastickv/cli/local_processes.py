@@ -142,7 +142,7 @@ def _fill(root: Path, wanted: Shape) -> tuple[Layout, list[str]]:
             made.append(f"certificate {certs.create_node(directory, node.node_id).cert}")
     if not certs.pair_paths(directory, CLIENT_NAME).cert.exists():
         made.append(f"certificate {certs.create_client(directory, CLIENT_NAME).cert}")
-    layout.client_env.write_text(client_environment(layout), encoding="utf-8")
+    layout.client_env.write_bytes(os.fsencode(client_environment(layout)))
     return layout, made
 
 

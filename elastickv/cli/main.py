@@ -117,8 +117,8 @@ def main() -> None:
     # gRPC's own lines, one for each attempt, would drown the one that says what is wrong.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Keys and values are printed as UTF-8, whatever the locale is.
-        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
+        # Keys and values are printed as UTF-8, whatever the locale is; a path as it is.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     code = run()
     try:
         if sys.stderr is not None:

@@ -119,6 +119,11 @@ def test_the_node_accepts_its_command_line(tmp_path: Path) -> None:
         assert settings.kek_file == layout.kek_file
 
 
+def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    layout, _ = prepare(tmp_path / os.fsdecode(b"caf\xe9"), Shape(1, 50051, 50151))
+    assert b"/caf\xe9/certs/ca.crt" in layout.client_env.read_bytes()
+
+
 def test_client_environment_is_shell(tmp_path: Path) -> None:
     layout, _ = prepare(tmp_path / "it's here", THREE)
     done = subprocess.run(

@@ -122,6 +122,15 @@ def test_what_is_printed_is_utf_8_in_every_locale(memory_node: MemoryNode) -> No
     assert (found.returncode, found.stdout) == (ExitCode.OK, f"{value}\n")
 
 
+def test_a_path_that_is_no_utf_8_is_printed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "elastickv", "certs", "init", "--dir", tmp_path / "caf\udce9"],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, timeout=60,
+        check=False)
+    assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+    assert b"/caf\xe9/ca.crt\n" in done.stdout
+
+
 def test_wrong_options_are_wrong_options_without_stderr(memory_node: MemoryNode) -> None:
     for redirection in ("2>/dev/full", "2>&-"):
         assert run(memory_node, f"client get {redirection}").returncode == ExitCode.USAGE
