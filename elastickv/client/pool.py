@@ -6,7 +6,9 @@ import asyncio
 import os
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -60,7 +62,7 @@ def credentials_of(tls: TlsFiles) -> grpc.ChannelCredentials:
     try:
         # gRPC accepts anything here and fails later without a reason.
         check = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        check.load_cert_chain(tls.cert, tls.key)
+        check.load_cert_chain(tls.cert, tls.key, partial(_refuse_encrypted, tls.key))
         check.load_verify_locations(tls.ca)
         return grpc.ssl_channel_credentials(
             tls.ca.read_bytes(), tls.key.read_bytes(), tls.cert.read_bytes())
@@ -68,6 +70,13 @@ def credentials_of(tls: TlsFiles) -> grpc.ChannelCredentials:
         reason = error.strerror or str(error)
         raise ConfigError(f"the TLS files {tls.ca}, {tls.cert}, {tls.key} cannot be used: {reason}",
                           remedy="make them with `elastickv certs client`") from None
+
+
+def _refuse_encrypted(key: Path) -> NoReturn:
+    """In the place of the question for a password, which would wait for a terminal: gRPC takes
+    none."""
+    raise ConfigError(f"the private key {key} is encrypted",
+                      remedy="give one that is not; `elastickv certs client` makes such keys")
 
 
 class Endpoint:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from elastickv.client.pool import MAX_LEARNED_ENDPOINTS, Pool
+from elastickv import certs
+from elastickv.client.pool import MAX_LEARNED_ENDPOINTS, Pool, credentials_of
+from elastickv.config import TlsFiles
 from elastickv.errors import ConfigError
 
 GIVEN = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
@@ -91,3 +95,16 @@ async def test_repeated_addresses_are_one() -> None:
 async def test_an_empty_list_is_refused() -> None:
     with pytest.raises(ConfigError, match="no endpoint"):
         Pool([], None)
+
+
+@pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8,
+                                  serialization.PrivateFormat.TraditionalOpenSSL])
+def test_an_encrypted_private_key_is_refused_without_a_question(
+        tmp_path: Path, form: serialization.PrivateFormat) -> None:
+    certs.create_ca(tmp_path)
+    pair = certs.create_client(tmp_path, "alice")
+    key = serialization.load_pem_private_key(pair.key.read_bytes(), password=None)
+    pair.key.write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, form, serialization.BestAvailableEncryption(b"secret")))
+    with pytest.raises(ConfigError, match="is encrypted"):
+        credentials_of(TlsFiles(pair.cert, pair.key, tmp_path / "ca.crt"))
