@@ -57,6 +57,7 @@ _GREETING: Final = wire.settings_frame([
 ]) + wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW)
 _PING: Final = wire.frame(wire.PING, 0, 0, b"elastick")
 _GOODBYE: Final = b"goodbye!"
+_NOT_ONE_MESSAGE: Final = "a unary request has exactly one message"
 _STOPPING: Final = Status(grpc.StatusCode.UNAVAILABLE, "the node is stopping", ())
 
 log = logs.get_logger(__name__)
@@ -304,14 +305,18 @@ class H2Connection(asyncio.Protocol):
             call.ended = ended
             return  # the answer is on its way, whatever else comes
         try:
-            if call.head.encoding != IDENTITY:
-                self._require_room(call)  # before it is decompressed
-            if ended and call.deframer is None:
+            if call.task is not None and call.queue is None:
+                if payload:
+                    # Whatever else is wrong with it tells nothing of the message that is served.
+                    raise BadMessage(grpc.StatusCode.INTERNAL, _NOT_ONE_MESSAGE)
+            elif ended and call.deframer is None:
                 call.ended = True
+                self._require_room_to_decompress(call)
                 self._start(call, single_message(
                     payload, call.head.max_message_bytes, call.head.encoding))
                 return
-            self._collect(call, payload)
+            else:
+                self._collect(call, payload)
         except BadMessage as error:
             self._refuse(call, error.status)
             return
@@ -321,13 +326,20 @@ class H2Connection(asyncio.Protocol):
             self._send(wire.window_update(stream_id, STREAM_WINDOW - call.window))
             call.window = STREAM_WINDOW
 
-    def _require_room(self, call: Call) -> None:
+    def _require_room_to_decompress(self, call: Call) -> None:
+        if call.head.encoding != IDENTITY:
+            self._require_room()
+
+    def _require_room(self) -> None:
         """Raise `BadMessage` where too much is kept of other requests."""
         if self._buffered > self._limits.max_buffered_bytes:
-            raise _too_much_unfinished(call)
+            raise BadMessage(*status_of(Overloaded(
+                "the connection's unfinished requests are too large",
+                remedy="send fewer large requests at a time, or over more connections")))
 
     def _collect(self, call: Call, payload: bytes) -> None:
         """Keep a part of a request. Raises `BadMessage`."""
+        self._require_room_to_decompress(call)
         if call.deframer is None:
             call.deframer = Deframer(call.head.max_message_bytes, call.head.encoding)
         deframer = call.deframer
@@ -341,7 +353,7 @@ class H2Connection(asyncio.Protocol):
             for message in messages:
                 queue.put_nowait(message)
                 self._count_queued(call, len(message))
-        self._require_room(call)
+        self._require_room()
         if queue is None:
             if messages:
                 self._take_unary(call, messages)
@@ -355,8 +367,8 @@ class H2Connection(asyncio.Protocol):
             self._buffered += size
 
     def _take_unary(self, call: Call, messages: list[bytes]) -> None:
-        if len(messages) > 1 or call.task is not None:
-            raise BadMessage(grpc.StatusCode.INTERNAL, "a unary request has exactly one message")
+        if len(messages) > 1:
+            raise BadMessage(grpc.StatusCode.INTERNAL, _NOT_ONE_MESSAGE)
         self._start(call, messages[0])
 
     def _end_request(self, call: Call) -> None:
@@ -621,16 +633,6 @@ class H2Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
             self._end = self._loop.call_later(GOODBYE_S, self.abort)
-
-
-def _too_much_unfinished(call: Call) -> BadMessage:
-    """The refusal of a call whose request is not whole, or goes on after the one that is served:
-    what became of that is not said."""
-    problem = "the connection's unfinished requests are too large"
-    if call.task is not None:
-        return BadMessage(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
-    return BadMessage(*status_of(Overloaded(
-        problem, remedy="send fewer large requests at a time, or over more connections")))
 
 
 def _caller_of(transport: asyncio.Transport | None) -> str:

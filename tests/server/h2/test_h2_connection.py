@@ -626,19 +626,23 @@ async def test_unfinished_requests_are_bounded(node: MemoryNode, peer: H2Peer) -
     await still_serves(node)
 
 
+@pytest.mark.parametrize(("encoding", "rest"), [
+    ("identity", wire.prefixed(bytes(200))[:150]), ("identity", b"\0\x7f\xff\xff\xff"),
+    ("br", b"\x01" + wire.prefixed(PUT)[1:]), ("identity", wire.prefixed(PUT))],
+    ids=["goes on", "too large", "unknown encoding", "another"])
 async def test_what_follows_a_request_that_is_served_tells_nothing_of_its_outcome(
-        node: MemoryNode, peer: H2Peer) -> None:
+        node: MemoryNode, encoding: str, rest: bytes) -> None:
+    """Other statuses of these would say that certainly nothing was written."""
     front = node.server._front
     front._limits = replace(front._limits, max_buffered_bytes=100)  # type: ignore[union-attr]
-    peer.close()
     peer = await H2Peer.connect(node.server.port)
     node.faults.hold = asyncio.Event()
-    peer.headers(1)
+    peer.headers(1, **{"grpc-encoding": encoding})
     peer.data(1, wire.prefixed(PUT), end=False)
     await eventually(lambda: node.faults.before == ["write"])
-    peer.data(1, wire.prefixed(bytes(200))[:150], end=False)
+    peer.data(1, rest, end=False)
     answer = await peer.answer(1)
-    assert answer.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert answer.grpc_status == grpc.StatusCode.INTERNAL.value[0]
     assert not any(name.startswith("elastickv-") for name in answer.fields)
     peer.close()
 
@@ -671,6 +675,24 @@ async def test_compressed_requests_of_one_pass_of_the_loop_are_bounded(node: Mem
     assert (await peer.answer(33)).grpc_status == 0
     connection = next(iter(front._connections))  # type: ignore[union-attr]
     assert connection._buffered == 0
+    peer.close()
+
+
+async def test_a_request_that_is_served_may_end_when_there_is_no_room(node: MemoryNode) -> None:
+    front = node.server._front
+    front._limits = replace(front._limits, max_buffered_bytes=100)  # type: ignore[union-attr]
+    peer = await H2Peer.connect(node.server.port)
+    node.faults.hold = asyncio.Event()
+    message = gzip.compress(PUT)
+    peer.headers(1, **{"grpc-encoding": "gzip"})
+    peer.data(1, b"\x01" + len(message).to_bytes(4, "big") + message, end=False)
+    await eventually(lambda: node.faults.before == ["write"])
+    connection = next(iter(front._connections))  # type: ignore[union-attr]
+    connection._buffered += 101
+    peer.data(1, b"")
+    await peer.settle()
+    node.faults.hold.set()
+    assert (await peer.answer(1)).grpc_status == 0
     peer.close()
 
 
