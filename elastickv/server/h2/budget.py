@@ -23,28 +23,39 @@ PING_TIMEOUT_S: Final = 20.0
 class Budget:
     """Counts control frames, resets and empty frames; time forgives them. Pure but for `now`.
 
-    A response pays for a PING, by which a busy client measures the link, and for the stream's
-    WINDOW_UPDATEs: they follow what the client has read, which may be after the call is over.
+    A response pays for a PING, by which a busy client measures the link, for the stream's
+    WINDOW_UPDATEs, which follow what the client has read, and for one RST_STREAM, by which some
+    clients put away every call. The latter may come when the call is over.
     """
 
-    __slots__ = ("_at", "_now", "_pings", "_spent", "_updates")
+    __slots__ = ("_at", "_now", "_pings", "_resets", "_spent", "_updates")
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._at = now()
         self._spent = 0.0
         self._pings = 0
+        self._resets = 0
         self._updates = 0
 
     def answered(self, size: int) -> None:
         """A response of `size` bytes went out."""
         self._pings += 1
+        self._resets += 1
         self._updates += size // UPDATE_BYTES + 1
 
     def spend_on_ping(self) -> None:
         """A PING, which a response may have paid for. Raises as `spend` does."""
         if self._pings:
             self._pings = min(self._pings, MAX_NUISANCES) - 1
+        else:
+            self.spend()
+
+    def spend_on_reset(self) -> None:
+        """A RST_STREAM for a call that is over, which a response may have paid for. Raises as
+        `spend` does."""
+        if self._resets:
+            self._resets = min(self._resets, MAX_NUISANCES) - 1
         else:
             self.spend()
 

@@ -517,12 +517,15 @@ class H2Connection(asyncio.Protocol):
             raise ConnectionFailed(Code.FRAME_SIZE_ERROR, "PRIORITY has 5 bytes")
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._budget.spend()
+        call = self._calls.get(stream_id)
+        if call is None:
+            self._budget.spend_on_reset()
+        else:
+            self._budget.spend()
         if len(payload) != 4:
             raise ConnectionFailed(Code.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
         if stream_id == 0 or stream_id > self._last_stream_id:
             raise ConnectionFailed(Code.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
-        call = self._calls.get(stream_id)
         if call is not None:
             self._reset(call, None)
 

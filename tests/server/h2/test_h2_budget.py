@@ -86,6 +86,19 @@ def test_every_response_is_worth_a_ping() -> None:
         budget.spend_on_ping()
 
 
+def test_every_response_is_worth_a_reset_of_a_call_that_is_over() -> None:
+    budget = Budget(lambda: 0.0)
+    for _ in range(3 * MAX_NUISANCES):
+        budget.answered(0)
+        budget.spend_on_reset()
+    for _ in range(10 * MAX_NUISANCES):
+        budget.answered(0)
+    for _ in range(2 * MAX_NUISANCES):
+        budget.spend_on_reset()
+    with pytest.raises(ConnectionFailed):
+        budget.spend_on_reset()
+
+
 @pytest.mark.parametrize("size", [5, UPDATE_BYTES - 1, UPDATE_BYTES, 34_005, 8 << 20],
                          ids=lambda size: f"{size} bytes")
 def test_a_response_pays_for_the_window_updates_of_one_who_reads_it(size: int) -> None:

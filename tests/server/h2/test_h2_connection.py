@@ -467,6 +467,21 @@ async def test_a_peer_that_reads_what_it_asked_for_is_kept(
     peer.close()
 
 
+async def test_a_peer_that_resets_what_is_answered_is_kept(
+        node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gRPC for Node.js did for years, and whoever closes a stream there by hand."""
+    monkeypatch.setattr(budget, "MAX_NUISANCES", 20)
+    monkeypatch.setattr(budget, "NUISANCES_PER_S", 0)
+    peer = await H2Peer.connect(node.server.port)
+    for stream_id in range(1, 201, 2):
+        peer.call(stream_id, "/RawKV/RawGet" if stream_id % 4 == 1 else "/RawKV/Nothing", GET)
+        await peer.answer(stream_id)
+        peer.send(wire.rst_stream(stream_id, Code.NO_ERROR))
+    await peer.settle()
+    peer.send(wire.rst_stream(1, Code.NO_ERROR) * 21)
+    assert await peer.end() == Code.ENHANCE_YOUR_CALM
+
+
 async def test_a_flood_of_window_updates_for_a_call_that_is_over(node: MemoryNode,
                                                                  peer: H2Peer) -> None:
     peer.call(1, "/RawKV/RawGet", GET)
