@@ -281,6 +281,7 @@ class PySyncObjEngine:
             if remember is not None:
                 self._cleanup.submit(remember, self._remembered)
             self._compact()
+            self._trust.write()
             self._storage.remember_joining(self._core.applied_index())
         except DiskFull as error:
             self._note_full_disk(error)

@@ -41,6 +41,10 @@ class Trust:
         self._caught_up_term = 0
         self._grace_ends: float | None = None
         self._waiting = True
+        # What a full disk has kept from being durable: the term and the boot of a suspicion, and
+        # the floor.
+        self._unwritten_loss: tuple[int, int] | None = None
+        self._unwritten_floor = 0, 0
 
     def started(self, now: float) -> None:
         """The node has begun to listen."""
@@ -50,7 +54,7 @@ class Trust:
     @property
     def suspect(self) -> bool:
         """Whether this node has lost data and not yet caught up."""
-        return self._storage.hard_state.state.suspect
+        return self._unwritten_loss is not None or self._storage.hard_state.state.suspect
 
     def may_vote(self, now: float) -> bool:
         """Whether this node may vote and be counted. The first call with known voters starts the
@@ -65,7 +69,7 @@ class Trust:
         """The greeting for `peer_id`."""
         state = self._storage.hard_state.state
         return Hello(PROTOCOL_VERSION, "", self._settings.node_id, self._settings.client_address,
-                     state.boot_epoch, self._storage.boot_id, state.term, state.suspect,
+                     state.boot_epoch, self._storage.boot_id, state.term, self.suspect,
                      self._storage.memory.of(peer_id))
 
     def greeted(self, peer_id: str, hello: Hello) -> None:
@@ -144,23 +148,45 @@ class Trust:
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
 
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
-        log.error("this node has lost data: it neither votes nor counts until it has caught up "
-                  "with a leader", node=self._settings.node_id, peer=peer_id, reason=reason)
-        # It may have voted in this term and have forgotten: it must never vote in it again.
-        term = max(term, self._core.term())
-        self._storage.hard_state.lost_data(term, self._settings.node_id, boot_epoch + 1)
-        self._core.spend_vote(term)
+        known = self._unwritten_loss
+        if known is None:
+            log.error("this node has lost data: it neither votes nor counts until it has caught "
+                      "up with a leader", node=self._settings.node_id, peer=peer_id,
+                      reason=reason)
+        known_term, known_boot = known or (0, 0)
+        self._unwritten_loss = max(term, known_term), max(boot_epoch + 1, known_boot)
+        self._core.follow_nobody()
+        self._write_loss()
+
+    def _write_loss(self) -> None:
+        if self._unwritten_loss is not None:
+            # It may have voted in this term and have forgotten: it must never vote in it again.
+            term = max(self._unwritten_loss[0], self._core.term())
+            self._storage.hard_state.lost_data(term, self._settings.node_id,
+                                               self._unwritten_loss[1])
+            self._unwritten_loss = None
+            self._core.spend_vote(term)
+
+    def write(self) -> None:
+        """Make durable what the disk had no space for. Raises `DiskFull`."""
+        self._write_loss()
+        self._write_floor()
 
     def _raise_floor(self, remembered: PeerRecord) -> None:
         missing = missing_floor(remembered, self._storage.position())
         if missing is not None and missing > self._floor():
             log.warning("a peer has entries that this node sent and lost", index=missing[1],
                         term=missing[0], node=self._settings.node_id)
-            self._storage.hard_state.set_floor(*missing)
+            self._unwritten_floor = missing
+            self._write_floor()
+
+    def _write_floor(self) -> None:
+        self._storage.hard_state.set_floor(*self._floor())
+        self._unwritten_floor = 0, 0
 
     def _floor(self) -> tuple[int, int]:
         state = self._storage.hard_state.state
-        return state.floor_term, state.floor_index
+        return max((state.floor_term, state.floor_index), self._unwritten_floor)
 
     def current_floor(self) -> tuple[int, int]:
         """(term, index) that a log must reach to be elected with this node's help. One that this
@@ -169,6 +195,7 @@ class Trust:
         if floor != (0, 0):
             position = self._storage.position()
             if (position.last_term, position.last_index) >= floor:
+                self._unwritten_floor = 0, 0
                 self._storage.hard_state.set_floor(0, 0)
                 return 0, 0
         return floor
@@ -176,7 +203,7 @@ class Trust:
     def caught_up(self) -> None:
         """The durable log holds everything that any leader had committed up to this term."""
         self._caught_up_term = self._core.term()
-        if self.suspect:
+        if self._storage.hard_state.state.suspect:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)
             self._storage.hard_state.regained_data()

@@ -473,6 +473,84 @@ def test_a_suspicion_is_durable_in_one_write(writes):
     run(scenario())
 
 
+@pytest.mark.parametrize("teller_stays", [True, False], ids=["", "who told is gone"])
+def test_a_full_disk_makes_a_disk_from_the_past_no_less_suspect(teller_stays):
+    """There may be room in the log, and none for the suspicion. A leader of the past would commit
+    with it what is not what was committed since."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        past, former, holder = lab.nodes.values()
+        await lead(lab, past)
+        backup, applied = former.disk.copy(), former.state.applied_index
+        lab.hub.isolate(past.node_id)
+        lab.hub.rule = lambda source, target, message: \
+            0 if source != former.node_id and isinstance(message, frames.PreVote) else 1
+        await lab.until(former.engine.is_leader)
+        await former.engine.propose(b"acknowledged", timeout_s=5)
+        await lab.settle(former, holder)
+        former.kill()
+        former.disk.files = backup
+        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        lab.hub.rule = lambda source, target, message: 1
+        lab.hub.cut_pairs = {frozenset((past.node_id, holder.node_id))}
+        await former.start()
+        former.disk.fail["replace"] = DiskFull("no space left")
+        await asyncio.sleep(1)
+        assert isinstance(await outcome(past.engine.propose(b"other", timeout_s=0.5)), Exception)
+        assert former.engine._trust.suspect
+        assert former.engine.make_hello(past.node_id).suspect
+        if not teller_stays:
+            holder.kill()
+        former.disk.fail.clear()
+        await asyncio.sleep(2)
+        if not teller_stays:
+            state = former.engine._storage.hard_state.state
+            assert state.suspect
+            assert (state.term, state.vote) == (holder.core.term(), former.node_id)
+            assert not past.engine.is_leader()
+            await holder.start()
+        lab.hub.heal()
+        await lab.until(lambda: all(b"acknowledged" in node.state.payloads()
+                                    for node in lab.nodes.values()))
+        await lab.until(lambda: not former.engine._trust.suspect)
+        assert not any(node.fatal for node in lab.nodes.values())
+
+    run(scenario())
+
+
+def test_a_full_disk_lets_no_former_leader_elect_who_lacks_what_it_committed():
+    """Who told it what it sent is gone when there is space again."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        former, holder, other = lab.nodes.values()
+        await lead(lab, former)
+        backup, applied = former.disk.copy(), former.state.applied_index
+        lab.hub.isolate(other.node_id)
+        await former.engine.propose(b"acknowledged", timeout_s=5)
+        former.kill()
+        former.disk.files = backup
+        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        await former.start()
+        former.disk.fail["replace"] = DiskFull("no space left")
+        await asyncio.sleep(1)
+        holder.kill()
+        former.disk.fail.clear()
+        lab.hub.heal()
+        await asyncio.sleep(5)
+        assert not former.engine.is_leader()
+        assert not other.engine.is_leader()
+        await former.restart()  # the floor is durable by now
+        await asyncio.sleep(5)
+        assert not former.engine.is_leader()
+        await holder.start()
+        await lab.until(lambda: all(b"acknowledged" in node.state.payloads()
+                                    for node in lab.nodes.values()))
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
