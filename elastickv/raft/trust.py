@@ -102,8 +102,8 @@ class Trust:
             self._heed(peer_id, hello.remembered, boots=not self._is_of_the_past(peer_id, hello))
             if is_past_boot(hello.remembered, self._storage.position()):
                 self._storage.hard_state.raise_boot(hello.remembered.boot_epoch + 1)
-            if peer_id in self._core.voters():
-                # What only a learner has cannot be committed, and no election could reach it.
+            if peer_id in self._core.voters() and not hello.suspect:
+                # What only others have cannot be committed, and no election could reach it.
                 self._raise_floor(hello.remembered)
         self._remember(peer_id, hello)
         self._greeted.add(peer_id)

@@ -551,6 +551,44 @@ def test_a_full_disk_lets_no_former_leader_elect_who_lacks_what_it_committed():
     run(scenario())
 
 
+def test_what_only_a_suspect_received_keeps_nobody_from_an_election():
+    """It was not counted, and cannot be elected: nobody would ever reach such a floor."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        away, leader, suspect = lab.nodes.values()
+        await lead(lab, away)
+        backup, applied = suspect.disk.copy(), suspect.state.applied_index
+        await away.engine.propose(b"acknowledged", timeout_s=5)
+        await lab.settle()
+        lab.hub.rule = lambda source, target, message: int(
+            target == leader.node_id or not isinstance(message, frames.AppendEntries))
+        suspect.kill()
+        suspect.disk.files = backup
+        suspect.state.entries = [e for e in suspect.state.entries if e.index <= applied]
+        await suspect.start()
+        await lab.until(lambda: suspect.engine._trust.suspect)
+        on_disk = leader.disk.copy()
+        leader.offload.holding = True
+        handed_over = asyncio.ensure_future(outcome(
+            away.engine.transfer_leadership(leader.node_id, timeout_s=2)))
+        await lab.until(leader.core.is_leading)
+        away.kill()
+        lab.hub.rule = lambda source, target, message: 1
+        await lab.until(lambda: suspect.journal.durable_index == leader.journal.last_index)
+        leader.kill()
+        leader.disk.files = on_disk | {path: data for path, data in leader.disk.files.items()
+                                       if "log" not in path.parts}
+        await leader.start()
+        await away.start()
+        new = await lab.leader()
+        await new.engine.propose(b"x", timeout_s=5)
+        await lab.until(lambda: not suspect.engine._trust.suspect)
+        handed_over.cancel()
+
+    run(scenario())
+
+
 def test_a_suspect_gives_no_vote_that_was_waiting_for_its_fsync():
     async def scenario() -> None:
         lab = Lab()
