@@ -151,7 +151,7 @@ class HeadReader:
         resized = bool(block) and block[0] & 0xE0 == 0x20
         if before[0] != after[0] or before[1] is not after[1] or resized:
             self._heads.clear()
-        elif head is not None:
+        elif head is not None and size <= self._max_header_list_bytes:
             if len(self._heads) >= MAX_HEADS_REMEMBERED:
                 self._heads.clear()
             self._heads[block] = head

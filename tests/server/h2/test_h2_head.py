@@ -184,6 +184,15 @@ def test_too_many_fields_are_refused_and_the_next_request_is_not() -> None:
     assert ours.read(encoder.encode(fields())) == head_of(fields(), TABLE)
 
 
+def test_what_is_too_large_is_not_remembered() -> None:
+    ours = reader()
+    path = b"/RawKV/RawPut"
+    start = b"\x83\x86\x04" + bytes([len(path)]) + path + CONTENT_TYPE_GRPC
+    for size in (16_000, 17_000):
+        assert ours.read(start + literal(b"x", bytes(size))) is not None
+    assert [head.method for head in ours._heads.values()] == [METHOD]
+
+
 def test_far_too_many_fields_end_the_connection() -> None:
     block = hpack.Encoder().encode([*fields(), ("x", "v" * 66_000)])
     with pytest.raises(ConnectionFailed) as caught:
