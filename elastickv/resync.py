@@ -48,6 +48,7 @@ from elastickv.keys.guards import (
     KekDoesNotUnwrap,
     failures,
 )
+from elastickv.keys.provenance import unopened
 from elastickv.keys.registry import own_epochs
 from elastickv.keys.resync import resynced
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
@@ -99,15 +100,17 @@ def leader_sidecar(state: LeaderState) -> Sidecar:
 
 def check_keys(own: Sidecar | None, new: Sidecar, kek: Kek) -> None:
     """Every key of `new` must open under this node's KEK, and no id may stand for another key here.
+    What does not open here is damaged, and stands for none.
 
     Raises `KekError`, `EncryptionConflict`.
     """
     keystore = Keystore()
     for dek_id, key in new.keys.items():
         keystore = keystore.with_key(kek.unwrap_handle(key.wrapped, dek_id, key.purpose))
+    damaged = unopened(kek, own) if own is not None else ()
     for dek_id, key in (own.keys.items() if own is not None else ()):
         held = keystore.get(dek_id)
-        if held is not None and not held.same_key(
+        if held is not None and dek_id not in damaged and not held.same_key(
                 kek.unwrap_handle(key.wrapped, dek_id, key.purpose)):
             raise EncryptionConflict(
                 f"DEK {dek_id} is another key here than on the leader",

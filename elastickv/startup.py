@@ -24,7 +24,7 @@ from elastickv.errors import (
 )
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.guards import Facts, FileSystemUnsafe, Problem, Status, Verdict
-from elastickv.keys.provenance import Recorded, rewrapped
+from elastickv.keys.provenance import Recorded, rewrapped, unopened
 from elastickv.keys.registry import WRITERS_PREFIX
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.kv.fsm import (
@@ -115,6 +115,9 @@ def gather(settings: NodeSettings, disk: Disk, store: StoredFacts | None,
     file_system_problem = _probe(settings, disk, probe_file)
     kek, kek_error = _load_kek(settings)
     sidecar, sidecar_problem = _load_sidecar(settings, disk)
+    damage = _key_damage(kek, sidecar)
+    if damage:
+        sidecar, sidecar_problem = None, damage
     unwrap_problem, key_problem = _key_problems(kek, sidecar)
     stored_sidecar, stored_problem = _stored_sidecar(store)
     recorded = Recorded(
@@ -286,6 +289,15 @@ def _stored_sidecar(store: StoredFacts | None) -> tuple[Sidecar | None, str]:
         return sidecar_file.parse(content), ""
     except ElasticKVError as error:
         return None, f"the store's record of the key state: {error.message}"
+
+
+def _key_damage(kek: Kek | None, sidecar: Sidecar | None) -> str:
+    """Which key is damaged, in a sidecar that parses: one that a KEK does not open which opens
+    others. A KEK that opens none is another one."""
+    closed = unopened(kek, sidecar) if kek is not None and sidecar is not None else set()
+    if not closed or sidecar is None or len(closed) == len(sidecar.keys):
+        return ""
+    return f"the sidecar is damaged: the KEK opens other DEKs of it, and not DEK {min(closed)}"
 
 
 def _key_problems(kek: Kek | None, sidecar: Sidecar | None) -> tuple[str, str]:

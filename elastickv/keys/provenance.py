@@ -94,6 +94,17 @@ def rewrapped(kek: Kek | None, one: Sidecar | None, other: Sidecar | None) -> se
     return found
 
 
+def unopened(kek: Kek, sidecar: Sidecar) -> set[int]:
+    """DEKs that `kek` does not open."""
+    closed = set()
+    for dek_id, key in sidecar.keys.items():
+        try:
+            kek.unwrap_handle(key.wrapped, dek_id, key.purpose)
+        except KekError:
+            closed.add(dek_id)
+    return closed
+
+
 def _strange_keys(sidecar: Sidecar, stored: Sidecar | None,
                   rewrapped: Collection[int]) -> set[int]:
     """Keys are only added, so the earlier of the two states is contained in the later one."""

@@ -30,13 +30,19 @@ def damaged(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
+def flipped(path: Path) -> None:
+    """The file parses, and one of its keys does not open any more."""
+    before, field, after = path.read_bytes().partition(b'"wrapped": "')
+    path.write_bytes(before + field + (b"B" if after[:1] == b"A" else b"A") + after[1:])
+
+
 def require_distinct_nonces(cluster: Cluster) -> None:
     disks = [NodeDisk(name, node.directory) for name, node in cluster.nodes.items()]
     verdict = audit_nonces(disks, [], FileKekProvider(cluster.directory / "kek").load())
     assert verdict.is_valid, verdict
 
 
-@pytest.mark.parametrize("how", [lost, damaged], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("how", [lost, damaged, flipped], ids=lambda how: how.__name__)
 async def test_one_member(tmp_path: Path, how: Callable[[Path], None]) -> None:
     cluster = Cluster(tmp_path / "cluster", size=1)
     node = cluster.nodes["n1"]

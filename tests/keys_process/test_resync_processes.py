@@ -47,6 +47,12 @@ def lost(path: Path, copy: bytes) -> None:
     path.unlink()
 
 
+def flipped(path: Path, copy: bytes) -> None:
+    """A bit of a wrapped key: the file parses, and one of its keys does not open any more."""
+    before, field, after = path.read_bytes().partition(b'"wrapped": "')
+    path.write_bytes(before + field + (b"B" if after[:1] == b"A" else b"A") + after[1:])
+
+
 async def spoil(cluster: Cluster, how: Callable[[Path, bytes], None]) -> Sidecar:
     """Rotate, stop the victim, and spoil its sidecar; what it was just before."""
     node = cluster.nodes[VICTIM]
@@ -64,7 +70,7 @@ async def spoil(cluster: Cluster, how: Callable[[Path, bytes], None]) -> Sidecar
     return good
 
 
-@pytest.mark.parametrize("how", [old_copy, damaged, lost], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("how", [old_copy, damaged, lost, flipped], ids=lambda how: how.__name__)
 async def test_a_node_takes_the_keys_over_from_the_leader_at_its_start(
         cluster: Cluster, how: Callable[[Path, bytes], None]) -> None:
     good = await spoil(cluster, how)
