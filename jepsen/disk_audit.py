@@ -6,6 +6,7 @@ disks took away), and log files. Stores are opened as copies, so that an audit c
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -128,6 +129,18 @@ def build_keystore(sidecars: Iterable[Sidecar], kek: Kek) -> Keystore:
         for dek_id, key in sidecar.keys.items():
             keystore = keystore.with_key(kek.unwrap_handle(key.wrapped, dek_id, key.purpose))
     return keystore
+
+
+def unwrapped_keys(disks: Iterable[NodeDisk], kek: Kek) -> dict[str, bytes]:
+    """Every DEK in any sidecar that can be read, as it must be on no disk, by its name."""
+    keys: dict[str, bytes] = {}
+    for disk in disks:
+        # What cannot be read `audit_nonces` tells.
+        with contextlib.suppress(ElasticKVError):
+            if (sidecar := load_sidecar(disk)) is not None:
+                for dek_id, key in sidecar.keys.items():
+                    keys[f"DEK {dek_id}"] = kek.unwrap(key.wrapped)
+    return keys
 
 
 # --- nonces ----------------------------------------------------------------------------------

@@ -4,17 +4,21 @@ Values carry secrets (`values.py`). What is looked for are pieces of those, so t
 lost some of its bytes is found as well, in the forms in which programs leave bytes behind: as they
 are, hexadecimal, base64, UTF-16, with or without line breaks, and behind the header of zlib or
 gzip.
+
+Nor is any key in a file, but the KEK in its own: see `audit_keys`.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import mmap
 import re
+import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jepsen.verdict import Verdict, judge
@@ -39,6 +43,11 @@ _ANY_HEADER = 47
 """`wbits` of zlib for either header."""
 
 _WHITE_SPACE = b" \t\r\n"
+
+WORD_BYTES = 8
+KEY_PIECE_BYTES = 16
+"""Half a key. No form of it is shorter than two words less a byte, and so each holds a word that
+lies at a multiple of its size, wherever the form lies."""
 
 Needles = Sequence[tuple[str, bytes]]
 
@@ -139,6 +148,76 @@ def audit_plaintext(roots: Sequence[Path], secrets: Sequence[bytes], *, written:
         unknown.append("no value was written that must not be found")
     return judge("plaintext", problems, {"files": file_count, "bytes": byte_count,
                                          "secrets": len(secrets), "values": written}, unknown)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+class KeyNeedles:
+    """The forms of many keys, looked for all at once: there may be hundreds of needles, and a
+    search for each would take longer than the run."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        """`keys` by their names in reports."""
+        self._needles = [(f"{name} as {form}", needle) for name, key in keys.items()
+                         for at in range(0, len(key), KEY_PIECE_BYTES)
+                         for form, needle in key_forms(key[at:at + KEY_PIECE_BYTES]).items()]
+        self._words = {int.from_bytes(needle[at:at + WORD_BYTES], sys.byteorder)
+                       for _, needle in self._needles for at in range(WORD_BYTES)}
+
+    def find(self, data: bytes | mmap.mmap) -> str:
+        """Where and how a piece of a key lies in `data`; "" when none does."""
+        found = self._find(data)
+        if not found and len(data) <= SMALL_FILE_BYTES:
+            found = self._find(bytes(data).translate(None, _WHITE_SPACE))
+            found = found and f"{found}, white space left out"
+        return found
+
+    def _find(self, data: bytes | mmap.mmap) -> str:
+        whole = len(data) // WORD_BYTES * WORD_BYTES
+        with memoryview(data) as view, view[:whole] as words, words.cast("Q") as numbers:
+            if self._words.isdisjoint(numbers):
+                return ""
+        return _find_plain(data, self._needles)
+
+
+def key_forms(piece: bytes) -> dict[str, bytes]:
+    """`disguises` of bytes that are no text, and as programs print such bytes."""
+    forms = {name: form for name, form in disguises(piece).items() if name != "utf-16"}
+    forms |= {f"{name}, for URLs": base64_for_urls(form) for name, form in forms.items()
+              if name.startswith("base64")}
+    printed = repr(piece)[2:-1]
+    return forms | {"repr": printed.encode(), "repr in JSON": json.dumps(printed)[1:-1].encode(),
+                    "numbers": ", ".join(map(str, piece)).encode(),
+                    "numbers close together": ",".join(map(str, piece)).encode()}
+
+
+def base64_for_urls(text: bytes) -> bytes:
+    """Base64 in its other alphabet."""
+    return text.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def audit_keys(roots: Sequence[Path], keys: Mapping[str, bytes],
+               holders: Collection[Path]) -> Verdict:
+    """Search every file below `roots` but `holders` for half of any of `keys`, in many forms.
+
+    Unknown when there was no key or nothing to search.
+    """
+    needles = KeyNeedles(keys)
+    problems = []
+    file_count = 0
+    for path in files_below(roots):
+        if path in holders or not path.stat().st_size:
+            continue
+        file_count += 1
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if found := needles.find(data):
+                problems.append(f"a key in {path}: {found}")
+    unknown = [] if file_count and keys else ["there was nothing to search"]
+    return judge("keys", problems, {"files": file_count, "keys": len(keys)}, unknown)
+
+
+# --- during the run --------------------------------------------------------------------------
 
 
 class LeakWatch:

@@ -19,11 +19,11 @@ from elastickv.errors import ElasticKVError
 from jepsen import preload, report
 from jepsen.call_errors import check_errors
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
-from jepsen.disk_audit import audit_nonces, audit_replicas
+from jepsen.disk_audit import audit_nonces, audit_replicas, unwrapped_keys
 from jepsen.faults import FAULTS, Requirements
 from jepsen.history import HistoryError, Operation, Recorder, open_history, pair
 from jepsen.interrupts import to_the_end
-from jepsen.leaks import LeakWatch, audit_plaintext
+from jepsen.leaks import LeakWatch, audit_keys, audit_plaintext
 from jepsen.load import check_load
 from jepsen.nemesis import Nemesis, check_processes
 from jepsen.network import Network, Unsupported
@@ -326,7 +326,13 @@ class Run:
                                    cluster.tap.error)),
                 ("plaintext", partial(audit_plaintext, [root for root in roots if root.exists()],
                                       self._codec.sealed_secrets, written=self._codec.sealed_count,
-                                      seen=self._watch.problems))]
+                                      seen=self._watch.problems)),
+                ("keys", lambda: audit_keys(
+                    [root for root in roots if root.exists()],
+                    {"KEK": cluster.kek_file.read_bytes(),
+                     "wrong KEK": cluster.wrong_kek_file.read_bytes(),
+                     **unwrapped_keys(cluster.disks, kek)},
+                    (cluster.kek_file, cluster.wrong_kek_file)))]
             if self._watch.error:
                 checks.append(("watch", lambda: judge("watch", [], {}, [self._watch.error])))
         return [self._verdict(name, check) for name, check in checks]

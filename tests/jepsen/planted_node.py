@@ -99,12 +99,27 @@ def plant_scratch_leak() -> None:
     cipher.seal_record_value = seal_and_leak  # type: ignore[assignment]
 
 
+def plant_key_leak() -> None:
+    """Every key is kept in a file, as it is used."""
+    from elastickv.crypto import keystore
+
+    begin = keystore.KeyHandle.__init__
+    directory = Path(sys.argv[sys.argv.index("--raftDataDir") + 1])
+
+    def begin_and_leak(self: Any, key_id: int, purpose: Any, dek: bytes) -> None:
+        begin(self, key_id, purpose, dek)
+        (directory / f"key-{key_id}.cache").write_text(dek.hex())
+
+    keystore.KeyHandle.__init__ = begin_and_leak  # type: ignore[method-assign]
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "stale-reads": plant_stale_reads,
     "lost-acks": plant_lost_acks,
     "nonce-reuse": plant_nonce_reuse,
     "plaintext-leak": plant_plaintext_leak,
     "scratch-leak": plant_scratch_leak,
+    "key-leak": plant_key_leak,
 }
 
 

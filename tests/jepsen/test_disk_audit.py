@@ -40,6 +40,7 @@ from jepsen.disk_audit import (
     RecordFile,
     audit_nonces,
     audit_replicas,
+    unwrapped_keys,
 )
 from jepsen.nonces import NonceLedger
 from jepsen.tap import JournalTap
@@ -344,6 +345,18 @@ def test_the_tap_says_why_it_ended_early(node: Fixture, tmp_path: Path,
         assert broken.wait(30)
     tap.stop()
     assert "PermissionError: n1" in tap.error
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_every_sidecar_that_can_be_read(node: Fixture, tmp_path: Path, kek: Kek,
+                                                    wrapped: list[bytes]) -> None:
+    damaged = Fixture(tmp_path, "n2", kek, wrapped)
+    (damaged.disk.directory / RELATIVE_PATH).write_bytes(b"{")
+    disks = [NodeDisk("n3", tmp_path / "n3"), damaged.disk, node.disk]
+    assert unwrapped_keys(disks, kek) == {
+        f"DEK {STORAGE_ID}": kek.unwrap(wrapped[0]), f"DEK {RAFT_ID}": kek.unwrap(wrapped[1])}
 
 
 # --- replicas --------------------------------------------------------------------------------

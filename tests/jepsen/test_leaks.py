@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import os
 import re
 import zlib
@@ -12,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from jepsen.leaks import LeakWatch, audit_plaintext, disguises, find, needles_of, pieces
+from jepsen.leaks import (
+    WORD_BYTES,
+    LeakWatch,
+    audit_keys,
+    audit_plaintext,
+    disguises,
+    find,
+    key_forms,
+    needles_of,
+    pieces,
+)
 from jepsen.values import Codec
 from jepsen.verdict import Validity
 
@@ -86,6 +97,61 @@ def test_values_of_a_run_are_found_by_their_secrets() -> None:
         assert find(written, needles)
         assert find(written[8:], needles)
     assert not find(Codec(lambda: True).encode(1), needles)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+KEY = bytes.fromhex("00ff27b1c2d3a49688aa35bc12d0e4c75c0a22f3e4957786aa01bc55d0e9f27f")
+
+KEY_FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "bytes": lambda key: key,
+    "its first half": lambda key: key[:16],
+    "its second half": lambda key: key[16:],
+    "hex": lambda key: key.hex().encode(),
+    "HEX": lambda key: key.hex().upper().encode(),
+    "hex with spaces": lambda key: re.sub(b"(..)", rb"\1 ", key.hex().encode()),
+    "base64": base64.b64encode,
+    "base64, 1 byte later": lambda key: base64.b64encode(b"x" + key),
+    "base64, 2 bytes later": lambda key: base64.b64encode(b"xy" + key + b"tail"),
+    "base64 for URLs": base64.urlsafe_b64encode,
+    "repr": lambda key: repr({"key": key}).encode(),
+    "repr in JSON": lambda key: json.dumps({"key": repr(key)}).encode(),
+    "numbers": lambda key: repr(list(key)).encode(),
+    "numbers in JSON": lambda key: json.dumps(list(key), separators=(",", ":")).encode(),
+}
+
+
+@pytest.mark.parametrize("form", KEY_FORMS)
+@pytest.mark.parametrize("before", [9_000, 9_003])
+def test_finds_a_key_in_every_form(tmp_path: Path, form: str, before: int) -> None:
+    holder = tmp_path / "kek.key"
+    holder.write_bytes(KEY)
+    (tmp_path / "clean").write_bytes(os.urandom(10_001))
+    keys = {"DEK 7": os.urandom(32), "KEK": KEY}
+    assert audit_keys([tmp_path], keys, [holder]).is_valid
+    (tmp_path / "spill").write_bytes(os.urandom(before) + KEY_FORMS[form](KEY))
+    verdict = audit_keys([tmp_path], keys, [holder])
+    assert verdict.validity is Validity.INVALID
+    [problem] = verdict.problems
+    assert "spill: KEK as " in problem
+
+
+def test_without_keys_or_files_nothing_is_known_of_keys(tmp_path: Path) -> None:
+    holder = tmp_path / "kek.key"
+    holder.write_bytes(KEY)
+    assert audit_keys([tmp_path], {"KEK": KEY}, [holder]).validity is Validity.UNKNOWN
+    (tmp_path / "file").write_bytes(b"content")
+    assert audit_keys([tmp_path], {}, [holder]).validity is Validity.UNKNOWN
+    assert audit_keys([tmp_path], {"KEK": KEY}, [holder]).is_valid
+
+
+def test_each_form_of_half_a_key_holds_a_word_wherever_it_lies() -> None:
+    for half in (KEY[:16], KEY[16:], bytes(16), b"x" * 16):
+        assert all(len(form) >= 2 * WORD_BYTES - 1 for form in key_forms(half).values())
+
+
+# --- during the run --------------------------------------------------------------------------
 
 
 def test_a_file_that_is_gone_at_the_end_was_seen(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
     assert sum(processes["facts"]["snapshots_installed"].values()) > 0
     assert verdicts == dict.fromkeys(
         ("recovery", "linearizable", "append", "bank", "unique-writes", "scans", "errors", "load",
-         "faults", "processes", "logs", "replicas", "nonces", "plaintext"), "valid")
+         "faults", "processes", "logs", "replicas", "nonces", "plaintext", "keys"), "valid")
     assert (tmp_path / "run" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "seed 1" in output
     assert results["settings"]["launcher"][-2:] == ["-m", "elastickv"]
@@ -62,6 +62,7 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
     ("nonce-reuse", "nonces", "used twice"),
     ("plaintext-leak", "plaintext", "spill.tmp"),
     ("scratch-leak", "plaintext", "spill.tmp of n"),
+    ("key-leak", "keys", ".cache: DEK "),
 ])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, checker: str, message: str) -> None:
     code, output, results = run_jepsen(
