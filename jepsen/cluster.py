@@ -254,6 +254,11 @@ class Cluster:
         self.take_disk_away(node)
         shutil.copytree(old, self.data_directory(node), dirs_exist_ok=True)
 
+    def pids(self) -> dict[str, int]:
+        """The process of each node that runs. For any thread."""
+        return {node: process.pids[-1] for node, process in list(self.processes.items())
+                if process.is_running and process.pids}
+
     def snapshots_installed(self) -> dict[str, int]:
         """How often each node took the state from another one, by the logs."""
         return {node: process.log_path.read_bytes().count(b'"%b"' % SNAPSHOT_LINE.encode())

@@ -14,11 +14,14 @@ import base64
 import contextlib
 import json
 import mmap
+import os
 import re
+import stat
 import sys
 import threading
+import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jepsen.verdict import Verdict, judge
@@ -33,6 +36,11 @@ SMALL_FILE_BYTES = 1 << 20
 POLL_S = 0.1
 KNOWN_FILES = ("*.mdb", "*.mdb-lock", "*.log", "*.spare")
 """Stores and journals: large, and searched at the end."""
+
+SHARED_DIRECTORIES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108
+"""What is left there by a program that does not ask for the directory of temporary files."""
+IN_MEMORY = "/memfd:"
+"""With this begins the name of an open file that is on no disk."""
 
 _COMPRESSED = re.compile(rb"\x78[\x01\x5e\x9c\xda]|\x1f\x8b\x08")
 _COMPRESSED_BYTES = 4096
@@ -220,16 +228,26 @@ def audit_keys(roots: Sequence[Path], keys: Mapping[str, bytes],
 # --- during the run --------------------------------------------------------------------------
 
 
-class LeakWatch:
-    """Looks into small files of running nodes as they come and go, in a thread."""
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
-    def __init__(self, directories: Mapping[str, Sequence[Path]],
-                 secrets: Sequence[bytes]) -> None:
-        """`directories` are those of each node."""
+
+class LeakWatch:
+    """Looks into small files of running nodes as they come and go, in a thread: in their own
+    directories, in those that all programs share for temporary files, and whatever else they have
+    open, also where it has no name (any more)."""
+
+    def __init__(self, directories: Mapping[str, Sequence[Path]], secrets: Sequence[bytes],
+                 pids: Callable[[], Mapping[str, int]] = dict, *,
+                 shared: Sequence[Path] = SHARED_DIRECTORIES) -> None:
+        """`directories` are those of each node, `pids` the processes of those that run."""
         self._directories = [(node, directory) for node, own in directories.items()
                              for directory in own]
+        self._shared = shared
+        self._pids = pids
         self._needles = needles_of(secrets)
         self._looked_at: dict[Path, tuple[int, int, int]] = {}
+        self._since_ns = time.time_ns()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leak-watch", daemon=True)
         self.problems: list[str] = []
@@ -241,35 +259,69 @@ class LeakWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End. Idempotent."""
+        """Look once more, and end. Idempotent."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(POLL_S):
+            is_last = False
+            while not is_last:
+                is_last = self._stop.wait(POLL_S)
                 self.look()
         except Exception as error:  # Whatever it is, the audit has to know.
             self.error = f"the watch for leaks ended early: {type(error).__name__}: {error}"
 
     def look(self) -> None:
         """Search every small file that is new or has changed."""
+        for node, pid in self._pids().items():
+            # What is not a node's own goes away, and may be another's, or nothing to be opened.
+            with contextlib.suppress(OSError):
+                for link in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        self._look_behind(node, link)
         for node, directory in self._directories:
-            # Files and directories go away while they are looked at.
             with contextlib.suppress(FileNotFoundError):
                 for path in directory.rglob("*"):
                     with contextlib.suppress(FileNotFoundError):
-                        self._look_into(node, path)
+                        if not path.is_symlink():
+                            self._look_into(f"{path} of {node}", path, path)
+        for directory in self._shared:
+            with contextlib.suppress(OSError), os.scandir(directory) as entries:
+                for entry in entries:
+                    with contextlib.suppress(OSError):
+                        self._look_at_shared(entry)
 
-    def _look_into(self, node: str, path: Path) -> None:
-        if any(path.match(pattern) for pattern in KNOWN_FILES) or path.is_symlink() \
-                or not path.is_file():
+    def _look_behind(self, node: str, link: Path) -> None:
+        """Look into what a process has open."""
+        name = os.readlink(link)
+        if name.startswith("/") and not name.startswith(IN_MEMORY):
+            status = link.stat()
+            # Descriptors are used again, so they are no name of what is behind them.
+            self._look_into(f"{name}, which {node} had open,", link,
+                            Path(f"{status.st_dev}:{status.st_ino}"),
+                            Path(name.removesuffix(" (deleted)")))
+
+    def _look_at_shared(self, entry: os.DirEntry[str]) -> None:
+        """Look into what this user has written there since the watch was made."""
+        status = entry.stat(follow_symlinks=False)
+        if status.st_uid == os.geteuid() and status.st_mtime_ns >= self._since_ns:
+            self._look_into(entry.path, Path(entry.path), Path(entry.path))
+
+    def _look_into(self, what: str, path: Path, identity: Path, name: Path | None = None) -> None:
+        """Search one file, unless that was done. `name` is the one it has, if not `path`."""
+        status = path.stat()
+        if any((name or path).match(pattern) for pattern in KNOWN_FILES) \
+                or not stat.S_ISREG(status.st_mode):
             return
-        stat = path.stat()
-        identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if self._looked_at.get(path) == identity or stat.st_size > SMALL_FILE_BYTES:
+        state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._looked_at.get(identity) == state or status.st_size > SMALL_FILE_BYTES:
             return
-        self._looked_at[path] = identity
-        if found := find(path.read_bytes(), self._needles):
-            self.problems.append(f"plaintext in {path} of {node} during the run: {found}")
+        # What is there now may be something else: a directory, or a pipe, which must not block.
+        with open(path, "rb", opener=_open_at_once) as file:
+            if os.fstat(file.fileno()).st_ino != status.st_ino:
+                return
+            self._looked_at[identity] = state
+            if found := find(file.read(), self._needles):
+                self.problems.append(f"plaintext in {what} during the run: {found}")

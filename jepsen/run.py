@@ -169,7 +169,7 @@ class Run:
         self._codec = Codec(lambda: self._cluster.sealed)
         self._watch = LeakWatch(
             {node: (self._cluster.data_directory(node), self._cluster.scratch_directory(node))
-             for node in self._cluster.nodes}, self._codec.sealed_secrets)
+             for node in self._cluster.nodes}, self._codec.sealed_secrets, self._cluster.pids)
         self._nemesis = Nemesis(
             self._cluster, [FAULTS[name](self._cluster, random.Random(f"{settings.seed} {name}"))
                             for name in usable], settings.seed, self._now_ns, missing,

@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import re
+import socket
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +172,72 @@ def test_a_file_that_is_gone_at_the_end_was_seen(tmp_path: Path) -> None:
     assert len(watch.problems) == 1
     assert "spill.tmp of n1 during the run" in watch.problems[0]
     assert audit_plaintext([data], SECRETS, seen=watch.problems).validity is Validity.INVALID
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_a_file_that_a_node_has_open_was_seen(tmp_path: Path, has_name: bool) -> None:
+    watch = LeakWatch({}, SECRETS, lambda: {"n1": os.getpid(), "n2": 1 << 22}, shared=())
+    with (open(tmp_path / "spill", "w+b") if has_name
+          else tempfile.TemporaryFile(dir=tmp_path)) as spill:
+        spill.write(b"harmless")
+        spill.flush()
+        watch.look()
+        assert watch.problems == []
+        spill.write(value())
+        spill.flush()
+        watch.look()
+        watch.look()
+        assert spill.tell() == 8 + len(value())
+    assert len(watch.problems) == 1
+    assert "which n1 had open, during the run" in watch.problems[0]
+
+
+@pytest.mark.parametrize("later", ["directory", "pipe", "socket", "nothing"])
+def test_a_descriptor_that_is_used_again_meanwhile_ends_no_watch(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: str) -> None:
+    """Between the look at what it is and its opening."""
+    watch = LeakWatch({}, SECRETS, lambda: {"n1": os.getpid()}, shared=())
+    look_into, other = watch._look_into, tmp_path / "other"
+    with (tmp_path / "spill").open("w+b") as spill, socket.socket(socket.AF_UNIX) as listening:
+        spill.write(value())
+        spill.flush()
+
+        def change(what: str, path: Path, identity: Path, name: Path | None = None) -> None:
+            status = path.stat()
+            if name == tmp_path / "spill":
+                monkeypatch.setattr(Path, "stat", lambda path, **options: status)
+                path = other
+            look_into(what, path, identity, name)
+            monkeypatch.undo()
+
+        if later == "directory":
+            other.mkdir()
+        elif later == "pipe":
+            os.mkfifo(other)
+        elif later == "socket":
+            listening.bind(str(other))
+        watch._look_into = change  # type: ignore[method-assign]
+        watch.start()
+        watch.stop()
+    assert watch.error == ""
+    assert watch.problems == []
+
+
+def test_what_a_node_leaves_where_all_programs_do_was_seen(tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.write_bytes(value())
+    os.utime(before, (1, 1))
+    watch = LeakWatch({}, SECRETS, shared=[tmp_path, tmp_path / "nowhere"])
+    (tmp_path / "link").symlink_to(before)
+    os.mkfifo(tmp_path / "fifo")
+    watch.look()
+    assert watch.problems == []
+    (tmp_path / "spill").write_bytes(value())
+    watch.start()
+    watch.stop()
+    assert watch.error == ""
+    assert len(watch.problems) == 1
+    assert "spill during the run" in watch.problems[0]
 
 
 def test_the_watch_ends(tmp_path: Path) -> None:
