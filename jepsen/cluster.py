@@ -34,6 +34,7 @@ from jepsen.tap import JournalTap
 
 READY_TIMEOUT_S = 40.0
 OPERATOR_TIMEOUT_S = 60.0
+LEAD_TIMEOUT_S = 5.0
 POLL_S = 0.1
 DEFAULT_LAUNCHER = (sys.executable, "-m", "elastickv")
 CLIENT_NAME = "jepsen"
@@ -309,6 +310,18 @@ class Cluster:
         leaders = {node: status for node, status in (await self.statuses()).items()
                    if status.role == Role.LEADER}
         return max(leaders, key=lambda node: leaders[node].term, default=None)
+
+    async def let_lead(self, node: str, timeout_s: float = LEAD_TIMEOUT_S) -> bool:
+        """Hand the leadership to `node`; whether it took it."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout_s
+        while await self.leader() != node:
+            if now() > deadline:
+                return False
+            with contextlib.suppress(ElasticKVError):
+                await self.admin(node).raft.transfer_leadership(node)
+            await asyncio.sleep(POLL_S)
+        return True
 
     async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Until every node answers a linearizable read and all have applied as much as the one that

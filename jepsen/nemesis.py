@@ -124,8 +124,9 @@ class Nemesis:
         except Exception as error:
             self.doubts.append(f"healing {fault.name} broke down: {type(error).__name__}: {error}")
         window.end_ns = self._now_ns()
-        if fault.must_settle:
-            await self._settle(f"after {fault.name}")
+        if fault.must_settle and await self._settle(f"after {fault.name}") and fault.returned \
+                and await self._cluster.let_lead(fault.returned):
+            window.what += f"; {fault.returned} leads then"
 
     async def _settle(self, when: str) -> bool:
         try:

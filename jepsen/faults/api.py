@@ -44,7 +44,9 @@ class Fault:
     `is_brief` packages have no window of their own: `inject` does everything, and they run beside
     the others, so that for example a rotation meets a partition. `must_settle` packages take a copy
     of the data away, so every member has to be whole before and after: two at once would exceed
-    what any quorum survives.
+    what any quorum survives. The one that came back with less than it had is `returned`: it is
+    given the lead then, because only who leads makes nonces, and those must not be the ones that it
+    made before.
     """
 
     name: ClassVar[str] = ""
@@ -55,6 +57,7 @@ class Fault:
     def __init__(self, cluster: Cluster, source: random.Random) -> None:
         self.cluster = cluster
         self.random = source
+        self.returned = ""
 
     async def inject(self) -> str:
         """Do it; one line that says what was done, to whom.

@@ -182,7 +182,7 @@ class Wipe(Fault):
     must_settle = True
 
     async def inject(self) -> str:
-        node = await self.some_node()
+        self.returned = node = await self.some_node()
         await self.cluster.processes[node].kill()
         await asyncio.to_thread(self.cluster.take_disk_away, node)
         await self.cluster.restart(node)
@@ -199,7 +199,7 @@ class OldDisk(Fault):
     must_settle = True
 
     async def inject(self) -> str:
-        node = await self.some_node()
+        self.returned = node = await self.some_node()
         process = self.cluster.processes[node]
         await process.kill()
         old: Path = await asyncio.to_thread(self.cluster.copy_disk, node)

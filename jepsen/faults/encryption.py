@@ -131,7 +131,7 @@ class Resync(Fault):
 
     async def inject(self) -> str:
         cluster = self.cluster
-        node = await self.some_node()
+        self.returned = node = await self.some_node()
         # Drawn each time: a moment without keys must not change what comes later.
         is_lost, kept_part = self.random.random() < 0.5, self.random.random()
         self._by_command = self.random.random() < 0.5

@@ -27,7 +27,7 @@ class Membership(Fault):
 
     async def inject(self) -> str:
         cluster = self.cluster
-        node = await self.some_node(prefer_leader=0.3)
+        self.returned = node = await self.some_node(prefer_leader=0.3)
         operator = cluster.new_client(cluster.others([node])[0], timeout_s=10.0)
         process = cluster.processes[node]
         process.expected_codes = frozenset({ExitCode.REMOVED})

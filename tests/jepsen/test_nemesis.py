@@ -31,8 +31,15 @@ class FakeCluster:
     nodes: Sequence[str] = ()
     processes: Mapping[str, NodeProcess] = {}
 
+    def __init__(self) -> None:
+        self.led: list[str] = []
+
     async def wait_ready(self, timeout_s: float) -> None:
         return
+
+    async def let_lead(self, node: str) -> bool:
+        self.led.append(node)
+        return node != "n2"
 
 
 class Scripted(Fault):
@@ -106,6 +113,19 @@ async def test_what_an_injection_that_fails_means(step: Exception, validity: Val
     verdict = one.verdict()
     assert verdict.validity is validity
     assert message in verdict.problems
+
+
+@pytest.mark.parametrize(("node", "what"), [("n1", "done; n1 leads then"), ("n2", "done"),
+                                            ("", "done")])
+async def test_who_came_back_with_less_is_given_the_lead(node: str, what: str) -> None:
+    fault = scripted("wipe", must_settle=True)
+    fault.returned = node
+    cluster = FakeCluster()
+    one = Nemesis(cast("Cluster", cluster), [fault], 1, itertools.count().__next__, {})
+    await one.run(0.0)
+    assert [window.what for window in one.windows] == [what]
+    assert cluster.led == [node] * bool(node)
+    assert one.verdict().is_valid
 
 
 async def test_each_package_that_was_named_gets_its_turn_after_the_load() -> None:
