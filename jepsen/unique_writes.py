@@ -2,7 +2,8 @@
 
 `write` carries the value, `read` brings back a value or None. An acknowledged write is there for
 every later read; a failed one is never there; and nobody reads what nobody wrote. Once a value was
-seen it stays.
+seen it stays. `expired` is a read at a moment at which the key's time to live is over: it brings
+back nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jepsen.history import (
 from jepsen.verdict import Verdict, judge
 
 CHECKER = "unique-writes"
-FUNCTIONS = ("write", "read")
+FUNCTIONS = ("write", "read", "expired")
 
 
 def check_unique_writes(history: Sequence[Record]) -> Verdict:
@@ -42,6 +43,8 @@ def check_unique_writes(history: Sequence[Record]) -> Verdict:
     problems = [f"a value was read that nobody wrote: {read.describe()}"
                 for key in reads.keys() - writes.keys()
                 for read in reads[key] if read.result is not None]
+    problems += [f"there after its time to live: {op.describe()}" for op in operations
+                 if op.f == "expired" and op.kind is Kind.OK and op.result is not None]
     unread = 0
     for key, write in writes.items():
         problems += _key_problems(write, reads.get(key, []))

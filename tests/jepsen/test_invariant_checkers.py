@@ -241,6 +241,10 @@ def read(key: str, value: str | None) -> Call:
     return ("read", key, None, "ok", value)
 
 
+def expired(key: str, value: str | None) -> Call:
+    return ("expired", key, None, "ok", value)
+
+
 UNIQUE_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "read back": (sequential(write("k", "v"), read("k", "v")), Validity.VALID, ""),
     "unknown, absent": (sequential(write("a", "v"), read("a", "v"), write("k", "v", "info"),
@@ -271,6 +275,12 @@ UNIQUE_CASES: dict[str, tuple[list[Record], Validity, str]] = {
     "true is no 1": (sequential(("write", "k", 1, "ok", 1), ("read", "k", None, "ok", True)),
                      Validity.INVALID, "nobody wrote"),
     "never read": (sequential(write("k", "v")), Validity.UNKNOWN, "never read"),
+    "expired": (sequential(write("k", "v"), expired("k", None), read("k", "v")), Validity.VALID,
+                ""),
+    "there for too long": (sequential(write("k", "v"), read("k", "v"), expired("k", "v")),
+                           Validity.INVALID, "after its time to live"),
+    "expired and never read": (sequential(write("k", "v"), expired("k", None)), Validity.UNKNOWN,
+                               "never read"),
     "nothing acknowledged": (sequential(write("k", "v", "info")), Validity.UNKNOWN,
                              "no write was acknowledged"),
 }

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import pytest
 
 from elastickv.client import Client, Delete, Pair, Put, ReadResult, WriteResult
-from elastickv.clock import pack_timestamp
+from elastickv.clock import pack_timestamp, timestamp_ms
 from elastickv.errors import (
     ConditionFailed,
     DeadlineExceeded,
@@ -28,6 +28,7 @@ from jepsen.workloads.append import AppendWorkload
 from jepsen.workloads.bank import BankWorkload
 from jepsen.workloads.register import RegisterWorkload
 from jepsen.workloads.scans import GROUPS, RECENT, ScansWorkload
+from jepsen.workloads.unique import UniqueWorkload
 
 
 async def session() -> tuple[Session, Recorder]:
@@ -225,6 +226,45 @@ async def test_some_registers_are_left_deleted() -> None:
         await workload.step(one)
     assert len(client.values) > 80
     assert list(client.values.values()).count(None) >= 5
+
+
+class Expiring(Registers):
+    """One in which times to live end `late_ms` too late, or too early."""
+
+    def __init__(self, late_ms: int) -> None:
+        super().__init__()
+        self.late_ms = late_ms
+        self.expiries: dict[bytes, int] = {}
+
+    async def put(self, key: bytes, value: bytes, *, ttl_ms: int = 0,
+                  **options: object) -> WriteResult:
+        self.values[key] = value
+        now_ms = 1_700_000_000_000 + len(self.values)
+        if ttl_ms:
+            self.expiries[key] = now_ms + ttl_ms + self.late_ms
+        return WriteResult(1, pack_timestamp(now_ms, 5))
+
+    async def get(self, key: bytes, *, ts: int = 0, **options: object) -> ReadResult:
+        if key in self.expiries and timestamp_ms(ts) >= self.expiries[key]:
+            return ReadResult(b"", False, 0, 1)
+        return await super().get(key)
+
+
+@pytest.mark.parametrize(("late_ms", "validity", "message"), [
+    (0, Validity.VALID, ""), (-1, Validity.INVALID, "lost"),
+    (1, Validity.INVALID, "there after its time to live")])
+async def test_times_to_live_end_on_time(late_ms: int, validity: Validity, message: str) -> None:
+    client, workload = Expiring(late_ms), UniqueWorkload()
+    recorder = Recorder(itertools.count().__next__)
+    one = Session(client, recorder, Processes(), CODEC, random.Random(1))
+    for _ in range(60):
+        await workload.step(one)
+    assert 0 < len(client.expiries) < len(client.values)
+    if validity is Validity.VALID:
+        await workload.finish([one, one])
+    verdict = workload.check(recorder.records)
+    assert verdict.validity is validity
+    assert message in "".join(verdict.problems[:1])
 
 
 def pairs(*names: str) -> list[Pair]:
