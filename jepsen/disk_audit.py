@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastickv.clock import MAX_TIMESTAMP, pack_timestamp, timestamp_ms
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import Keystore
 from elastickv.durable import OsDisk
@@ -23,9 +24,11 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.raft import records
 from elastickv.raft.segment import HEADER_SIZE, LOG_SUFFIX, SegmentHeader
+from elastickv.store.gc import Compactor
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
+from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import Table
 from jepsen.nonces import MAX_PROBLEMS, NonceLedger, PayloadReader, record_envelopes
 from jepsen.verdict import Verdict, judge
@@ -93,33 +96,52 @@ class StoreContent:
     versions: list[tuple[bytes, bytes]]
     rows: list[tuple[bytes, bytes]]
 
-    def newest(self) -> dict[bytes, tuple[int, bytes]]:
-        """The newest version of each user key that has not been deleted. Old versions and
-        tombstones are no part of the logical state: each node drops them by its own clock."""
+    def newest(self, at_ts: int = MAX_TIMESTAMP) -> dict[bytes, tuple[int, bytes]]:
+        """The newest version, up to `at_ts`, of each user key that has not been deleted by then.
+        Old versions and tombstones are no part of the logical state: each node drops them by its
+        own clock."""
         state: dict[bytes, tuple[int, bytes]] = {}
         for store_key, record in self.versions:
             user_key, commit_ts = decode_store_key(store_key)
-            state.setdefault(user_key, (commit_ts, record))
+            if commit_ts <= at_ts:
+                state.setdefault(user_key, (commit_ts, record))
         return {key: version for key, version in state.items()
                 if not version[1][0] & TOMBSTONE_BIT}
 
 
 def read_store(disk: NodeDisk) -> StoreContent | None:
     """Everything in a copy of the node's store; None when it has none. Raises `StoreCorrupt`."""
+    with opened_copy(disk) as backend:
+        return None if backend is None else content_of(backend)
+
+
+@contextlib.contextmanager
+def opened_copy(disk: NodeDisk) -> Iterator[LmdbBackend | None]:
+    """A copy of the node's store, for as long as the context lasts; None when it has none. Raises
+    `StoreCorrupt`."""
     source = disk.directory / "store"
     if not (source / "CURRENT").exists():
-        return None
+        yield None
+        return
     with tempfile.TemporaryDirectory(prefix="jepsen-store-") as scratch:
         copy = Path(scratch) / "store"
         shutil.copytree(source, copy)
         backend = LmdbBackend(copy)
         try:
-            view = backend.view()
-            meta = dict(view.iterate(Table.META))
-            return StoreContent(int.from_bytes(meta.get(b"applied_index", b""), "big"),
-                                list(view.iterate(Table.MVCC)), list(view.iterate(Table.ROWS)))
+            yield backend
         finally:
             backend.close()
+
+
+def content_of(backend: LmdbBackend) -> StoreContent:
+    """Everything in a store. Raises `StoreCorrupt`."""
+    view = backend.view()
+    try:
+        meta = dict(view.iterate(Table.META))
+        return StoreContent(int.from_bytes(meta.get(b"applied_index", b""), "big"),
+                            list(view.iterate(Table.MVCC)), list(view.iterate(Table.ROWS)))
+    finally:
+        view.close()
 
 
 def build_keystore(sidecars: Iterable[Sidecar], kek: Kek) -> Keystore:
@@ -270,6 +292,49 @@ def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verd
     facts = {"digests": digests, "keys": {name: len(state) for name, state in states.items()},
              "applied_index": {name: content.applied_index for name, content in contents.items()}}
     return judge("replicas", problems, facts, unknown)
+
+
+# --- compaction ------------------------------------------------------------------------------
+
+
+def audit_compaction(disks: Sequence[NodeDisk]) -> Verdict:
+    """What the node's own compaction of a copy of each store leaves is read as before, at the
+    horizon and later: members do not get to it within a run. The horizon is in the middle of what
+    was written, then at its end.
+
+    Unknown when a store is missing or cannot be read.
+    """
+    problems: list[str] = []
+    unknown: list[str] = []
+    removed = 0
+    for disk in disks:
+        try:
+            with opened_copy(disk) as backend:
+                if backend is None:
+                    unknown.append(f"{disk.name} has no store")
+                    continue
+                before = content_of(backend)
+                times_ms = sorted(timestamp_ms(decode_store_key(key)[1])
+                                  for key, _ in before.versions)
+                for horizon_ms in (times_ms[len(times_ms) // 2], times_ms[-1]) if times_ms else ():
+                    removed += _compact(backend, horizon_ms)
+                    after = content_of(backend)
+                    for at_ts in (pack_timestamp(horizon_ms), MAX_TIMESTAMP):
+                        problems += _differences(
+                            disk.name, before.newest(at_ts),
+                            f"what compaction up to {horizon_ms} ms leaves of it at {at_ts}",
+                            after.newest(at_ts))
+        except ElasticKVError as error:
+            unknown.append(f"{disk.name}: {error}")
+    return judge("compaction", problems, {"stores": len(disks), "removed": removed}, unknown)
+
+
+def _compact(backend: LmdbBackend, horizon_ms: int) -> int:
+    """Drop what no read at `horizon_ms` or later sees; how many versions that were."""
+    return Compactor(Store.open(backend), lambda: horizon_ms, retention_ms=0).run_pass()
+
+
+# --- differences -----------------------------------------------------------------------------
 
 
 def _replicated_part(sidecar: Sidecar | None) -> object:

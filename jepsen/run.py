@@ -19,7 +19,12 @@ from elastickv.errors import ElasticKVError
 from jepsen import preload, report
 from jepsen.call_errors import check_errors
 from jepsen.cluster import DEFAULT_LAUNCHER, Cluster, ClusterError, ClusterOptions
-from jepsen.disk_audit import audit_nonces, audit_replicas, unwrapped_keys
+from jepsen.disk_audit import (
+    audit_compaction,
+    audit_nonces,
+    audit_replicas,
+    unwrapped_keys,
+)
 from jepsen.faults import FAULTS, Requirements
 from jepsen.history import HistoryError, Operation, Recorder, open_history, pair
 from jepsen.interrupts import to_the_end
@@ -322,6 +327,7 @@ class Run:
                      for name in ("cluster", "logs", "old-disks", "taps")]
             checks += [
                 ("replicas", partial(audit_replicas, cluster.present_disks, caught_up=recovered)),
+                ("compaction", partial(audit_compaction, cluster.present_disks)),
                 ("nonces", partial(audit_nonces, cluster.disks, cluster.tap.spools, kek,
                                    cluster.tap.error)),
                 ("plaintext", partial(audit_plaintext, [root for root in roots if root.exists()],

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import pytest
 
+from elastickv.clock import pack_timestamp
 from elastickv.crypto.cipher import seal_raft
 from elastickv.crypto.kek import Kek
 from elastickv.crypto.keystore import KeyHandle, Purpose
@@ -20,6 +21,8 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar, SidecarKey
 from elastickv.raft import records
 from elastickv.raft.segment import SegmentHeader, segment_name
+from elastickv.store import gc
+from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
 from elastickv.store.values import seal_record, tombstone_record
@@ -38,6 +41,7 @@ from elastickv.wire import (
 from jepsen.disk_audit import (
     NodeDisk,
     RecordFile,
+    audit_compaction,
     audit_nonces,
     audit_replicas,
     unwrapped_keys,
@@ -421,3 +425,50 @@ def test_sidecars_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes]) ->
     verdict = audit_replicas([one.disk, two.disk])
     assert verdict.validity is Validity.INVALID
     assert "sidecars" in verdict.problems[0]
+
+
+# --- compaction ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def history(node: Fixture) -> Fixture:
+    """Keys that were written over, deleted, and deleted late."""
+    times = [pack_timestamp(second * 1000) for second in range(1, 7)]
+    node.write_store([(key, at, b"%d" % at) for key in (b"a", b"b", b"c") for at in times[:4]])
+    node.delete(b"b", times[2] + 1)
+    node.delete(b"c", times[5])
+    return node
+
+
+def test_compaction_changes_nothing_that_can_be_read(history: Fixture) -> None:
+    verdict = audit_compaction([history.disk])
+    assert verdict.validity is Validity.VALID, verdict.problems
+    assert verdict.facts["removed"] == 12
+    assert audit_compaction([history.disk]).facts == verdict.facts  # that was a copy
+
+
+def keep_what_tombstones_hide(versions: Sequence[gc.StoredVersion], horizon_ts: int, *,
+                              complete: bool = True) -> Sequence[gc.StoredVersion]:
+    return [version for version in versions if version.commit_ts <= horizon_ts
+            and version.header[0] & TOMBSTONE_BIT]
+
+
+def drop_one_more(versions: Sequence[gc.StoredVersion], horizon_ts: int, *,
+                  complete: bool = True) -> Sequence[gc.StoredVersion]:
+    return [version for version in versions if version.commit_ts <= horizon_ts]
+
+
+@pytest.mark.parametrize("removable", [keep_what_tombstones_hide, drop_one_more])
+def test_finds_a_compaction_that_changes_what_is_read(
+        history: Fixture, monkeypatch: pytest.MonkeyPatch,
+        removable: Callable[..., Sequence[gc.StoredVersion]]) -> None:
+    monkeypatch.setattr(gc, "removable", removable)
+    verdict = audit_compaction([history.disk])
+    assert verdict.validity is Validity.INVALID
+    assert "what compaction up to" in verdict.problems[0]
+
+
+def test_a_store_that_is_missing_leaves_compaction_unknown(node: Fixture, tmp_path: Path) -> None:
+    verdict = audit_compaction([NodeDisk("n9", tmp_path / "n9")])
+    assert verdict.problems == ("n9 has no store",)
+    assert verdict.validity is Validity.UNKNOWN
