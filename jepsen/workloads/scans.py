@@ -8,7 +8,8 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from elastickv.client import Put, WriteResult
+from elastickv.client import Pair, Put, WriteResult
+from elastickv.client.aio import SCAN_PAGE
 from elastickv.clock import pack_timestamp
 from elastickv.store.gc import DEFAULT_RETENTION_MS
 from jepsen.history import Record, Value
@@ -18,6 +19,8 @@ from jepsen.workloads.api import Session, Workload, by_key
 
 GROUPS = 4
 GROUP_SIZE = 5
+PAGE = 2
+"""So that a group takes three."""
 RECENT = 40
 """Most scans in the past go to one of so many latest timestamps of the group, the others to any
 that nodes keep."""
@@ -31,6 +34,7 @@ class ScansWorkload(Workload):
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
+        self._turns = itertools.count()
         self._timestamps: dict[str, list[int]] = defaultdict(list)
 
     async def step(self, session: Session) -> None:
@@ -64,9 +68,21 @@ class ScansWorkload(Workload):
             bisect.insort(self._timestamps[group], written.commit_ts)
 
     async def _scan(self, session: Session, group: str, at_ts: int) -> None:
-        await session.read("scan", group, at_ts, lambda: session.client.scan(
-            f"{group}/".encode(), f"{group}0".encode(), ts=at_ts),
-            lambda pairs: by_key(pairs, session.codec))
+        """Against the order of keys every third time; in pages every fourth time, if the timestamp
+        makes them show one moment."""
+        turn = next(self._turns)
+        reverse = turn % 3 == 1
+        page = PAGE if at_ts and turn % 4 == 3 else SCAN_PAGE
+
+        async def scan() -> list[Pair]:
+            found: list[Pair] = []
+            async for pairs in session.client.scan_pages(
+                    f"{group}/".encode(), f"{group}0".encode(), page=page, ts=at_ts,
+                    reverse=reverse):
+                found += pairs
+            return found[::-1] if reverse else found
+
+        await session.read("scan", group, at_ts, scan, lambda pairs: by_key(pairs, session.codec))
 
     async def finish(self, sessions: Sequence[Session]) -> None:
         for number, session in enumerate(sessions):

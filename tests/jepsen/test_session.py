@@ -27,7 +27,7 @@ from jepsen.workloads.api import Processes, Session, Workload, by_key
 from jepsen.workloads.append import AppendWorkload
 from jepsen.workloads.bank import BankWorkload
 from jepsen.workloads.register import RegisterWorkload
-from jepsen.workloads.scans import GROUPS, RECENT, ScansWorkload
+from jepsen.workloads.scans import GROUP_SIZE, GROUPS, RECENT, ScansWorkload
 from jepsen.workloads.unique import UniqueWorkload
 
 
@@ -190,6 +190,30 @@ async def test_scans_go_back_as_far_as_versions_are_kept() -> None:
     assert finished.count(0) == GROUPS
     assert min(filter(None, finished)) > late
     assert len(set(finished)) > RECENT * GROUPS
+
+
+async def test_scans_go_both_ways_and_in_pages() -> None:
+    client, workload = Versions(), ScansWorkload()
+    asked: set[tuple[bool, bool, bool]] = set()
+
+    async def scan(start: bytes, end: bytes, *, limit: int, ts: int, reverse: bool,
+                   **options: object) -> list[Pair]:
+        asked.add((ts > 0, reverse, limit < GROUP_SIZE))
+        found = [pair for number in range(GROUP_SIZE)
+                 if start <= (pair := Pair(b"%b%d" % (group, number), value)).key < end]
+        return (found[::-1] if reverse else found)[:limit]
+
+    client.scan = scan  # type: ignore[method-assign]
+    recorder = Recorder(itertools.count().__next__)
+    one = Session(client, recorder, Processes(), CODEC, random.Random(1))
+    for number in range(GROUPS * 12):
+        group, value = b"group-%d/" % (number % GROUPS), CODEC.encode(number)
+        await workload._scan(one, f"group-{number % GROUPS}", 7 * (number % 5 > 0))
+    assert asked == {(True, False, False), (True, False, True), (True, True, False),
+                     (True, True, True), (False, False, False), (False, True, False)}
+    for number, operation in enumerate(pair(recorder.records)):
+        assert operation.result == tuple((f"group-{number % GROUPS}/{member}", number)
+                                         for member in range(GROUP_SIZE))
 
 
 class Registers(Client):
