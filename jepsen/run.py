@@ -35,6 +35,7 @@ from jepsen.network import Network, Unsupported
 from jepsen.network.namespaces import NamespaceNetwork, namespaces_work
 from jepsen.network.proxy import ProxyNetwork
 from jepsen.node_logs import check_logs
+from jepsen.ticks import until_tick_s
 from jepsen.values import Codec
 from jepsen.verdict import Validity, Verdict, judge
 from jepsen.workloads import WORKLOADS, Session, Workload
@@ -52,7 +53,6 @@ that the load itself fills is never well again."""
 SHARE_OF_MEMORY = 8
 """One disk takes at most one part in so many."""
 FINAL_SESSIONS = 12
-TICK_S = 0.1
 TOGETHER_SHARE = 0.5
 """So many operations begin at a tick, those of all clients at once: what comes together shares an
 entry of the log, where one must see what the one before it did."""
@@ -121,11 +121,6 @@ def missing_packages(names: Sequence[str]) -> dict[str, str]:
         except Unsupported as error:
             missing[name] = str(error)
     return missing
-
-
-def until_tick_s(now_s: float, pause_s: float) -> float:
-    """A pause of about `pause_s` that ends at a tick, which is the same for all."""
-    return max(0.0, round((now_s + pause_s) / TICK_S) * TICK_S - now_s)
 
 
 def small_disk_mib(operations: float) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jepsen.cluster import Cluster
 from jepsen.preload import Preload
+from jepsen.ticks import TICK_S, until_tick_s
+
+UNDER_WAY_S = 0.02
+"""So long calls take that begin together, about."""
 
 
 class NotAvailable(Exception):
@@ -79,6 +84,13 @@ class Fault:
     async def heal(self) -> None:
         """Undo it: every node runs, every link and disk is whole. Called once after each `inject`
         of a package that is not brief, also when that failed half-way."""
+
+    async def when_clients_act(self) -> None:
+        """Wait until the next moment at which many calls have just begun: what strikes between two
+        of those mostly finds none under way, and none of unknown outcome is what it leaves."""
+        delay_s = self.random.uniform(0.0, UNDER_WAY_S)
+        now_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(until_tick_s(now_s, TICK_S) + delay_s)
 
     async def some_node(self, prefer_leader: float = 0.5) -> str:
         """A node; with the given probability the leader, if there is one."""

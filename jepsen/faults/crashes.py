@@ -15,6 +15,7 @@ class _Kill(Fault):
 
     async def inject(self) -> str:
         victims = await self.victims()
+        await self.when_clients_act()
         processes = [self.cluster.processes[node] for node in victims]
         if not all(process.is_running for process in processes):
             raise NotNow("a node does not run")
@@ -66,6 +67,7 @@ class Pause(Fault):
         first = await self.some_node(prefer_leader=0.7)
         rest = self.random.sample(self.cluster.others([first]), self.random.randint(
             0, self.cluster.minority() - 1))
+        await self.when_clients_act()
         for node in (first, *rest):
             self.cluster.processes[node].freeze()
         for node in (first, *rest):

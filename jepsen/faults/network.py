@@ -92,6 +92,7 @@ class IsolateLeader(_Cut):
         leader = await self.cluster.leader()
         if leader is None:
             raise NotNow("nobody leads")
+        await self.when_clients_act()
         await self.cluster.network.cut(both_ways([leader], self.cluster.others([leader])))
         return f"{leader} isolated"
 

@@ -19,9 +19,11 @@ from elastickv.errors import NoLeader
 from jepsen import nemesis
 from jepsen.cluster import Cluster
 from jepsen.faults import Fault, NotAvailable, NotNow, Requirements, Violation
+from jepsen.faults.api import UNDER_WAY_S
 from jepsen.faults.crashes import KillAll
 from jepsen.nemesis import Nemesis
 from jepsen.processes import NodeProcess
+from jepsen.ticks import TICK_S
 from jepsen.verdict import Validity
 
 
@@ -222,6 +224,17 @@ async def test_a_node_that_does_not_run_is_not_killed() -> None:
     assert "kill -9 n1" in await fault.inject()
     with pytest.raises(NotNow, match="does not run"):
         await fault.inject()
+
+
+async def test_what_strikes_meets_calls_that_have_just_begun() -> None:
+    fault = Fault(cast("Cluster", FakeCluster()), random.Random(1))
+    now = asyncio.get_running_loop().time
+    for _ in range(4):
+        await asyncio.sleep(fault.random.uniform(0.0, TICK_S))
+        began = now()
+        await fault.when_clients_act()
+        assert now() - began < 2 * TICK_S + 0.05
+        assert now() % TICK_S < UNDER_WAY_S + 0.03
 
 
 async def test_a_process_is_started_once_at_a_time() -> None:

@@ -16,13 +16,12 @@ from jepsen.nemesis import Window
 from jepsen.network import Unsupported
 from jepsen.report import Summary, longest_unavailability_s, plot, summarise, write_results
 from jepsen.run import (
-    TICK_S,
     Outcome,
     RunSettings,
     cluster_options,
     missing_packages,
-    until_tick_s,
 )
+from jepsen.ticks import TICK_S, until_tick_s
 from jepsen.verdict import Validity, judge
 from jepsen.workloads import WORKLOADS
 
