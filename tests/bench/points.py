@@ -23,6 +23,8 @@ CUT_OFF = ("Unknown", "Canceled", "CANCELLED")
 under the first two, by elastickv under the last."""
 ATTEMPTS = 3
 """So often is a point measured at most until its responses show that all calls succeeded."""
+GENERATOR_SHARE = 0.8
+"""An h2load instance is one thread. One that computes for so much of the time may be the limit."""
 # Numbers above every real key, to find the places where keys stand in a serialized message.
 _PLACEHOLDER = 900_000_000_000
 
@@ -101,6 +103,7 @@ class Calls(Protocol):
     def call(self, node: int, path: str, message: bytes) -> bytes: ...
     def cpu_s(self) -> float: ...
     def ended_calls(self, node: int) -> Mapping[str, int] | None: ...
+    def require_members(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -239,19 +242,31 @@ def check_sizes(name: str, load: Point, result: LoadResult, before: Sequence[int
     return shown and before == after
 
 
+def check_generator(name: str, load: Point, result: LoadResult, duration_s: float) -> None:
+    """Raise `LoadFailed` where it was perhaps the generator that was measured."""
+    share = result.generator_cpu_s / (duration_s * load.instances)
+    if share > GENERATOR_SHARE:
+        raise LoadFailed(f"{name}, {load.title}: the generator computed for {share:.0%} of the "
+                         "time, so that it may be the limit")
+
+
 def measure(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
             seed: int = 0, warm_up_s: float = 1.0) -> Measured:
-    """Run one point against the leader, again when it was not shown that all calls succeeded.
-    Raises `LoadFailed` when calls failed at any level, or when it cannot be shown."""
+    """Run one point against the leader, again when it was not shown that all calls succeeded or
+    when another member leads at the end. Raises `LoadFailed` when calls failed at any level, or
+    when it cannot be shown, and `ClusterFailed` when a member has ended."""
     for _ in range(ATTEMPTS):
+        leader = calls.leader()
         found, _, shown = _measure(calls, load, keys, directory, duration_s=duration_s, seed=seed,
                                    warm_up_s=warm_up_s)
-        if shown:
+        stayed = calls.leader() == leader
+        if shown and stayed:
             return found
-        print(f"{calls.name}, {load.title}: measured again, because it was not shown that all "
-              "calls succeeded", file=sys.stderr, flush=True)
+        why = "it was not shown that all calls succeeded" if stayed else "the leader changed"
+        print(f"{calls.name}, {load.title}: measured again, because {why}", file=sys.stderr,
+              flush=True)
     raise LoadFailed(f"{calls.name}, {load.title}: in none of {ATTEMPTS} runs was it shown that "
-                     "all calls succeeded at the gRPC level")
+                     "all calls succeeded at the gRPC level, with one leader")
 
 
 def measure_calls(calls: Calls, load: Point, keys: int, directory: Path, *, duration_s: float,
@@ -283,6 +298,9 @@ def _measure(calls: Calls, load: Point, keys: int, directory: Path, *, duration_
         sizes = response_bytes(calls, load, keys)
         counts = calls.ended_calls(leader)
         result, log = run(loads, directory, duration_s=duration_s, server_cpu_s=calls.cpu_s)
+    # Without one of three, calls succeed as well.
+    calls.require_members()
+    check_generator(calls.name, load, result, duration_s)
     shown = True
     if counts is None:
         shown = check_sizes(calls.name, load, result, sizes, response_bytes(calls, load, keys))

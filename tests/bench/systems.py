@@ -110,10 +110,18 @@ class Cluster(ABC):
         return seconds
 
     def settle(self) -> None:
-        """Wait until what the members do after a start has ended, so that a rate is not that of the
-        first seconds: elastickv audits a large store in a process beside each node."""
+        """Wait until every member takes part and what they do after a start has ended, so that a
+        rate is not that of the first seconds, or of two members: elastickv audits a large store in
+        a process beside each node."""
+        wait_until(lambda: all(self.answers(node) for node in range(NODES)), self.processes,
+                   timeout_s=START_TIMEOUT_S, what=f"all members of {self.name} answer")
         wait_until(lambda: not any(process.has_children() for process in self.processes),
                    self.processes, timeout_s=300, what=f"{self.name} is at rest")
+
+    def require_members(self) -> None:
+        """Raise `ClusterFailed` when a member has ended."""
+        for process in self.processes:
+            process.check()
 
     def _spawn(self, node: int) -> ServerProcess:
         return ServerProcess(self.command(node), self.directory / f"node{node}.log")

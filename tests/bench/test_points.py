@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from points import (
     SCAN_KEYS,
     body_of,
     check_counts,
+    check_generator,
     check_sizes,
     measure,
     measure_calls,
     point,
 )
+from processes import ClusterFailed, ServerProcess, wait_until
 from systems import ElasticKVCluster, EtcdCluster, calls_by_status
 
 from elastickv.metrics import Metrics
@@ -26,9 +29,9 @@ MIX = [1048] * 9 + [21]
 FAILED = "failed at the gRPC level"
 
 
-def result(calls: int, received_bytes: int) -> LoadResult:
+def result(calls: int, received_bytes: int, generator_cpu_s: float = 0.0) -> LoadResult:
     return LoadResult(rate=1.0, succeeded=calls, data_bytes=received_bytes, p50_ms=1.0, p99_ms=1.0,
-                      generator_cpu_s=0.0, server_cpu_s=0.0)
+                      generator_cpu_s=generator_cpu_s, server_cpu_s=0.0)
 
 
 def mix(reads: int, writes: int) -> int:
@@ -123,6 +126,59 @@ def test_a_point_is_measured_again_until_all_calls_are_shown_to_have_succeeded(
         measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
         assert len(done) == runs
     assert not sizes
+
+
+@pytest.mark.usefixtures("done")
+def test_a_point_during_which_a_member_ended_is_none(tmp_path: Path) -> None:
+    cluster = Written([21, 21])
+    cluster.processes = [ServerProcess(["sleep", "60"], tmp_path / "log"),
+                         ServerProcess(["true"], tmp_path / "log")]
+    try:
+        wait_until(lambda: cluster.processes[1].cpu_s() >= 0 and "Z" in Path(
+            f"/proc/{cluster.processes[1].pid}/stat").read_text(), [], timeout_s=10, what="an end")
+        with pytest.raises(ClusterFailed, match="ended with exit code 0"):
+            measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
+    finally:
+        for process in cluster.processes:
+            process.kill()
+
+
+@pytest.mark.parametrize(("leaders", "runs"), [
+    pytest.param([0, 0, 0], 1, id="one leader"),
+    pytest.param([0, 0, 1, 1, 1, 1], 2, id="the leader changes in the first run"),
+])
+def test_a_point_is_measured_again_when_the_leader_changes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: list[bool], leaders: list[int],
+        runs: int) -> None:
+    cluster = Written([21] * 2 * runs)
+    # Asked before the run, in it, for the sizes before and after it, and after it.
+    asked = iter([leader for number, leader in enumerate(leaders)
+                  for _ in range(3 if number % 3 == 1 else 1)])
+    monkeypatch.setattr(cluster, "leader", lambda: next(asked))
+    measure(cluster, point("put-16x8"), 1000, tmp_path, duration_s=1.0, warm_up_s=0.0)
+    assert len(done) == runs
+
+
+@pytest.mark.parametrize(("name", "generator_cpu_s", "is_limit"), [
+    ("put-16x8", 2.0 * 4 * 0.7, False), ("put-16x8", 2.0 * 4 * 0.9, True),
+    ("put-1x128", 2.0 * 0.7, False), ("put-1x128", 2.0 * 0.9, True)])
+def test_a_generator_that_is_the_limit_is_not_taken_for_the_server(
+        name: str, generator_cpu_s: float, is_limit: bool) -> None:
+    with (pytest.raises(LoadFailed, match="generator computed for 90% of the time") if is_limit
+          else contextlib.nullcontext()):
+        check_generator("etcd", point(name), result(1000, 0, generator_cpu_s), 2.0)
+
+
+def test_a_cluster_is_at_rest_once_every_member_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, asked = Written([]), []
+
+    def answers(node: int) -> bool:
+        asked.append(node)
+        return len(asked) > 4
+
+    monkeypatch.setattr(cluster, "answers", answers)
+    cluster.settle()
+    assert asked == [0, 0, 0, 0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("system", [EtcdCluster, ElasticKVCluster])
