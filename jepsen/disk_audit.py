@@ -30,6 +30,7 @@ from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import decode_store_key
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import Table
+from elastickv.store.values import open_record
 from jepsen.nonces import MAX_PROBLEMS, NonceLedger, PayloadReader, record_envelopes
 from jepsen.verdict import Verdict, judge
 
@@ -292,6 +293,65 @@ def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verd
     facts = {"digests": digests, "keys": {name: len(state) for name, state in states.items()},
              "applied_index": {name: content.applied_index for name, content in contents.items()}}
     return judge("replicas", problems, facts, unknown)
+
+
+# --- versions --------------------------------------------------------------------------------
+
+
+def audit_versions(disks: Sequence[NodeDisk], kek: Kek) -> Verdict:
+    """Every version in every store opens, and none of a key holds what another one does: no
+    workload writes the same twice, so that this was applied twice.
+
+    Unknown when a store is missing, or it or a sidecar cannot be read.
+    """
+    problems: list[str] = []
+    unknown: list[str] = []
+    sidecars: list[Sidecar] = []
+    for disk in disks:
+        try:
+            sidecars += filter(None, [load_sidecar(disk)])
+        except ElasticKVError as error:
+            unknown.append(f"{disk.name}: {error}")
+    keystore = build_keystore(sidecars, kek)
+    # Where a sidecar is missing among those, so may be the key.
+    unopened = unknown if unknown else problems
+    count = 0
+    for disk in disks:
+        try:
+            content = read_store(disk)
+        except ElasticKVError as error:
+            unknown.append(f"{disk.name}: {error}")
+            continue
+        if content is None:
+            unknown.append(f"{disk.name} has no store")
+            continue
+        count += len(content.versions)
+        closed, repeated = _version_problems(disk.name, content, keystore)
+        unopened += closed[:MAX_PROBLEMS]
+        problems += repeated[:MAX_PROBLEMS]
+    return judge("versions", problems, {"versions": count}, unknown)
+
+
+def _version_problems(name: str, content: StoreContent,
+                      keystore: Keystore) -> tuple[list[str], list[str]]:
+    """Of versions that do not open, and of values that are there twice."""
+    closed: list[str] = []
+    repeated: list[str] = []
+    first: dict[tuple[bytes, bytes], int] = {}
+    for store_key, record in content.versions:
+        if record[0] & TOMBSTONE_BIT:
+            continue
+        user_key, commit_ts = decode_store_key(store_key)
+        try:
+            value = open_record(keystore, store_key, record)
+        except ElasticKVError as error:
+            closed.append(f"{name}: {user_key!r} at {commit_ts} does not open: {error}")
+            continue
+        other_ts = first.setdefault((user_key, value), commit_ts)
+        if other_ts != commit_ts:
+            repeated.append(f"{name}: {user_key!r} was written twice with one value, at "
+                            f"{commit_ts} and at {other_ts}")
+    return closed, repeated
 
 
 # --- compaction ------------------------------------------------------------------------------

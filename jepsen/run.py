@@ -23,6 +23,7 @@ from jepsen.disk_audit import (
     audit_compaction,
     audit_nonces,
     audit_replicas,
+    audit_versions,
     unwrapped_keys,
 )
 from jepsen.faults import FAULTS, Requirements
@@ -322,6 +323,7 @@ class Run:
                      for name in ("cluster", "logs", "old-disks", "taps")]
             checks += [
                 ("replicas", partial(audit_replicas, cluster.present_disks, caught_up=recovered)),
+                ("versions", partial(audit_versions, cluster.present_disks, kek)),
                 ("compaction", partial(audit_compaction, cluster.present_disks)),
                 ("nonces", partial(audit_nonces, cluster.disks, cluster.tap.spools, kek,
                                    cluster.tap.error)),

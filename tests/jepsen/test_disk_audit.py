@@ -44,6 +44,7 @@ from jepsen.disk_audit import (
     audit_compaction,
     audit_nonces,
     audit_replicas,
+    audit_versions,
     unwrapped_keys,
 )
 from jepsen.nonces import NonceLedger
@@ -425,6 +426,43 @@ def test_sidecars_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes]) ->
     verdict = audit_replicas([one.disk, two.disk])
     assert verdict.validity is Validity.INVALID
     assert "sidecars" in verdict.problems[0]
+
+
+# --- versions --------------------------------------------------------------------------------
+
+
+def test_what_is_written_once_is_there_once(node: Fixture, tmp_path: Path, kek: Kek,
+                                            wrapped: list[bytes]) -> None:
+    other = Fixture(tmp_path, "n2", kek, wrapped)
+    for each in (node, other):
+        each.write_store([(b"a", 3, b"one"), (b"a", 5, b"two"), (b"b", 4, b"one")])
+        each.delete(b"a", 6)
+        each.delete(b"a", 7)
+    verdict = audit_versions([node.disk, other.disk], kek)
+    assert verdict.validity is Validity.VALID, verdict.problems
+    assert verdict.facts["versions"] == 10
+    other.write_store([(b"a", 8, b"one")], applied_index=30)
+    verdict = audit_versions([node.disk, other.disk], kek)
+    assert verdict.validity is Validity.INVALID
+    assert verdict.problems == ("n2: b'a' was written twice with one value, at 3 and at 8",)
+
+
+def test_finds_a_version_that_does_not_open(node: Fixture, kek: Kek) -> None:
+    store = Store.open(LmdbBackend(node.disk.directory / "store"))
+    record = seal_record(node.storage, nonce(3), b"a", 3, b"one")
+    store.apply_group(20, [(b"a", 4, record)])  # at another timestamp than it is sealed for
+    store.flush_now()
+    store.close()
+    verdict = audit_versions([node.disk], kek)
+    assert verdict.validity is Validity.INVALID
+    assert "n1: b'a' at 4 does not open" in verdict.problems[0]
+
+
+def test_versions_that_cannot_be_read_are_unknown(node: Fixture, kek: Kek) -> None:
+    assert audit_versions([node.disk], kek).problems == ("n1 has no store",)
+    node.write_store([(b"a", 3, b"one")])
+    (node.disk.directory / RELATIVE_PATH).write_bytes(b"{")
+    assert audit_versions([node.disk], kek).validity is Validity.UNKNOWN
 
 
 # --- compaction ------------------------------------------------------------------------------

@@ -48,8 +48,8 @@ def test_forty_seconds_of_faults_are_survived(tmp_path: Path) -> None:
     assert sum(processes["facts"]["snapshots_installed"].values()) > 0
     assert verdicts == dict.fromkeys(
         ("recovery", "linearizable", "append", "bank", "unique-writes", "scans", "errors", "load",
-         "faults", "processes", "logs", "replicas", "compaction", "nonces", "plaintext", "keys"),
-        "valid")
+         "faults", "processes", "logs", "replicas", "versions", "compaction", "nonces",
+         "plaintext", "keys"), "valid")
     assert (tmp_path / "run" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "seed 1" in output
     assert results["settings"]["launcher"][-2:] == ["-m", "elastickv"]
