@@ -24,10 +24,11 @@ from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
 from elastickv.raft import records
 from elastickv.raft.segment import HEADER_SIZE, LOG_SUFFIX, SegmentHeader
+from elastickv.store.dek_counts import dek_id_of
 from elastickv.store.gc import Compactor
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc import decode_store_key
+from elastickv.store.mvcc import commit_ts_of, decode_store_key, decode_user_key
 from elastickv.store.mvcc_store import Store
 from elastickv.store.tables import Table
 from elastickv.store.values import open_record
@@ -298,21 +299,24 @@ def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verd
 # --- versions --------------------------------------------------------------------------------
 
 
-def audit_versions(disks: Sequence[NodeDisk], kek: Kek) -> Verdict:
-    """Every version in every store opens, and none of a key holds what another one does: no
-    workload writes the same twice, so that this was applied twice.
+def audit_versions(disks: Sequence[NodeDisk], kek: Kek, *, ended: bool = True) -> Verdict:
+    """Every version in every store opens, none of a key holds what another one does (no workload
+    writes the same twice, so that this was applied twice), and the last one is sealed under the
+    active DEK.
 
-    Unknown when a store is missing, or it or a sidecar cannot be read.
+    Unknown when a store is missing, or it or a sidecar cannot be read. Not `ended`: the last write
+    may have come before the last rotation, and shows nothing.
     """
     problems: list[str] = []
     unknown: list[str] = []
-    sidecars: list[Sidecar] = []
+    sidecars: dict[str, Sidecar] = {}
     for disk in disks:
         try:
-            sidecars += filter(None, [load_sidecar(disk)])
+            if (sidecar := load_sidecar(disk)) is not None:
+                sidecars[disk.name] = sidecar
         except ElasticKVError as error:
             unknown.append(f"{disk.name}: {error}")
-    keystore = build_keystore(sidecars, kek)
+    keystore = build_keystore(sidecars.values(), kek)
     # Where a sidecar is missing among those, so may be the key.
     unopened = unknown if unknown else problems
     count = 0
@@ -329,6 +333,8 @@ def audit_versions(disks: Sequence[NodeDisk], kek: Kek) -> Verdict:
         closed, repeated = _version_problems(disk.name, content, keystore)
         unopened += closed[:MAX_PROBLEMS]
         problems += repeated[:MAX_PROBLEMS]
+        if ended and disk.name in sidecars:
+            problems += _last_write_problems(disk.name, content, sidecars[disk.name])
     return judge("versions", problems, {"versions": count}, unknown)
 
 
@@ -352,6 +358,22 @@ def _version_problems(name: str, content: StoreContent,
             repeated.append(f"{name}: {user_key!r} was written twice with one value, at "
                             f"{commit_ts} and at {other_ts}")
     return closed, repeated
+
+
+def _last_write_problems(name: str, content: StoreContent, sidecar: Sidecar) -> list[str]:
+    """Of a rotation, or of a cutover, that has had no effect."""
+    last = max(((commit_ts_of(store_key), store_key, record)
+                for store_key, record in content.versions if not record[0] & TOMBSTONE_BIT),
+               default=None)
+    if last is None or not sidecar.storage_envelope_active:
+        return []
+    commit_ts, store_key, record = last
+    dek_id = dek_id_of(record)
+    if dek_id == sidecar.active_storage:
+        return []
+    how = f"sealed under DEK {dek_id}" if dek_id else "in the clear"
+    return [f"{name}: the last write, {decode_user_key(store_key)!r} at {commit_ts}, is {how}, and "
+            f"DEK {sidecar.active_storage} is active"]
 
 
 # --- compaction ------------------------------------------------------------------------------

@@ -323,7 +323,8 @@ class Run:
                      for name in ("cluster", "logs", "old-disks", "taps")]
             checks += [
                 ("replicas", partial(audit_replicas, cluster.present_disks, caught_up=recovered)),
-                ("versions", partial(audit_versions, cluster.present_disks, kek)),
+                ("versions", partial(audit_versions, cluster.present_disks, kek,
+                                     ended=recovered)),
                 ("compaction", partial(audit_compaction, cluster.present_disks)),
                 ("nonces", partial(audit_nonces, cluster.disks, cluster.tap.spools, kek,
                                    cluster.tap.error)),

@@ -25,7 +25,7 @@ from elastickv.store import gc
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc_store import Store
-from elastickv.store.values import seal_record, tombstone_record
+from elastickv.store.values import plain_record, seal_record, tombstone_record
 from elastickv.wire import (
     OP_PUT,
     Registration,
@@ -456,6 +456,21 @@ def test_finds_a_version_that_does_not_open(node: Fixture, kek: Kek) -> None:
     verdict = audit_versions([node.disk], kek)
     assert verdict.validity is Validity.INVALID
     assert "n1: b'a' at 4 does not open" in verdict.problems[0]
+
+
+@pytest.mark.parametrize(("dek_id", "how"), [(RAFT_ID, f"sealed under DEK {RAFT_ID}"),
+                                             (0, "in the clear")])
+def test_finds_a_last_write_that_is_not_sealed_under_the_active_key(node: Fixture, kek: Kek,
+                                                                    dek_id: int, how: str) -> None:
+    node.write_store([(b"a", 3, b"one")])
+    store = Store.open(LmdbBackend(node.disk.directory / "store"))
+    store.apply_group(30, [(b"b", 4, seal_record(node.raft, nonce(4), b"b", 4, b"two") if dek_id
+                            else plain_record(b"two"))])
+    store.flush_now()
+    store.close()
+    assert audit_versions([node.disk], kek).problems == (
+        f"n1: the last write, b'b' at 4, is {how}, and DEK {STORAGE_ID} is active",)
+    assert audit_versions([node.disk], kek, ended=False).is_valid
 
 
 def test_versions_that_cannot_be_read_are_unknown(node: Fixture, kek: Kek) -> None:
