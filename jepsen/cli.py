@@ -37,6 +37,8 @@ OVERHEAD_S = 25.0
 INTERRUPTED = 130
 """The exit code of a run that was ended from outside, as shells have it."""
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 BUDGET_S = 1680.0
 SHORTEST_LOAD_S = 6.0
 
@@ -173,9 +175,9 @@ def execute(settings: RunSettings) -> Outcome:
         task = asyncio.current_task()
         if task is not None:
             # Ended from outside, everything is taken down; a second signal does not hinder that.
-            hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN \
-                else []  # nohup's is not to end
-            for number in (signal.SIGINT, signal.SIGTERM, *hang_up):
+            for number in ENDING_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup's is not to end
                 asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await Run(settings, say).execute()
 
@@ -266,6 +268,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         return dispatch(argv)
     except (KeyboardInterrupt, asyncio.CancelledError):
+        for number in ENDING_SIGNALS:  # a second one changes nothing, not even the exit code
+            signal.signal(number, signal.SIG_IGN)
         print("interrupted: nodes, networks and mounts are taken down, nothing was judged",
               file=sys.stderr)
         return INTERRUPTED

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from jepsen.cli import INTERRUPTED
+
 ROOT = Path(__file__).parents[2]
 PLANTED_NODE = Path(__file__).with_name("planted_node.py")
 FAULTS = "wipe,pause,partition-halves,isolate-leader,one-way,slow,rotate-storage,rotate-raft"
@@ -73,6 +75,38 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, checker: str, message:
     assert code == 1
     assert output.splitlines()[-1].endswith("verdict: invalid")
     assert any(message in problem for problem in problems(results, checker)), output
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_twice_ends_as_after_one_time(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with subprocess.Popen(
+            [sys.executable, "-m", "jepsen", "run", "--out", str(directory), "--faults", "none",
+             "--network", "proxy", "--time", "60"],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert any("nodes are up" in line for line in process.stdout)
+            process.terminate()
+            assert any("interrupted" in line for line in process.stderr)
+            process.terminate()
+            assert process.wait(60) == INTERRUPTED
+        finally:
+            process.kill()
+    assert not (directory / "results.json").exists()
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_about(path, directory)]
+    assert running == []
+
+
+def is_about(command_line: Path, directory: Path) -> bool:
+    """Whether a process, which may be over by now, has something of `directory` as an argument."""
+    try:
+        return str(directory).encode() in command_line.read_bytes()
+    except OSError:
+        return False
 
 
 def test_the_planted_node_is_in_no_wheel() -> None:
