@@ -22,6 +22,11 @@ from elastickv.durable import OsDisk
 from elastickv.errors import ElasticKVError
 from elastickv.keys import sidecar as sidecar_file
 from elastickv.keys.sidecar import RELATIVE_PATH, Sidecar
+from elastickv.kv.fsm import (
+    META_HLC_CEILING,
+    META_LAST_ENCRYPTION_INDEX,
+    META_RAFT_CUTOVER_INDEX,
+)
 from elastickv.raft import records
 from elastickv.raft.segment import HEADER_SIZE, LOG_SUFFIX, SegmentHeader
 from elastickv.store.dek_counts import dek_id_of
@@ -29,13 +34,15 @@ from elastickv.store.gc import Compactor
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
 from elastickv.store.mvcc import commit_ts_of, decode_store_key, decode_user_key
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import HORIZON_TS, MAX_COMMIT_TS, Store
 from elastickv.store.tables import Table
 from elastickv.store.values import open_record
 from jepsen.nonces import MAX_PROBLEMS, NonceLedger, PayloadReader, record_envelopes
 from jepsen.verdict import Verdict, judge
 
 MAX_COMMAND_BYTES = 128 << 20
+REPLICATED_FACTS = (MAX_COMMIT_TS, META_HLC_CEILING, META_LAST_ENCRYPTION_INDEX,
+                    META_RAFT_CUTOVER_INDEX)
 REGULAR_KIND = b"\x00"
 """The first byte of a journal command that carries a state machine payload."""
 
@@ -92,11 +99,12 @@ def load_sidecar(disk: NodeDisk) -> Sidecar | None:
 
 @dataclass(frozen=True, slots=True)
 class StoreContent:
-    """A store's applied index, its versions, and its registry rows."""
+    """A store's applied index, its versions, its registry rows, and its facts."""
 
     applied_index: int
     versions: list[tuple[bytes, bytes]]
     rows: list[tuple[bytes, bytes]]
+    facts: dict[bytes, bytes]
 
     def newest(self, at_ts: int = MAX_TIMESTAMP) -> dict[bytes, tuple[int, bytes]]:
         """The newest version, up to `at_ts`, of each user key that has not been deleted by then.
@@ -141,7 +149,7 @@ def content_of(backend: LmdbBackend) -> StoreContent:
     try:
         meta = dict(view.iterate(Table.META))
         return StoreContent(int.from_bytes(meta.get(b"applied_index", b""), "big"),
-                            list(view.iterate(Table.MVCC)), list(view.iterate(Table.ROWS)))
+                            list(view.iterate(Table.MVCC)), list(view.iterate(Table.ROWS)), meta)
     finally:
         view.close()
 
@@ -254,7 +262,8 @@ def _enter_store(disk: NodeDisk, ledger: NonceLedger) -> list[str]:
 
 def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verdict:
     """Stopped members that had applied the same hold the same newest versions, the same writer
-    registry and the same keys.
+    registry, the same keys and the same replicated facts; and the same versions altogether where
+    neither has dropped any.
 
     Unknown with fewer than two readable stores, or one that is missing. Not `caught_up`: members
     may have been cut short at different entries, and what differs between those shows nothing.
@@ -279,6 +288,7 @@ def audit_replicas(disks: Sequence[NodeDisk], *, caught_up: bool = True) -> Verd
     reference = max(contents, key=lambda name: contents[name].applied_index, default="")
     for name in contents:
         different = _differences(reference, states[reference], name, states[name])
+        different += _hidden_differences(reference, contents[reference], name, contents[name])
         if contents[name].rows != contents[reference].rows:
             different.append(f"the writer registries of {reference} and {name} differ")
         if keys.get(name) != keys.get(reference):
@@ -414,6 +424,20 @@ def audit_compaction(disks: Sequence[NodeDisk]) -> Verdict:
 def _compact(backend: LmdbBackend, horizon_ms: int) -> int:
     """Drop what no read at `horizon_ms` or later sees; how many versions that were."""
     return Compactor(Store.open(backend), lambda: horizon_ms, retention_ms=0).run_pass()
+
+
+def _hidden_differences(reference: str, expected: StoreContent, name: str,
+                        content: StoreContent) -> list[str]:
+    """What reads of the latest state do not show."""
+    found = [f"{fact.decode()} differs between {reference} and {name}" for fact in REPLICATED_FACTS
+             if expected.facts.get(fact) != content.facts.get(fact)]
+    if HORIZON_TS not in expected.facts and HORIZON_TS not in content.facts:
+        wrong = sorted({*expected.versions} ^ {*content.versions})
+        if wrong:
+            user_key, commit_ts = decode_store_key(wrong[0][0])
+            found.append(f"{len(wrong)} versions or tombstones are not in both {reference} and "
+                         f"{name}, first {user_key!r} at {commit_ts}")
+    return found
 
 
 # --- differences -----------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from elastickv.raft.segment import SegmentHeader, segment_name
 from elastickv.store import gc
 from elastickv.store.header import TOMBSTONE_BIT
 from elastickv.store.lmdb_backend import LmdbBackend
-from elastickv.store.mvcc_store import Store
+from elastickv.store.mvcc_store import Store, encode_number
+from elastickv.store.tables import Table, WriteBatch
 from elastickv.store.values import plain_record, seal_record, tombstone_record
 from elastickv.wire import (
     OP_PUT,
@@ -100,6 +101,12 @@ class Fixture:
         store.flush_now()
         store.close()
 
+
+    def write_facts(self, **facts: int) -> None:
+        backend = LmdbBackend(self.disk.directory / "store")
+        backend.write(WriteBatch(puts={Table.META: sorted(
+            (name.encode(), encode_number(value)) for name, value in facts.items())}))
+        backend.close()
 
     def delete(self, key: bytes, at: int) -> None:
         store = Store.open(LmdbBackend(self.disk.directory / "store"))
@@ -372,6 +379,9 @@ def test_replicas_are_compared_by_their_newest_versions(tmp_path: Path, kek: Kek
     one, two = (Fixture(tmp_path, name, kek, wrapped) for name in ("n1", "n2"))
     one.write_store([(b"a", 3, b"old"), (b"a", 5, b"new"), (b"b", 4, b"v")])
     two.write_store([(b"a", 5, b"new"), (b"b", 4, b"v")])
+    assert audit_replicas([one.disk, two.disk]).problems == (
+        "1 versions or tombstones are not in both n1 and n2, first b'a' at 3",)
+    two.write_facts(gc_horizon_ts=4)
     assert audit_replicas([one.disk, two.disk]).is_valid
     assert audit_replicas([one.disk]).validity is Validity.UNKNOWN
 
@@ -413,7 +423,24 @@ def test_a_tombstone_that_one_member_has_dropped_is_no_difference(
     one.write_store([(b"a", 3, b"v"), (b"b", 4, b"v")])
     one.delete(b"b", 5)
     two.write_store([(b"a", 3, b"v")])
+    two.write_facts(max_commit_ts=5)
+    assert audit_replicas([one.disk, two.disk]).problems == (
+        "2 versions or tombstones are not in both n1 and n2, first b'b' at 5",)
+    two.write_facts(gc_horizon_ts=5)
     assert audit_replicas([one.disk, two.disk]).is_valid
+
+
+@pytest.mark.parametrize("fact", ["hlc_ceiling", "max_commit_ts", "last_encryption_index",
+                                  "raft_cutover_index"])
+def test_facts_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes], fact: str) -> None:
+    one, two = (Fixture(tmp_path, name, kek, wrapped) for name in ("n1", "n2"))
+    for each in (one, two):
+        each.write_store([(b"a", 5, b"new")])
+        each.write_facts(**{fact: 9})
+    assert audit_replicas([one.disk, two.disk]).is_valid
+    two.write_facts(**{fact: 8})
+    assert audit_replicas([one.disk, two.disk]).problems == (
+        f"{fact} differs between n1 and n2",)
 
 
 def test_sidecars_that_differ(tmp_path: Path, kek: Kek, wrapped: list[bytes]) -> None:
