@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -39,6 +40,8 @@ KNOWN_FILES = ("*.mdb", "*.mdb-lock", "*.log", "*.spare")
 
 SHARED_DIRECTORIES = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))  # noqa: S108
 """What is left there by a program that does not ask for the directory of temporary files."""
+SHARED_EVERY = 10
+"""Looks between two at those, where others may have thousands of files."""
 IN_MEMORY = "/memfd:"
 """With this begins the name of an open file that is on no disk."""
 
@@ -228,6 +231,11 @@ def audit_keys(roots: Sequence[Path], keys: Mapping[str, bytes],
 # --- during the run --------------------------------------------------------------------------
 
 
+def is_known(path: Path) -> bool:
+    """Whether a node's file is left to the search at the end, by its name."""
+    return any(path.match(pattern) for pattern in KNOWN_FILES)
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
@@ -266,15 +274,16 @@ class LeakWatch:
 
     def _run(self) -> None:
         try:
-            is_last = False
-            while not is_last:
+            for turn in itertools.count(1):
                 is_last = self._stop.wait(POLL_S)
-                self.look()
+                self.look(shared=is_last or turn % SHARED_EVERY == 0)
+                if is_last:
+                    return
         except Exception as error:  # Whatever it is, the audit has to know.
             self.error = f"the watch for leaks ended early: {type(error).__name__}: {error}"
 
-    def look(self) -> None:
-        """Search every small file that is new or has changed."""
+    def look(self, *, shared: bool = True) -> None:
+        """Search every small file that is new or has changed, in `shared` directories as well."""
         for node, pid in self._pids().items():
             # What is not a node's own goes away, and may be another's, or nothing to be opened.
             with contextlib.suppress(OSError):
@@ -285,9 +294,9 @@ class LeakWatch:
             with contextlib.suppress(FileNotFoundError):
                 for path in directory.rglob("*"):
                     with contextlib.suppress(FileNotFoundError):
-                        if not path.is_symlink():
+                        if not path.is_symlink() and not is_known(path):
                             self._look_into(f"{path} of {node}", path, path)
-        for directory in self._shared:
+        for directory in self._shared if shared else ():
             with contextlib.suppress(OSError), os.scandir(directory) as entries:
                 for entry in entries:
                     with contextlib.suppress(OSError):
@@ -296,12 +305,12 @@ class LeakWatch:
     def _look_behind(self, node: str, link: Path) -> None:
         """Look into what a process has open."""
         name = os.readlink(link)
-        if name.startswith("/") and not name.startswith(IN_MEMORY):
+        if name.startswith("/") and not name.startswith(IN_MEMORY) \
+                and not is_known(Path(name.removesuffix(" (deleted)"))):
             status = link.stat()
             # Descriptors are used again, so they are no name of what is behind them.
             self._look_into(f"{name}, which {node} had open,", link,
-                            Path(f"{status.st_dev}:{status.st_ino}"),
-                            Path(name.removesuffix(" (deleted)")))
+                            Path(f"{status.st_dev}:{status.st_ino}"))
 
     def _look_at_shared(self, entry: os.DirEntry[str]) -> None:
         """Look into what this user has written there since the watch was made."""
@@ -309,11 +318,10 @@ class LeakWatch:
         if status.st_uid == os.geteuid() and status.st_mtime_ns >= self._since_ns:
             self._look_into(entry.path, Path(entry.path), Path(entry.path))
 
-    def _look_into(self, what: str, path: Path, identity: Path, name: Path | None = None) -> None:
-        """Search one file, unless that was done. `name` is the one it has, if not `path`."""
+    def _look_into(self, what: str, path: Path, identity: Path) -> None:
+        """Search one file, unless that was done."""
         status = path.stat()
-        if any((name or path).match(pattern) for pattern in KNOWN_FILES) \
-                or not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return
         state = (status.st_ino, status.st_mtime_ns, status.st_size)
         if self._looked_at.get(identity) == state or status.st_size > SMALL_FILE_BYTES:

@@ -202,12 +202,12 @@ def test_a_descriptor_that_is_used_again_meanwhile_ends_no_watch(
         spill.write(value())
         spill.flush()
 
-        def change(what: str, path: Path, identity: Path, name: Path | None = None) -> None:
+        def change(what: str, path: Path, identity: Path) -> None:
             status = path.stat()
-            if name == tmp_path / "spill":
+            if what.startswith(str(tmp_path / "spill")):
                 monkeypatch.setattr(Path, "stat", lambda path, **options: status)
                 path = other
-            look_into(what, path, identity, name)
+            look_into(what, path, identity)
             monkeypatch.undo()
 
         if later == "directory":
@@ -232,12 +232,12 @@ def test_what_a_node_leaves_where_all_programs_do_was_seen(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "fifo")
     watch.look()
     assert watch.problems == []
-    (tmp_path / "spill").write_bytes(value())
+    (tmp_path / "spill.log").write_bytes(value())
     watch.start()
     watch.stop()
     assert watch.error == ""
     assert len(watch.problems) == 1
-    assert "spill during the run" in watch.problems[0]
+    assert "spill.log during the run" in watch.problems[0]
 
 
 def test_the_watch_ends(tmp_path: Path) -> None:
