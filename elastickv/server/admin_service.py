@@ -17,6 +17,7 @@ from elastickv.kv.api import (
 )
 from elastickv.pb import encryption_admin_pb2 as pb
 from elastickv.server.methods import Methods, unary
+from elastickv.server.turns import Turns
 
 _PURPOSES = frozenset(int(purpose) for purpose in Purpose)
 _LEADER_MAKES = "fill in every field, or none and let the leader make them"
@@ -130,6 +131,7 @@ class EncryptionAdmin:
 
     def __init__(self, api: EncryptionApi) -> None:
         self._api = api
+        self._turns = Turns()
 
     def methods(self) -> Methods:
         """Methods by name."""
@@ -137,11 +139,12 @@ class EncryptionAdmin:
             "GetCapability": unary(self.capability, pb.Empty, pb.CapabilityReport),
             "GetSidecarState": unary(self.sidecar_state, pb.Empty, pb.SidecarStateReport),
             "BootstrapEncryption": unary(self.bootstrap, pb.BootstrapEncryptionRequest,
-                                         pb.BootstrapEncryptionResponse),
+                                         pb.BootstrapEncryptionResponse, turns=self._turns),
             "RotateDEK": unary(self.rotate_dek, pb.RotateDEKRequest, pb.RotateDEKResponse),
             "RegisterEncryptionWriter": unary(self.register_writers,
                                               pb.RegisterEncryptionWriterRequest,
-                                              pb.RegisterEncryptionWriterResponse),
+                                              pb.RegisterEncryptionWriterResponse,
+                                              turns=self._turns),
             "ResyncSidecar": unary(self.resync_sidecar, pb.ResyncSidecarRequest,
                                    pb.ResyncSidecarResponse),
             "EnableStorageEnvelope": unary(self.enable_storage, pb.EnableStorageEnvelopeRequest,

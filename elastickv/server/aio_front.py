@@ -57,6 +57,7 @@ def caller_of(context: Context) -> str:
 def unary_handler(name: str, method: Unary) -> Handler:
     """A gRPC handler around a `Unary`."""
     call, parse, names_caller = method.call, method.parse, method.names_caller
+    turns = method.turns
     max_message_bytes = method.max_message_bytes
 
     async def handle(content: bytes, context: Context) -> Any:
@@ -66,6 +67,8 @@ def unary_handler(name: str, method: Unary) -> Handler:
         if names_caller:
             audit.caller.set(caller_of(context))
         try:
+            if turns is not None:
+                await turns.enter()
             return await call(parse_request(parse, content),
                               time_for_call(context.time_remaining()))
         except asyncio.CancelledError:

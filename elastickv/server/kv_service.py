@@ -10,7 +10,8 @@ from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
 from elastickv.kv.txn import MAX_BATCH_OPS, check_batch_count
 from elastickv.pb import service_pb2 as pb
-from elastickv.server.methods import AS_FRONT, Methods, unary
+from elastickv.server.methods import AS_FRONT, Methods, Unary, unary
+from elastickv.server.turns import Turns
 
 MAX_SCAN_LIMIT = 100_000
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}
@@ -101,6 +102,7 @@ class RawKv:
     def __init__(self, kv: KvApi, *, max_result_bytes: int) -> None:
         self._kv = kv
         self._max_result_bytes = max_result_bytes
+        self._turns = Turns()
 
     def methods(self) -> Methods:
         """Methods by name."""
@@ -112,8 +114,9 @@ class RawKv:
             "RawLatestCommitTS": unary(self.latest_commit_ts, pb.RawLatestCommitTSRequest,
                                        pb.RawLatestCommitTSResponse),
             "RawScanAt": unary(self.scan_at, pb.RawScanAtRequest, pb.RawScanAtResponse),
-            "RawBatch": replace(unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
-                                      max_message_bytes=AS_FRONT), parse=parse_batch),
+            "RawBatch": replace(
+                unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
+                      max_message_bytes=AS_FRONT, turns=self._turns), parse=parse_batch),
         }
 
     async def put(self, request: pb.RawPutRequest, timeout_s: float) -> pb.RawPutResponse:
@@ -172,9 +175,10 @@ class TransactionalKv:
             "Get": unary(self.get, pb.GetRequest, pb.GetResponse),
             "Delete": unary(self.delete, pb.DeleteRequest, pb.DeleteResponse),
             "Scan": unary(self.scan, pb.ScanRequest, pb.ScanResponse),
-            "PreWrite": unary(self.not_served, pb.PreWriteRequest, pb.PreCommitResponse),
-            "Commit": unary(self.not_served, pb.CommitRequest, pb.CommitResponse),
-            "Rollback": unary(self.not_served, pb.RollbackRequest, pb.RollbackResponse),
+            # Not parsed either: a megabyte may hold half a million parts.
+            "PreWrite": Unary(self.not_served, bytes, pb.PreCommitResponse.SerializeToString),
+            "Commit": Unary(self.not_served, bytes, pb.CommitResponse.SerializeToString),
+            "Rollback": Unary(self.not_served, bytes, pb.RollbackResponse.SerializeToString),
         }
 
     async def put(self, request: pb.PutRequest, timeout_s: float) -> pb.PutResponse:
@@ -197,6 +201,6 @@ class TransactionalKv:
         add_pairs(response.kv.add, found.pairs)
         return response
 
-    async def not_served(self, request: object, timeout_s: float) -> NoReturn:
+    async def not_served(self, request: bytes, timeout_s: float) -> NoReturn:
         raise Unimplemented("multi-request transactions are not served by this version",
                             remedy="use RawBatch with conditions for an atomic read-modify-write")

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from elastickv.errors import InvalidArgument
 from elastickv.kv.api import MAX_TIMEOUT_S
+from elastickv.server.turns import Turns
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 """For a call whose caller set no deadline."""
@@ -40,13 +41,15 @@ Response = TypeVar("Response")
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """One request of at most `max_message_bytes`, one response."""
+    """One request of at most `max_message_bytes`, one response. A front parses a request in its
+    turn, where there are `turns`."""
 
     call: Callable[[Any, float], Awaitable[Any]]
     parse: Callable[[bytes], Any]
     serialize: Callable[[Any], bytes]
     max_message_bytes: int = SMALL_MESSAGE_BYTES
     names_caller: bool = False  # the front sets `audit.caller` before the call
+    turns: Turns | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,11 @@ def parse_request(parse: Callable[[bytes], Any], content: bytes) -> Any:
 
 
 def unary(call: Callable[[Request, float], Awaitable[Response]], request_type: Any,
-          response_type: Any, *, max_message_bytes: int = SMALL_MESSAGE_BYTES) -> Unary:
+          response_type: Any, *, max_message_bytes: int = SMALL_MESSAGE_BYTES,
+          turns: Turns | None = None) -> Unary:
     """A `Unary` of generated message classes."""
     return Unary(call, request_type.FromString, response_type.SerializeToString,
-                 max_message_bytes)
+                 max_message_bytes, turns=turns)
 
 
 def too_large(size: int, max_message_bytes: int) -> str:

@@ -26,6 +26,7 @@ from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 from elastickv.server.methods import SMALL_MESSAGE_BYTES
+from elastickv.server.turns import Turns
 
 KEY_LIMIT = str(MAX_KEY_BYTES)
 VALUE_LIMIT = str(MAX_VALUE_BYTES)
@@ -338,7 +339,35 @@ async def test_too_much_metadata_ends_the_call_alone(node: MemoryNode, channel: 
     assert node.kv.index == 1
 
 
-SMALL_METHODS = ["RawKV/RawGet", "RawKV/RawScanAt", "TransactionalKV/PreWrite",
+@pytest.mark.parametrize("method", ["PreWrite", "Commit", "Rollback"])
+async def test_what_is_not_served_is_not_parsed(channel: grpc.aio.Channel, method: str) -> None:
+    """A megabyte may hold half a million parts."""
+    caught = await failure(channel.unary_unary(f"/TransactionalKV/{method}")(b"no message"))
+    assert caught.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_batches_take_turns_and_nothing_else_waits_for_one(
+        node: MemoryNode, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one pass of the loop would keep it from everything else for as long as all take."""
+    turn = asyncio.Event()
+
+    async def enter(turns: Turns) -> None:
+        await turn.wait()
+
+    monkeypatch.setattr(Turns, "enter", enter)
+    kv = kv_grpc.RawKVStub(channel)
+    batch = asyncio.ensure_future(kv.RawBatch(pb.RawBatchRequest(
+        ops=[pb.RawBatchOp(key=b"k", value=b"v")])))
+    malformed = asyncio.ensure_future(failure(channel.unary_unary("/RawKV/RawBatch")(b"none")))
+    assert (await kv.RawPut(pb.RawPutRequest(key=b"other", value=b"v"))).success
+    assert not batch.done()
+    assert not malformed.done()
+    turn.set()
+    assert (await batch).commit_index == 2
+    assert (await malformed).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+SMALL_METHODS = ["RawKV/RawGet", "RawKV/RawScanAt",
                  "EncryptionAdmin/RegisterEncryptionWriter", "RaftAdmin/AddVoter",
                  "grpc.health.v1.Health/Check"]
 

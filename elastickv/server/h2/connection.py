@@ -31,7 +31,7 @@ from elastickv.server.errors import CANCELLED, Status, refusal_of, status_of
 from elastickv.server.h2 import wire
 from elastickv.server.h2.budget import Budget, Watchdog
 from elastickv.server.h2.head import Head, HeadReader, Table
-from elastickv.server.h2.messages import IDENTITY, BadMessage, Deframer, single_message
+from elastickv.server.h2.messages import BadMessage, Deframer, single_message
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, FrameReader
 from elastickv.server.h2.sending import Outgoing, SendWindows
 from elastickv.server.h2.wire import Code, ConnectionFailed
@@ -311,7 +311,7 @@ class H2Connection(asyncio.Protocol):
                     raise BadMessage(grpc.StatusCode.INTERNAL, _NOT_ONE_MESSAGE)
             elif ended and call.deframer is None:
                 call.ended = True
-                self._require_room_to_decompress(call)
+                self._require_room_to_wait(call)
                 self._start(call, single_message(
                     payload, call.head.max_message_bytes, call.head.encoding))
                 return
@@ -326,8 +326,8 @@ class H2Connection(asyncio.Protocol):
             self._send(wire.window_update(stream_id, STREAM_WINDOW - call.window))
             call.window = STREAM_WINDOW
 
-    def _require_room_to_decompress(self, call: Call) -> None:
-        if call.head.encoding != IDENTITY:
+    def _require_room_to_wait(self, call: Call) -> None:
+        if call.head.waits:
             self._require_room()
 
     def _require_room(self) -> None:
@@ -339,7 +339,7 @@ class H2Connection(asyncio.Protocol):
 
     def _collect(self, call: Call, payload: bytes) -> None:
         """Keep a part of a request. Raises `BadMessage`."""
-        self._require_room_to_decompress(call)
+        self._require_room_to_wait(call)
         if call.deframer is None:
             call.deframer = Deframer(call.head.max_message_bytes, call.head.encoding)
         deframer = call.deframer
@@ -387,8 +387,9 @@ class H2Connection(asyncio.Protocol):
     # --- calls ----------------------------------------------------------------------------------
 
     def _start(self, call: Call, content: bytes) -> None:
-        if call.head.encoding != IDENTITY:
-            # A thousand times what came over the wire, and many of them in one pass of the loop.
+        if call.head.waits:
+            # Decompressed a thousand times what came over the wire, and many in one pass of the
+            # loop.
             self._count_queued(call, len(content))
         call.task = self._loop.create_task(
             self._serve(call, cast(Unary, call.head.method), content))
@@ -398,6 +399,8 @@ class H2Connection(asyncio.Protocol):
         if method.names_caller:
             audit.caller.set(_caller_of(self._transport))
         try:
+            if method.turns is not None:
+                await method.turns.enter()
             request = parse_request(method.parse, content)
             del content
             if call.queued_bytes:

@@ -34,7 +34,8 @@ Table = Mapping[str, Unary | Stream]
 class Head:
     """A request: whom it calls, for how long, what its compressed messages are compressed with, and
     how large the message of a unary call may be. Exactly one of `method`, `refusal` and
-    `http_status` says how it goes on."""
+    `http_status` says how it goes on. `waits`: whole messages of it take memory before they are
+    parsed, since they have been decompressed or wait for their turn."""
 
     path: str
     method: Unary | Stream | None = None
@@ -43,6 +44,7 @@ class Head:
     http_status: int = 0
     encoding: str = IDENTITY
     max_message_bytes: int = 0
+    waits: bool = False
 
 
 def table_of(services: Services, *, max_message_bytes: int) -> dict[str, Unary | Stream]:
@@ -92,15 +94,16 @@ def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
         return Head(path, refusal=Status(grpc.StatusCode.UNIMPLEMENTED,
                                          f"there is no method {path[:200]}", ()))
     encoding = values.get("grpc-encoding", IDENTITY)
-    max_message_bytes = method.max_message_bytes if isinstance(method, Unary) else 0
+    max_message_bytes, waits = 0, encoding != IDENTITY
+    if isinstance(method, Unary):
+        max_message_bytes, waits = method.max_message_bytes, waits or method.turns is not None
     timeout = values.get("grpc-timeout")
-    if timeout is None:
-        return Head(path, method, encoding=encoding, max_message_bytes=max_message_bytes)
-    timeout_s = parse_timeout(timeout)
-    if timeout_s is None:
+    timeout_s = parse_timeout(timeout) if timeout is not None else None
+    if timeout is not None and timeout_s is None:
         return Head(path, refusal=Status(grpc.StatusCode.INTERNAL,
                                          "grpc-timeout is malformed", ()))
-    return Head(path, method, timeout_s, encoding=encoding, max_message_bytes=max_message_bytes)
+    return Head(path, method, timeout_s, encoding=encoding, max_message_bytes=max_message_bytes,
+                waits=waits)
 
 
 def _too_large(path: str, size: int, max_header_list_bytes: int) -> Head:

@@ -31,6 +31,7 @@ from elastickv.server.h2.connection import (
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, MAX_HEADER_BLOCK_BYTES
 from elastickv.server.h2.sending import SendWindows
 from elastickv.server.h2.wire import Code
+from elastickv.server.turns import Turns
 
 PUT = pb.RawPutRequest(key=b"k", value=b"v").SerializeToString()
 GET = pb.RawGetRequest(key=b"k").SerializeToString()
@@ -688,6 +689,35 @@ async def test_compressed_requests_of_one_pass_of_the_loop_are_bounded(node: Mem
     peer.headers(33, **{"grpc-encoding": "gzip"})
     peer.data(33, compressed)
     assert (await peer.answer(33)).grpc_status == 0
+    connection = next(iter(front._connections))  # type: ignore[union-attr]
+    assert connection._buffered == 0
+    peer.close()
+
+
+async def test_batches_that_wait_for_their_turn_are_bounded(
+        node: MemoryNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = asyncio.Event()
+
+    async def enter(turns: Turns) -> None:
+        await turn.wait()
+
+    monkeypatch.setattr(Turns, "enter", enter)
+    front = node.server._front
+    request = pb.RawBatchRequest(
+        ops=[pb.RawBatchOp(key=b"k", value=bytes(10_000))]).SerializeToString()
+    front._limits = replace(  # type: ignore[union-attr]
+        front._limits, max_buffered_bytes=3 * len(request))  # type: ignore[union-attr]
+    peer = await H2Peer.connect(node.server.port)
+    for stream_id in range(1, 32, 2):
+        peer.headers(stream_id, path="/RawKV/RawBatch")
+        peer.data(stream_id, wire.prefixed(request))
+    for stream_id in range(9, 32, 2):
+        answer = await peer.answer(stream_id)
+        assert answer.grpc_status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert answer.fields["elastickv-outcome"] == "not-applied"
+    turn.set()
+    for stream_id in range(1, 8, 2):
+        assert (await peer.answer(stream_id)).grpc_status == 0
     connection = next(iter(front._connections))  # type: ignore[union-attr]
     assert connection._buffered == 0
     peer.close()
