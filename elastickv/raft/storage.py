@@ -112,12 +112,11 @@ class RaftStorage:
             self.hard_state.set_joined()
 
     def count_boots_as_newcomer(self, commit_index: int) -> None:
-        """Once in its life, a node that joins and has caught up counts its boots on from where
-        those of no former member of its name can have come to: that one was removed in an entry up
-        to `commit_index`. So who remembers the former one misses no boot of this one. Durable on
-        return. Raises `DiskFull`."""
-        if self.hard_state.state.boot_epoch < BOOTS_PER_ENTRY:
-            self.hard_state.raise_boot(commit_index * BOOTS_PER_ENTRY)
+        """A node that joins and has caught up counts its boots on from where those of no former
+        member of its name can have come to: that one was removed in an entry up to `commit_index`.
+        So who remembers the former one misses no boot of this one. Durable on return. Raises
+        `DiskFull`."""
+        self.hard_state.raise_boot(commit_index * BOOTS_PER_ENTRY)
 
     def adopt(self, base: Configuration) -> None:
         """Let the history of the membership start at `base`, durably."""

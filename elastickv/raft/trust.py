@@ -39,6 +39,7 @@ class Trust:
         self._strangers: dict[str, Hello] = {}
         # The term of the leader with whom this process has caught up, 0 for none.
         self._caught_up_term = 0
+        self._counts_as_newcomer = False
         self._grace_ends: float | None = None
         self._waiting = True
         # What a full disk has kept from being durable: the term and the boot of a suspicion, and
@@ -207,7 +208,8 @@ class Trust:
             log.warning("this node has caught up and counts again",
                         node=self._settings.node_id)
             self._storage.hard_state.regained_data()
-        if self._settings.joining:
+        if self._settings.joining and not self._counts_as_newcomer:
             # Another acknowledgement will do: whoever is full still confirms reads.
             with contextlib.suppress(DiskFull):
                 self._storage.count_boots_as_newcomer(self._core.commit_index())
+                self._counts_as_newcomer = True

@@ -18,7 +18,7 @@ from elastickv.raft.membership import ChangeKind, MembershipChange
 from elastickv.raft.offload import InlineOffload
 from elastickv.raft.peer_memory import FILE_NAME, PeerMemory, what_was_lost
 from elastickv.raft.settings import EngineSettings
-from elastickv.raft.storage import RaftStorage
+from elastickv.raft.storage import BOOTS_PER_ENTRY, RaftStorage
 
 
 async def lead(lab: Lab, node: LabNode) -> None:
@@ -347,6 +347,28 @@ def test_a_member_that_was_away_while_most_were_replaced_leaves_a_cluster_that_s
         new = await lab.leader()
         assert not any(node.engine._trust.suspect for node in lab.nodes.values())
         assert await new.engine.propose(b"x", timeout_s=5) == b"x"
+
+    run(scenario())
+
+
+def test_a_newcomers_boots_are_beyond_those_of_a_former_member_that_it_was_told_of():
+    """By somebody who is behind. That former member may have started again since."""
+    async def scenario() -> None:
+        lab = Lab()
+        await lab.start()
+        leader, other, _ = lab.nodes.values()
+        await lead(lab, leader)
+        anew = LabNode(lab, Member("n4", "host4:1"), joining=True)
+        lab.nodes["n4"] = anew
+        await anew.start()
+        anew.engine._storage.hard_state.raise_boot(BOOTS_PER_ENTRY + 5)
+        index = await leader.engine.change_members(MembershipChange(
+            ChangeKind.ADD_VOTER, "n4", "host4:1"), timeout_s=5)
+        await lab.settle()
+        first = anew.engine._storage.hard_state.state.boot_epoch
+        assert first >= index * BOOTS_PER_ENTRY
+        await anew.restart()
+        await lab.until(lambda: other.engine._storage.memory.of("n4").boot_epoch > first)
 
     run(scenario())
 
