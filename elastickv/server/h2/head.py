@@ -10,8 +10,14 @@ from typing import Final, cast
 import grpc
 import hpack
 
-from elastickv.errors import TRAILER_ERROR, TRAILER_OUTCOME, InvalidArgument, Outcome
-from elastickv.server.errors import Status
+from elastickv.errors import (
+    TRAILER_ERROR,
+    TRAILER_OUTCOME,
+    DeadlineExceeded,
+    InvalidArgument,
+    Outcome,
+)
+from elastickv.server.errors import Status, status_of
 from elastickv.server.h2.messages import IDENTITY
 from elastickv.server.h2.wire import Code, ConnectionFailed
 from elastickv.server.methods import Services, Stream, Unary
@@ -102,6 +108,9 @@ def _grpc_head(path: str, values: Mapping[str, str], table: Table) -> Head:
     if timeout is not None and timeout_s is None:
         return Head(path, refusal=Status(grpc.StatusCode.INTERNAL,
                                          "grpc-timeout is malformed", ()))
+    if timeout_s == 0:
+        return Head(path, refusal=status_of(DeadlineExceeded(
+            "the deadline had passed when the call came", remedy="give it more time")))
     return Head(path, method, timeout_s, encoding=encoding, max_message_bytes=max_message_bytes,
                 waits=waits)
 

@@ -70,6 +70,7 @@ def test_a_method_takes_no_larger_message_than_the_front(front: int, method: int
     ({":path": "/RawKV/Nothing"}, grpc.StatusCode.UNIMPLEMENTED),
     ({":path": "/"}, grpc.StatusCode.UNIMPLEMENTED),
     ({"grpc-timeout": "soon"}, grpc.StatusCode.INTERNAL),
+    ({"grpc-timeout": "0S"}, grpc.StatusCode.DEADLINE_EXCEEDED),
 ])
 def test_requests_that_are_refused(changed: dict[str, str], code: grpc.StatusCode) -> None:
     head = head_of(fields(**changed), TABLE)
