@@ -22,8 +22,6 @@ from elastickv.store.lmdb_format import META_BYTES
 from elastickv.store.records import Totals
 from elastickv.store.tables import Found, Item, MapFull, Table, WriteBatch
 
-PAGE_BYTES = 4096
-
 PROBE_BYTES = 4 << 20
 
 TOUCHED_BYTES = 6 << 20
@@ -124,6 +122,8 @@ class Environment:
             self.env.sync(True)
             self.forget_dead_readers()
             self.map_bytes: int = self.env.info()["map_size"]
+            # That of the system which made the file.
+            self.page_bytes = int(self.env.stat()["psize"])
             self.databases: dict[Table, Any] = {
                 table: self.env.open_db(table.value.encode()) for table in Table}
             self.totals_database: Any = self.env.open_db(TOTALS)
@@ -181,7 +181,7 @@ class Environment:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return {place: os.pread(descriptor, META_BYTES, place)
-                        for place in (0, int(self.env.stat()["psize"]))}
+                        for place in (0, self.page_bytes)}
             finally:
                 os.close(descriptor)
         return {}
@@ -254,7 +254,7 @@ class Environment:
 
     def used_bytes(self) -> int:
         """How much of the map is, or was at some time, in use."""
-        return (int(self.env.info()["last_pgno"]) + 1) * PAGE_BYTES
+        return (int(self.env.info()["last_pgno"]) + 1) * self.page_bytes
 
     def touch(self, table: Table, start: bytes, end: bytes, suffix: bytes, count: int, *,
               reverse: bool) -> bool:
