@@ -215,10 +215,11 @@ def audit_keys(roots: Sequence[Path], keys: Mapping[str, bytes],
     Unknown when there was no key or nothing to search.
     """
     needles = KeyNeedles(keys)
+    held = {path.resolve() for path in holders}
     problems = []
     file_count = 0
     for path in files_below(roots):
-        if path in holders or not path.stat().st_size:
+        if path.resolve() in held or not path.stat().st_size:
             continue
         file_count += 1
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -148,6 +148,17 @@ def test_without_keys_or_files_nothing_is_known_of_keys(tmp_path: Path) -> None:
     assert audit_keys([tmp_path], {"KEK": KEY}, [holder]).is_valid
 
 
+def test_a_key_in_its_own_file_is_none_in_a_run_directory_by_whatever_path(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = tmp_path / "run" / "kek.key"
+    holder.parent.mkdir()
+    holder.write_bytes(KEY)
+    (tmp_path / "run" / "file").write_bytes(b"content")
+    monkeypatch.chdir(tmp_path)
+    assert audit_keys([Path("run")], {"KEK": KEY}, [holder]).is_valid
+    assert audit_keys([holder.parent], {"KEK": KEY}, [Path("run/kek.key")]).is_valid
+
+
 def test_each_form_of_half_a_key_holds_a_word_wherever_it_lies() -> None:
     for half in (KEY[:16], KEY[16:], bytes(16), b"x" * 16):
         assert all(len(form) >= 2 * WORD_BYTES - 1 for form in key_forms(half).values())
