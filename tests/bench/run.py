@@ -129,8 +129,8 @@ class Bench:
         if big:
             value = random_value(BIG_VALUE_BYTES)
             for first in range(0, BIG_KEYS, 10):
-                pairs = [(key_of(number, BIG_PREFIX), value) for number in range(first, first + 10)]
-                cluster.call(cluster.leader(), cluster.batch_path, cluster.batch_message(pairs))
+                cluster.write([(key_of(number, BIG_PREFIX), value)
+                               for number in range(first, first + 10)])
         self.say(f"{cluster.name}: {keys:,} keys written in {time.monotonic() - started:.0f} s")
 
     def side_by_side(self, section: str, baseline: Cluster, other: ElasticKVCluster) -> None:

@@ -24,6 +24,7 @@ from jepsen.network.ports import HOST, free_ports
 NODES = 3
 MEMBERS = tuple(f"n{node}" for node in range(NODES))
 PRELOAD_BATCH = 250
+WRITE_ATTEMPTS = 5
 PRELOAD_PARALLEL = 16
 CALL_TIMEOUT_S = 30.0
 # etcd reads its whole store when it starts, several GB and perhaps not in the page cache.
@@ -179,6 +180,7 @@ class Cluster(ABC):
         """Stop, and delete the data."""
         self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
+        os.sync()  # whoever comes next is not to wait until gigabytes are freed
 
     def _serves(self) -> bool:
         leader = self.find_leader()
@@ -242,16 +244,30 @@ class Cluster(ABC):
         """Processor time of all members so far."""
         return sum(process.cpu_s() for process in self.processes)
 
+    def write(self, pairs: Sequence[tuple[bytes, bytes]], leader: int | None = None) -> None:
+        """Write an atomic batch through the member that led a while ago. Where that fails, because
+        another one leads, write it again: nothing is measured, and it changes nothing. Raises
+        `grpc.RpcError` when none of `WRITE_ATTEMPTS` succeeds."""
+        message = self.batch_message(pairs)
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            node = leader if leader is not None and attempt == 1 else self.leader()
+            try:
+                self.values_in(self.batch_path,
+                               self.call(node, self.batch_path, message, timeout_s=60.0))
+                return
+            except grpc.RpcError as error:
+                if attempt == WRITE_ATTEMPTS:
+                    raise
+                print(f"{self.name}: a batch is written again: {error.details()}",
+                      file=sys.stderr, flush=True)
+
     def preload(self, keys: int, value: bytes) -> None:
         """Write keys 0..keys-1 in atomic batches."""
         leader = self.leader()
 
         def write(first: int) -> None:
-            pairs = [(key_of(number), value)
-                     for number in range(first, min(first + PRELOAD_BATCH, keys))]
-            self.values_in(self.batch_path,
-                           self.call(leader, self.batch_path, self.batch_message(pairs),
-                                     timeout_s=60.0))
+            self.write([(key_of(number), value)
+                        for number in range(first, min(first + PRELOAD_BATCH, keys))], leader)
 
         with ThreadPoolExecutor(PRELOAD_PARALLEL) as executor:
             for _ in executor.map(write, range(0, keys, PRELOAD_BATCH)):
