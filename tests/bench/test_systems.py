@@ -18,8 +18,8 @@ class Failed(grpc.RpcError):
 class Electing(ElasticKVCluster):
     """A cluster that is not there: so many calls fail, and each time another member leads."""
 
-    def __init__(self, failures: int) -> None:
-        super().__init__(Path("nowhere"), encrypted=False)
+    def __init__(self, directory: Path, failures: int) -> None:
+        super().__init__(directory, encrypted=False)
         self.failures = [Failed()] * failures
         self.now_leads = 0
         self.written: list[tuple[int, int]] = []
@@ -37,21 +37,23 @@ class Electing(ElasticKVCluster):
         return self._pb.RawBatchResponse(commit_index=1).SerializeToString()
 
 
-def test_keys_are_written_although_the_leader_changes(capsys: pytest.CaptureFixture[str]) -> None:
-    cluster = Electing(failures=4)
+def test_keys_are_written_although_the_leader_changes(tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str],
+                                                        ) -> None:
+    cluster = Electing(tmp_path, failures=4)
     cluster.preload(1_000, b"v")
     assert sorted(key for _, key in cluster.written) == list(range(1_000))
     assert capsys.readouterr().err.count("written again: another member leads") == 4
 
 
-def test_a_batch_goes_to_who_leads_by_then() -> None:
-    cluster = Electing(failures=1)
+def test_a_batch_goes_to_who_leads_by_then(tmp_path: Path) -> None:
+    cluster = Electing(tmp_path, failures=1)
     cluster.write([(b"key-1", b"v")], leader=0)
     assert cluster.written == [(1, 1)]
 
 
-def test_who_never_succeeds_is_told_why() -> None:
-    cluster = Electing(failures=WRITE_ATTEMPTS)
+def test_who_never_succeeds_is_told_why(tmp_path: Path) -> None:
+    cluster = Electing(tmp_path, failures=WRITE_ATTEMPTS)
     with pytest.raises(Failed):
         cluster.write([(b"key-1", b"v")])
     assert not cluster.written
