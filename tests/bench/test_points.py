@@ -167,7 +167,9 @@ def test_a_generator_that_is_the_limit_is_not_taken_for_the_server(
     assert ("generator computed for 90% of the time" in found) == is_limit
 
 
-def test_a_cluster_is_at_rest_once_every_member_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_is_at_rest_once_every_member_answers(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     cluster, asked = Written([]), []
 
     def answers(node: int) -> bool:
