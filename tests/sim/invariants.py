@@ -93,6 +93,8 @@ class Oracle:
         self._entries: dict[tuple[int, int], tuple[int, int]] = {}
         self._committed: dict[int, tuple[int, int]] = {}
         self._committed_in: dict[int, int] = {}
+        # The term of the member by which an entry was first seen committed.
+        self._committed_first_in: dict[int, int] = {}
         self._configurations: set[tuple[int, int]] = set()
         self._committed_configurations = {0}
         self.last_committed = 0
@@ -143,10 +145,14 @@ class Oracle:
             previous_term = term
 
     def truncating(self, journal: Journal, index: int) -> None:
+        """A leader of a term before that in which the entry was committed may have it dropped, by a
+        message that was under way for long: this node's copy was none of those that counted."""
         self._trace.count("truncations")
+        term = self.nodes[self._name()].core.term()
         for dropped in range(index, journal.last_index + 1):
             committed = self._committed.get(dropped)
-            if committed is not None and committed[0] == journal.term_at(dropped):
+            if committed is not None and committed[0] == journal.term_at(dropped) \
+                    and term >= self._committed_first_in[dropped]:
                 self.fail("committed entries stay", f"{self._name()} truncates entry {dropped}")
 
     def truncated(self, journal: Journal) -> None:
@@ -231,6 +237,7 @@ class Oracle:
         if index not in self._committed:
             self._require_majority(name, index, term)
             self._committed_in[self.nodes[name].core.term()] = index
+            self._committed_first_in[index] = self.nodes[name].core.term()
         if self._committed.setdefault(index, entry) != entry:
             self.fail("committed entries stay",
                       f"{name} commits entry {index} of term {term}, another node one of term "
