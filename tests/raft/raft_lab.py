@@ -450,6 +450,11 @@ class LabNode:
         self.kill()
         await self.start()
 
+    def put_back(self, backup: Mapping[Path, bytearray], applied: int) -> None:
+        """Put an old copy of the whole disk back, the state machine's part included."""
+        self.disk.files = {path: bytearray(data) for path, data in backup.items()}
+        self.state.entries = [e for e in self.state.entries if e.index <= applied]
+
     @property
     def core(self) -> Any:
         return self.engine._core

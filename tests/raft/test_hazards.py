@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -691,12 +690,6 @@ def _believe_every_disk(patch: Patch) -> None:
     patch.setattr(trust, "what_was_lost", lambda remembered, own, **_: "")
 
 
-def restore(node: LabNode, backup: dict[Path, bytearray], applied: int) -> None:
-    """Put an old copy of the whole disk back, the state machine's part included."""
-    node.disk.files = {path: bytearray(data) for path, data in backup.items()}
-    node.state.entries = [e for e in node.state.entries if e.index <= applied]
-
-
 @hazard(_believe_every_disk)
 async def node_with_an_old_disk_elects_nobody_who_lacks_its_entries():
     lab = Lab()
@@ -707,7 +700,7 @@ async def node_with_an_old_disk_elects_nobody_who_lacks_its_entries():
     lab.hub.isolate(lagging.node_id)
     await leader.engine.propose(b"acknowledged", timeout_s=SECOND)
     forgetful.kill()
-    restore(forgetful, backup, applied)
+    forgetful.put_back(backup, applied)
     await forgetful.start()
     await asyncio.sleep(0.01)
     # Now the only other copy is out of reach, and the one that lacks the entry comes back.
@@ -738,7 +731,7 @@ async def node_with_an_old_disk_votes_only_once_in_a_term():
         await lab.until(candidate.engine.is_leader)
     term = candidate.status().term
     voter.kill()
-    restore(voter, backup, applied)
+    voter.put_back(backup, applied)
     await voter.start()
     await asyncio.sleep(1)
     lab.hub.log.clear()
@@ -767,7 +760,7 @@ async def former_leader_with_an_old_disk_is_not_elected_without_what_it_committe
     await leader.engine.propose(b"acknowledged", timeout_s=SECOND)
     leader.kill()
     lab.hub.rule = lambda s, t, m: 1
-    restore(leader, backup, applied)
+    leader.put_back(backup, applied)
     await leader.start()
     await asyncio.sleep(0.01)
     lab.hub.isolate(holder.node_id)

@@ -136,8 +136,7 @@ class Chaos:
         files, applied_index = self.backups.pop(node_id)
         node = self.lab.node(node_id)
         self.kill(node)
-        node.disk.files = files
-        node.state.entries = [e for e in node.state.entries if e.index <= applied_index]
+        node.put_back(files, applied_index)
         await self.start_all()
         await asyncio.sleep(0.1)
         self.restored += 1

@@ -295,8 +295,7 @@ def test_a_disk_from_before_another_was_replaced_makes_nobody_else_a_suspect():
         await lead(lab, anew)
         for node in lab.nodes.values():
             node.kill()
-        old.disk.files = backup
-        old.state.entries = [e for e in old.state.entries if e.index <= applied]
+        old.put_back(backup, applied)
         for node in (old, leader, anew):
             await node.start()
         new = await lab.leader([leader, anew])
@@ -394,8 +393,7 @@ def test_a_leader_of_the_past_commits_nothing_with_a_disk_from_its_time(holder_i
         await lab.settle(former, holder)
         term = former.core.term()
         former.kill()
-        former.disk.files = backup
-        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        former.put_back(backup, applied)
         lab.hub.rule = lambda source, target, message: 1
         apart = frozenset((past.node_id, holder.node_id))
         lab.hub.cut_pairs = {apart, frozenset((
@@ -512,8 +510,7 @@ def test_a_full_disk_makes_a_disk_from_the_past_no_less_suspect(teller_stays):
         await former.engine.propose(b"acknowledged", timeout_s=5)
         await lab.settle(former, holder)
         former.kill()
-        former.disk.files = backup
-        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        former.put_back(backup, applied)
         lab.hub.rule = lambda source, target, message: 1
         lab.hub.cut_pairs = {frozenset((past.node_id, holder.node_id))}
         await former.start()
@@ -552,8 +549,7 @@ def test_a_full_disk_lets_no_former_leader_elect_who_lacks_what_it_committed():
         lab.hub.isolate(other.node_id)
         await former.engine.propose(b"acknowledged", timeout_s=5)
         former.kill()
-        former.disk.files = backup
-        former.state.entries = [e for e in former.state.entries if e.index <= applied]
+        former.put_back(backup, applied)
         await former.start()
         former.disk.fail["replace"] = DiskFull("no space left")
         await asyncio.sleep(1)
@@ -586,8 +582,7 @@ def test_what_only_a_suspect_received_keeps_nobody_from_an_election():
         lab.hub.rule = lambda source, target, message: int(
             target == leader.node_id or not isinstance(message, frames.AppendEntries))
         suspect.kill()
-        suspect.disk.files = backup
-        suspect.state.entries = [e for e in suspect.state.entries if e.index <= applied]
+        suspect.put_back(backup, applied)
         await suspect.start()
         await lab.until(lambda: suspect.engine._trust.suspect)
         on_disk = leader.disk.copy()
