@@ -97,17 +97,20 @@ async def spend(node: Node) -> DekExhausted:
     raise AssertionError("3000 writes went under a limit of 1000")
 
 
+def let_no_rotation_succeed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until `monkeypatch` undoes it."""
+    async def refuse(wrapped: object) -> None:
+        raise NotCapable("a member stands in the way")
+
+    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+
+
 async def test_writes_are_refused_at_the_limit_while_no_rotation_succeeds(
         make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = await make_cluster(1, options=SMALL)
     node = cluster.nodes["n1"]
     await node.encrypt()
-
-    async def refuse(wrapped: object) -> None:
-        raise NotCapable("a member stands in the way")
-
-    members = node.encryption.members
-    monkeypatch.setattr(members, "require_unwraps", refuse)
+    let_no_rotation_succeed(node, monkeypatch)
     error = await spend(node)
     assert "rotate-dek" in error.remedy
     assert node.encryption.budgets.total(node.active(Purpose.STORAGE)) <= 1000
@@ -156,11 +159,7 @@ async def test_a_cutover_may_be_repeated_although_its_dek_is_spent(
     cluster = await make_cluster(1, options=SMALL)
     node = cluster.nodes["n1"]
     await node.encrypt()
-
-    async def refuse(wrapped: object) -> None:
-        raise NotCapable("a member stands in the way")
-
-    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    let_no_rotation_succeed(node, monkeypatch)
     await spend(node)
     budgets, storage_dek = node.encryption.budgets, node.active(Purpose.STORAGE)
     while not budgets.is_spent(storage_dek):
@@ -179,16 +178,12 @@ async def test_user_writes_take_nothing_of_what_a_rotation_reserves_beyond_the_l
     cluster = await make_cluster(1, options=SMALL)
     node = cluster.nodes["n1"]
     await node.encrypt()
-
-    async def refuse(wrapped: object) -> None:
-        raise NotCapable("a member stands in the way")
-
-    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    let_no_rotation_succeed(node, monkeypatch)
     await spend(node)
     node.encryption.rotation.stop()
     monkeypatch.undo()
     await node.rotate(Purpose.STORAGE)  # under which there is room for writes again
-    monkeypatch.setattr(node.encryption.members, "require_unwraps", refuse)
+    let_no_rotation_succeed(node, monkeypatch)
     made = node.nonces_made(node.active(Purpose.RAFT))
     for _ in range(3):
         with pytest.raises(NotCapable):
