@@ -149,13 +149,12 @@ class Trust:
                       remembered_boot=known.boot_epoch, boot=hello.boot_epoch)
 
     def _become_suspect(self, peer_id: str, reason: str, boot_epoch: int, term: int) -> None:
-        known = self._unwritten_loss
-        if known is None:
+        if self._unwritten_loss is None:
             log.error("this node has lost data: it neither votes nor counts until it has caught "
                       "up with a leader", node=self._settings.node_id, peer=peer_id,
                       reason=reason)
-        known_term, known_boot = known or (0, 0)
-        self._unwritten_loss = max(term, known_term), max(boot_epoch + 1, known_boot)
+        spent_term, next_boot = self._unwritten_loss or (0, 0)
+        self._unwritten_loss = max(term, spent_term), max(boot_epoch + 1, next_boot)
         self._core.follow_nobody()
         self._write_loss()
 
