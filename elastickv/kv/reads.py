@@ -21,6 +21,7 @@ from elastickv.kv.api import (
     ScanResult,
     result_too_large,
 )
+from elastickv.kv.turns import Turns
 from elastickv.kv.txn import check_key
 from elastickv.raft.engine import RaftEngine
 from elastickv.store.flusher import Runner
@@ -63,7 +64,8 @@ class Reader:
         self._hlc = hlc
         self._open_record = opener
         self._prefetcher = prefetcher
-        self._scan_turns = asyncio.Lock()
+        # All scans together have one turn between two of the loop's other work.
+        self._scan_turns = Turns(0.0)
         self._gathered_bytes = 0
         self._waited_s = 0.0
         """How long reads of single keys have waited for the disk in this round of the loop."""
@@ -148,10 +150,7 @@ class Reader:
         loop = asyncio.get_running_loop()
         rest: ScanRange | None = None
         while True:
-            await self._scan_turns.acquire()
-            # In the next round of the loop: all scans together have one turn between two of its
-            # other work.
-            loop.call_soon(self._scan_turns.release)
+            await self._scan_turns.enter()
             if rest is None or rest.at_ts < self._store.horizon_ts <= whole.at_ts:
                 # Its first turn may be late, and shows the state as it is by now: what expired
                 # meanwhile is not in it. Or compaction has overtaken it; nothing was answered yet,

@@ -15,9 +15,9 @@ from elastickv.kv.api import (
     SidecarState,
     WriterRow,
 )
+from elastickv.kv.turns import Turns
 from elastickv.pb import encryption_admin_pb2 as pb
 from elastickv.server.methods import Methods, unary
-from elastickv.server.turns import Turns
 
 _PURPOSES = frozenset(int(purpose) for purpose in Purpose)
 _LEADER_MAKES = "fill in every field, or none and let the leader make them"

@@ -8,10 +8,10 @@ from typing import NoReturn
 
 from elastickv.errors import InvalidArgument, Unimplemented
 from elastickv.kv.api import Condition, KvApi, Op, OpKind, Pair
+from elastickv.kv.turns import Turns
 from elastickv.kv.txn import MAX_BATCH_OPS, check_batch_count
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.methods import AS_FRONT, Methods, Unary, unary
-from elastickv.server.turns import Turns
 
 MAX_SCAN_LIMIT = 100_000
 _OP_KINDS = {pb.RawBatchOp.PUT: OpKind.PUT, pb.RawBatchOp.DELETE: OpKind.DELETE}

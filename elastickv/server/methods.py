@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from elastickv.errors import InvalidArgument
 from elastickv.kv.api import MAX_TIMEOUT_S
-from elastickv.server.turns import Turns
+from elastickv.kv.turns import Turns
 
 DEFAULT_TIMEOUT_S: Final = 10.0
 """For a call whose caller set no deadline."""

@@ -843,16 +843,16 @@ async def test_a_scan_that_waits_for_its_first_turn_shows_nothing_that_expires_m
         node: OneNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written meanwhile it shows, and a writer may have seen that the other was gone."""
     await node.kv.put(b"expiring", b"old", ttl_ms=HOUR_MS, timeout_s=TIMEOUT_S)
-    await node.kv.reads._scan_turns.acquire()
+    await node.kv.reads._scan_turns._lock.acquire()
     scan = asyncio.create_task(node.kv.scan(b"", b"", limit=9, max_bytes=SCAN_BYTES,
                                             timeout_s=TIMEOUT_S))
-    while not node.kv.reads._scan_turns._waiters:  # type: ignore[attr-defined]
+    while not node.kv.reads._scan_turns._lock._waiters:  # type: ignore[attr-defined]
         await asyncio.sleep(0)
     later_ms = timestamp_ms(node.store.max_commit_ts) + HOUR_MS
     monkeypatch.setattr(node.kv.reads._hlc, "now_ms", lambda: later_ms)
     assert not (await node.kv.get(b"expiring", timeout_s=TIMEOUT_S)).exists
     await node.kv.put(b"next", b"new", timeout_s=TIMEOUT_S)
-    node.kv.reads._scan_turns.release()
+    node.kv.reads._scan_turns._lock.release()
     assert (await scan).pairs == [(b"next", b"new")]
 
 

@@ -20,13 +20,13 @@ from elastickv import errors
 from elastickv.crypto.nonce import full_node_id
 from elastickv.errors import BindFailed, ConfigError, ElasticKVError
 from elastickv.kv.api import MAX_KEY_BYTES
+from elastickv.kv.turns import Turns
 from elastickv.pb import encryption_admin_pb2 as admin_pb
 from elastickv.pb import encryption_admin_pb2_grpc as admin_grpc
 from elastickv.pb import service_pb2 as pb
 from elastickv.pb import service_pb2_grpc as kv_grpc
 from elastickv.server.grpc_server import FRONT_GRPC, FRONT_H2
 from elastickv.server.methods import SMALL_MESSAGE_BYTES
-from elastickv.server.turns import Turns
 
 KEY_LIMIT = str(MAX_KEY_BYTES)
 VALUE_LIMIT = str(MAX_VALUE_BYTES)

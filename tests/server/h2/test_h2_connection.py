@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_node import MAX_VALUE_BYTES, MemoryNode, eventually, running
 
+from elastickv.kv.turns import Turns
 from elastickv.pb import service_pb2 as pb
 from elastickv.server.grpc_server import FRONT_H2
 from elastickv.server.h2 import budget, connection, wire
@@ -31,7 +32,6 @@ from elastickv.server.h2.connection import (
 from elastickv.server.h2.reading import MAX_FRAME_BYTES, MAX_HEADER_BLOCK_BYTES
 from elastickv.server.h2.sending import SendWindows
 from elastickv.server.h2.wire import Code
-from elastickv.server.turns import Turns
 
 PUT = pb.RawPutRequest(key=b"k", value=b"v").SerializeToString()
 GET = pb.RawGetRequest(key=b"k").SerializeToString()

@@ -1,4 +1,4 @@
-"""elastickv.server.turns: the loop does other work between requests that take its time."""
+"""elastickv.kv.turns: the loop does other work between what takes its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import groupby
 
 import pytest
 
-from elastickv.server.turns import TURN_S, Turns
+from elastickv.kv.turns import TURN_S, Turns
 
 
 class Passes:
@@ -34,14 +34,16 @@ async def passes() -> AsyncIterator[Passes]:
     counter.stop()
 
 
-@pytest.mark.parametrize(("takes_s", "together"), [
-    pytest.param(0.0, 20, id="in one pass what takes no time"),
-    pytest.param(TURN_S / 2, 3, id="a few that take some"),
-    pytest.param(TURN_S, 2, id="one more than there was time for"),
+@pytest.mark.parametrize(("turn_s", "takes_s", "together"), [
+    pytest.param(TURN_S, 0.0, 20, id="in one pass what takes no time"),
+    pytest.param(TURN_S, TURN_S / 2, 3, id="a few that take some"),
+    pytest.param(TURN_S, TURN_S, 2, id="one more than there was time for"),
+    pytest.param(0.0, 0.0, 1, id="one at a time"),
 ])
 async def test_one_pass_lets_in_what_there_is_time_for(
-        passes: Passes, monkeypatch: pytest.MonkeyPatch, takes_s: float, together: int) -> None:
-    turns, now_s = Turns(), 0.0
+        passes: Passes, monkeypatch: pytest.MonkeyPatch, turn_s: float, takes_s: float,
+        together: int) -> None:
+    turns, now_s = Turns(turn_s), 0.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
     done: list[tuple[int, int]] = []
 
@@ -58,9 +60,8 @@ async def test_one_pass_lets_in_what_there_is_time_for(
     assert max(counts) == together
 
 
-async def test_who_gives_up_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastickv.server.turns.TURN_S", 0.0)
-    turns = Turns()
+async def test_who_gives_up_keeps_nobody_waiting() -> None:
+    turns = Turns(0.0)
     tasks = [asyncio.ensure_future(turns.enter()) for _ in range(4)]
     await asyncio.sleep(0)
     assert [task.done() for task in tasks] == [True, False, False, False]
