@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NoReturn
 
 from elastickv.errors import InvalidArgument, Unimplemented
@@ -114,9 +113,8 @@ class RawKv:
             "RawLatestCommitTS": unary(self.latest_commit_ts, pb.RawLatestCommitTSRequest,
                                        pb.RawLatestCommitTSResponse),
             "RawScanAt": unary(self.scan_at, pb.RawScanAtRequest, pb.RawScanAtResponse),
-            "RawBatch": replace(
-                unary(self.batch, pb.RawBatchRequest, pb.RawBatchResponse,
-                      max_message_bytes=AS_FRONT, turns=self._turns), parse=parse_batch),
+            "RawBatch": Unary(self.batch, parse_batch, pb.RawBatchResponse.SerializeToString,
+                              max_message_bytes=AS_FRONT, turns=self._turns),
         }
 
     async def put(self, request: pb.RawPutRequest, timeout_s: float) -> pb.RawPutResponse:
